@@ -1,0 +1,134 @@
+"""Bidirectional attention over packed sequences, with an ALiBi bias, behind one function.
+
+ALiBi (arXiv 2108.12409) in an encoder is symmetric: the score of query i and key j of the same
+sequence gets -slope_h * |i - j|. There are no position embeddings, so a model trained at 128
+tokens runs at any length.
+
+Legend: T packed tokens, S sequences, L longest sequence the backend must handle, H heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.padding import padded_index, sequence_of_row
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """One slope per head, steepest first (arXiv 2108.12409, section 3).
+
+    2^(-8/n), 2^(-16/n), ... for n a power of two. Otherwise the slopes of the next lower power,
+    then every second slope of the next higher one until there are enough, as the authors' code
+    and every published checkpoint has it (12 heads: 8 + 4).
+    """
+    lower = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / lower) for i in range(lower)]
+    higher = [2.0 ** (-8.0 * (i + 1) / (2 * lower)) for i in range(0, 2 * lower, 2)]
+    return slopes + higher[: num_heads - lower]
+
+
+@functools.lru_cache(maxsize=64)
+def slopes_on(device: torch.device, num_heads: int, first: int, count: int) -> Tensor:
+    """Slopes of heads [first, first+count), fp32 [count].
+
+    Not a module buffer: casting a model to bf16 would round the slopes of a head count that is
+    no power of two.
+    """
+    with torch.inference_mode(False):
+        return torch.tensor(alibi_slopes(num_heads)[first : first + count], device=device)
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequence_offsets: Tensor,
+    max_sequence_length: int,
+    *,
+    slopes: Tensor | None,
+    dropout: float = 0.0,
+    backend: str = "reference",
+) -> Tensor:
+    """Attention of every token to the tokens of its own sequence.
+
+    Args:
+        query, key, value: [T, H, D]; views into the output of the QKV matmul are welcome.
+        sequence_offsets: int32 [S+1] (see `model.padding`).
+        max_sequence_length: constant of the run, at least as long as every sequence; a backend
+            may size its tiles and buffers by it.
+        slopes: fp32 [H], or None for attention without a bias.
+        dropout: probability on the attention weights.
+        backend: a key of `BACKENDS`.
+
+    Returns:
+        [T, H, D] in the dtype of `query`; zero on rows that belong to no sequence.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(BACKENDS)}")
+    return BACKENDS[backend](
+        query, key, value, sequence_offsets, max_sequence_length, slopes, dropout
+    )
+
+
+def _through_padding(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Make a backend for padded [S, H, L, D] tensors one for packed tensors."""
+
+    def packed(query, key, value, sequence_offsets, max_sequence_length, slopes, dropout):
+        tokens, heads, head_dim = query.shape
+        length = max_sequence_length
+        if sequence_offsets.device.type == "cpu":  # no device to wait for: ask how long they are
+            length = max(1, min(length, int(sequence_offsets.diff().max())))
+        row, real = padded_index(sequence_offsets, length)  # [S, L]
+        # [S, L, H, D] -> [S, H, L, D]
+        q, k, v = (x[row].transpose(1, 2) for x in (query, key, value))
+        bias = _bias(real, slopes, q.dtype)
+        context = attend(q, k, v, bias, dropout).transpose(1, 2)  # [S, L, H, D]
+        sequence, position = sequence_of_row(sequence_offsets, tokens)
+        outside = sequence >= real.shape[0]
+        cell = torch.where(outside, 0, sequence * length + position)
+        packed_rows = context.reshape(-1, heads, head_dim)[cell]  # [T, H, D]
+        return packed_rows.masked_fill(outside.view(-1, 1, 1), 0)
+
+    return packed
+
+
+def _bias(real: Tensor, slopes: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Additive score bias, [S, 1 or H, 1 or L, L]: ALiBi, and a very low score on padding keys.
+
+    Not -inf: an empty sequence has no key at all, and a row of -inf has no softmax.
+    """
+    bias = torch.zeros(real.shape, dtype=dtype, device=real.device)
+    bias = bias.masked_fill(~real, torch.finfo(dtype).min)[:, None, None, :]  # [S, 1, 1, L]
+    if slopes is None:
+        return bias
+    at = torch.arange(real.shape[1], device=real.device)
+    distance = (at[:, None] - at[None, :]).abs()  # [L, L]
+    alibi = (-slopes.view(-1, 1, 1) * distance).to(dtype)  # [H, L, L]
+    return torch.maximum(bias + alibi, bias.new_tensor(torch.finfo(dtype).min))
+
+
+def _attend_reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]) + bias  # [S, H, L, L]
+    weights = scores.float().softmax(dim=-1).to(v.dtype)
+    return F.dropout(weights, dropout) @ v
+
+
+def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    bias = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+
+
+# Interface: (query, key, value, sequence_offsets, max_sequence_length, slopes, dropout) -> context.
+BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "reference": _through_padding(_attend_reference),
+    "sdpa": _through_padding(_attend_sdpa),
+}

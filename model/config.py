@@ -1,0 +1,163 @@
+"""The models as one dataclass and one table of presets: sizes, parameter counts, FLOPs.
+
+RapidBERT is the encoder published as MosaicBERT (arXiv 2312.17482): ALiBi instead of position
+embeddings, a gated linear unit instead of Linear-GELU-Linear, padding removed. The BERT presets
+are the baselines it is measured against; they run through the same layers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+FeedForward = Literal["standard", "glu", "fused_glu"]
+Positions = Literal["alibi", "learned"]
+
+# The vocabulary is padded to a multiple of this, so that matmul tiles and tensor-parallel shards
+# divide it: 30,522 becomes 30,528.
+VOCAB_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the shape of the weights and the function they compute."""
+
+    name: str
+    """Preset this configuration came from."""
+    num_layers: int
+    """Transformer layers."""
+    hidden_size: int
+    """Width of the residual stream."""
+    num_heads: int
+    """Attention heads; head_dim = hidden_size / num_heads."""
+    ffn_size: int
+    """Inner width of the feed-forward; a gated one projects to twice this."""
+    feed_forward: FeedForward = "fused_glu"
+    """Appendix G: (A) standard, (B) glu with two matmuls, (C) fused_glu with one."""
+    positions: Positions = "alibi"
+    """ALiBi bias -slope*|i-j|, or learned position embeddings."""
+    vocab_size: int = 30522
+    """Pieces of the tokenizer; the weights have `padded_vocab_size` rows."""
+    max_positions: int = 512
+    """Rows of the position table (learned positions only); ALiBi has no limit."""
+    type_vocab_size: int = 2
+    """Token types (first and second segment)."""
+    hidden_dropout: float = 0.1
+    """After the embedding and before both residual additions."""
+    attention_dropout: float = 0.0
+    """On the attention probabilities."""
+    ffn_dropout: float = 0.1
+    """Between the activation and the second matrix of the feed-forward."""
+    layernorm_eps: float = 1e-12
+    """Added to the variance in LayerNorm."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+
+    def __post_init__(self) -> None:
+        faults = []
+        for field in ("num_layers", "hidden_size", "num_heads", "ffn_size", "vocab_size"):
+            if getattr(self, field) < 1:
+                faults.append(f"{field} must be positive, got {getattr(self, field)}")
+        if not faults and self.hidden_size % self.num_heads:
+            faults.append(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        if faults:
+            raise ValueError(f"{self.name}: " + "; ".join(faults))
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def parameters(self) -> int:
+        """Learnable parameters, the decoder tied to the embedding counted once (N of Eq. 3)."""
+        h, f = self.hidden_size, self.ffn_size
+        embeddings = (self.padded_vocab_size + self.type_vocab_size) * h + 2 * h
+        if self.positions == "learned":
+            embeddings += self.max_positions * h
+        attention = 3 * (h * h + h) + (h * h + h) + 2 * h
+        if self.feed_forward == "standard":
+            mlp = (h * f + f) + (f * h + h) + 2 * h
+        else:
+            mlp = 2 * h * f + (f * h + h) + 2 * h
+        head = (h * h + h) + 2 * h + self.padded_vocab_size
+        return embeddings + self.num_layers * (attention + mlp) + head
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Raises ValueError on a key that is not a field: a mistyped dropout must not vanish."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown model settings {unknown}; known: {sorted(known)}")
+        return cls(**values)
+
+
+def training_flops(
+    config: ModelConfig, *, tokens: int, masked_tokens: int, token_pairs: int
+) -> float:
+    """Matmul FLOPs really executed, forward and backward (3x the forward).
+
+    Args:
+        tokens: real tokens; all layers but the end of the last one see each of them.
+        masked_tokens: tokens to predict; the last layer's output projection and feed-forward and
+            the MLM head see only these.
+        token_pairs: sum of squared sequence lengths, for QK^T and PV.
+    """
+    h, f = config.hidden_size, config.ffn_size
+    qkv = 3 * h * h
+    after_attention = h * h + (2 if config.feed_forward == "standard" else 3) * h * f
+    head = h * h + h * config.padded_vocab_size
+    multiply_adds = (
+        config.num_layers * (qkv * tokens + 2 * h * token_pairs)
+        + after_attention * ((config.num_layers - 1) * tokens + masked_tokens)
+        + head * masked_tokens
+    )
+    return 3.0 * 2.0 * multiply_adds
+
+
+def _bert(name: str, **sizes: Any) -> ModelConfig:
+    return ModelConfig(
+        name=name,
+        feed_forward="standard",
+        positions="learned",
+        attention_dropout=0.1,
+        ffn_dropout=0.0,
+        **sizes,
+    )
+
+
+BASE: dict[str, Any] = dict(num_layers=12, hidden_size=768, num_heads=12, ffn_size=3072)
+LARGE: dict[str, Any] = dict(num_layers=24, hidden_size=1024, num_heads=16, ffn_size=4096)
+TINY: dict[str, Any] = dict(num_layers=3, hidden_size=192, num_heads=3, ffn_size=768)
+
+PRESETS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        # Tiny runs are short and see every sequence a few times at most: dropout only slows them.
+        ModelConfig("rapidbert-tiny", **TINY, hidden_dropout=0.0, ffn_dropout=0.0),
+        ModelConfig("rapidbert-base", **BASE),
+        ModelConfig("rapidbert-large", **LARGE),
+        ModelConfig("rapidbert-xl", num_layers=24, hidden_size=1792, num_heads=28, ffn_size=7168),
+        _bert("bert-tiny", **TINY),
+        _bert("bert-base", **BASE),
+        _bert("bert-large", **LARGE),
+    )
+}
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """The preset `name` with some fields replaced. Raises ValueError naming the nearest preset."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"unknown model {name!r}{hint}; presets: {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)

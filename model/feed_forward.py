@@ -1,0 +1,115 @@
+"""The three feed-forwards of appendix G, on Megatron's parallel linears.
+
+(A) `standard`   W2 gelu(W1 x)                    Megatron's own MLP
+(B) `glu`        Wo dropout(gelu(Wg x) * (Wv x))  two matmuls
+(C) `fused_glu`  the same with [Wg; Wv] in one matmul whose output is sliced
+
+The gated ones have no bias on the first projection and GELU in its erf form. B and C compute the
+same function; C starts one matmul instead of two and stores its weight as rows gate|value (under
+tensor parallelism each rank holds its own rows of both).
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    get_cuda_rng_tracker,
+)
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from model.config import ModelConfig
+
+
+class _GatedFeedForward(MegatronModule):
+    """What (B) and (C) share: the activation, its dropout and the output projection."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config=config)
+        self.dropout = config.rapidbert.ffn_dropout  # type: ignore[attr-defined]
+        self.linear_out = RowParallelLinear(
+            config.ffn_hidden_size,
+            config.hidden_size,
+            config=config,
+            init_method=config.output_layer_init_method,
+            bias=True,
+            input_is_parallel=True,
+            skip_bias_add=True,
+        )
+
+    def gate_and_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, 1, hidden] to the output without its bias [T, 1, hidden], and the bias [hidden]."""
+        gate, value = self.gate_and_value(hidden)
+        inner = F.gelu(gate) * value  # [T, 1, ffn / TP]
+        if self.training and self.dropout:
+            with _own_random_numbers(inner):
+                inner = F.dropout(inner, self.dropout)
+        return self.linear_out(inner)
+
+
+class TwoMatmulGLU(_GatedFeedForward):
+    """(B): gate and value projected one after the other."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config)
+        self.linear_gate = _project_in(config, config.ffn_hidden_size)
+        self.linear_value = _project_in(config, config.ffn_hidden_size)
+
+    def gate_and_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear_gate(hidden)[0], self.linear_value(hidden)[0]
+
+
+class FusedGLU(_GatedFeedForward):
+    """(C): gate and value in one matmul."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config)
+        # stride=2: a tensor-parallel rank gets its part of the gate and its part of the value.
+        self.linear_in = _project_in(config, 2 * config.ffn_hidden_size, stride=2)
+
+    def gate_and_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        gate, value = self.linear_in(hidden)[0].chunk(2, dim=-1)
+        return gate, value
+
+
+def _project_in(config: TransformerConfig, width: int, stride: int = 1) -> ColumnParallelLinear:
+    return ColumnParallelLinear(
+        config.hidden_size,
+        width,
+        config=config,
+        init_method=config.init_method,
+        bias=False,
+        gather_output=False,
+        stride=stride,
+    )
+
+
+def _own_random_numbers(inner: Tensor) -> contextlib.AbstractContextManager:
+    """Tensor-parallel ranks hold different units here, so they must drop different ones."""
+    if inner.is_cuda and parallel_state.get_tensor_model_parallel_world_size() > 1:
+        return get_cuda_rng_tracker().fork()
+    return contextlib.nullcontext()
+
+
+def feed_forward_spec(config: ModelConfig) -> ModuleSpec | type:
+    """The feed-forward's entry in Megatron's layer spec."""
+    if config.feed_forward == "glu":
+        return TwoMatmulGLU
+    if config.feed_forward == "fused_glu":
+        return FusedGLU
+    return ModuleSpec(
+        module=MLP,
+        params={"ffn_hidden_size": config.ffn_size},
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+    )

@@ -1,0 +1,59 @@
+"""Process groups and the random numbers of dropout.
+
+Megatron-core's layers look up their tensor-parallel group when they are built, so even a single
+process needs one. `initialize_parallel` makes what is missing; it is the only place that does.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+
+def initialize_parallel(tensor_parallel: int = 1) -> None:
+    """Make the model-parallel groups; without `torch.distributed`, a world of one process first.
+
+    Raises:
+        ValueError: the world size is not a multiple of `tensor_parallel`, or groups of another
+            size exist already.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    if parallel_state.model_parallel_is_initialized():
+        size = parallel_state.get_tensor_model_parallel_world_size()
+        if size != tensor_parallel:
+            raise ValueError(f"tensor-parallel groups of {size} exist already, not {tensor_parallel}")
+        return
+    world = dist.get_world_size()
+    if world % tensor_parallel:
+        raise ValueError(
+            f"tensor-parallel size {tensor_parallel} does not divide the world size {world}"
+        )
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
+
+
+def seed_dropout(seed: int, step: int, micro_step: int, data_parallel_rank: int) -> None:
+    """Seed dropout for one micro-batch.
+
+    A function of where the run stands instead of a state to save: a resumed run draws what the
+    uninterrupted one would have drawn, and tensor-parallel peers, which must drop the same units
+    of replicated activations, agree without talking.
+    """
+    value = seed & 0xFFFFFFFF
+    for word in (step, micro_step, data_parallel_rank):
+        value = _mix(value ^ _mix(word + 0x9E3779B97F4A7C15))
+    if torch.cuda.is_available() and parallel_state.get_tensor_model_parallel_world_size() > 1:
+        # Also seeds the tracker from which units inside a tensor-parallel region are dropped.
+        model_parallel_cuda_manual_seed(value & 0x7FFFFFFF)
+    else:
+        torch.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
+
+
+def _mix(x: int) -> int:
+    """splitmix64's finalizer: neighbouring inputs give unrelated outputs."""
+    x &= 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return x ^ (x >> 31)

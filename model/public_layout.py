@@ -1,0 +1,189 @@
+"""Between the weights as Megatron's layers hold them and as the public checkpoints name them.
+
+The public layout is MosaicBERT's for RapidBERT (`bert.encoder.layer.N.attention.self.Wqkv`, rows
+q|k|v; `mlp.gated_layers`, rows gate|value) and Hugging Face's for BERT. Megatron interleaves QKV
+per head, rows [head, (q, k, v), head_dim], so that a tensor-parallel rank holds whole heads. The
+decoder's matrix is the word embedding's and is stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+
+State = dict[str, Tensor]
+
+
+def to_public(state: Mapping[str, Tensor], config: ModelConfig) -> State:
+    """A whole (not tensor-parallel) `MaskedLM` state under its public names. Values may alias."""
+    public: State = {}
+    for ours, theirs in _names(config).items():
+        if isinstance(theirs, str):
+            tensor = state[ours]
+            public[theirs] = _split_heads(tensor, config) if "Wqkv" in theirs else tensor
+        else:  # query, key, value apart
+            parts = _split_heads(state[ours], config).chunk(len(theirs))
+            public.update(zip(theirs, (part.contiguous() for part in parts), strict=True))
+    if config.feed_forward == "glu":
+        for prefix in _layer_prefixes(config):
+            gate, value = (public.pop(f"{prefix}.mlp.{part}.weight") for part in ("gate", "value"))
+            public[f"{prefix}.mlp.gated_layers.weight"] = torch.cat([gate, value])
+    return public
+
+
+def from_public(public: Mapping[str, Tensor], config: ModelConfig) -> State:
+    """Inverse of `to_public`.
+
+    Raises:
+        ValueError: missing tensors or wrong shapes, all of them named.
+    """
+    public = dict(public)
+    if config.feed_forward == "glu":
+        for prefix in _layer_prefixes(config):
+            fused = public.pop(f"{prefix}.mlp.gated_layers.weight", None)
+            if fused is not None:
+                gate, value = fused.chunk(2)
+                public[f"{prefix}.mlp.gate.weight"] = gate
+                public[f"{prefix}.mlp.value.weight"] = value
+    faults, state = [], {}
+    for ours, theirs in _names(config).items():
+        names = [theirs] if isinstance(theirs, str) else theirs
+        missing = [name for name in names if name not in public]
+        if missing:
+            faults.append(f"missing {', '.join(missing)}")
+            continue
+        tensor = torch.cat([public[name] for name in names]) if len(names) > 1 else public[names[0]]
+        if "linear_qkv" in ours:
+            rows = 3 * config.hidden_size
+            if tensor.shape[0] != rows:
+                faults.append(f"{names[0]}: {tensor.shape[0]} rows of QKV, the model has {rows}")
+                continue
+            tensor = _merge_heads(tensor, config)
+        state[ours] = tensor
+    if faults:
+        raise ValueError("weights do not fit the model: " + "; ".join(faults))
+    return state
+
+
+def gather_state(
+    model: nn.Module, value: Callable[[str, nn.Parameter], Tensor] = lambda _, p: p.detach()
+) -> State:
+    """The whole state of a tensor-parallel model, on the CPU in fp32. Call on every rank.
+
+    Args:
+        value: what to take for a parameter, of its shape; the parameter itself unless told.
+    """
+    group = parallel_state.get_tensor_model_parallel_group()
+    shards = group.size()
+    whole: State = {}
+    for name, parameter in model.named_parameters():
+        tensor = value(name, parameter)
+        if shards > 1 and getattr(parameter, "tensor_model_parallel", False):
+            parts = [torch.empty_like(tensor) for _ in range(shards)]
+            dist.all_gather(parts, tensor.contiguous(), group=group)
+            stride = parameter.partition_stride
+            dim = parameter.partition_dim
+            # Each rank holds one piece of each of the `stride` blocks (gate and value of a GLU).
+            blocks = [part.chunk(stride, dim) for part in parts]
+            tensor = torch.cat(
+                [blocks[rank][block] for block in range(stride) for rank in range(shards)], dim
+            )
+        whole[name] = tensor.float().cpu()
+    return whole
+
+
+def scatter_state(model: nn.Module, whole: Mapping[str, Tensor]) -> None:
+    """Load this rank's part of a whole state. Inverse of `gather_state`.
+
+    Raises:
+        ValueError: missing or superfluous tensors, or wrong shapes, all of them named.
+    """
+    group = parallel_state.get_tensor_model_parallel_group()
+    rank, shards = group.rank(), group.size()
+    parameters = dict(model.named_parameters())
+    faults = [f"missing {name}" for name in parameters if name not in whole]
+    faults += [f"unknown {name}" for name in whole if name not in parameters]
+    local: State = {}
+    for name, parameter in parameters.items():
+        if name not in whole:
+            continue
+        tensor = whole[name]
+        if shards > 1 and getattr(parameter, "tensor_model_parallel", False):
+            dim, stride = parameter.partition_dim, parameter.partition_stride
+            pieces = tensor.chunk(shards * stride, dim)
+            tensor = torch.cat(pieces[rank::shards], dim)
+        if tensor.shape != parameter.shape:
+            faults.append(
+                f"{name} is {list(tensor.shape)}, the model has {list(parameter.shape)}"
+            )
+        local[name] = tensor
+    if faults:
+        raise ValueError("weights do not fit the model: " + "; ".join(faults))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(local[name])
+
+
+def _layer_prefixes(config: ModelConfig) -> list[str]:
+    return [f"bert.encoder.layer.{number}" for number in range(config.num_layers)]
+
+
+def _names(config: ModelConfig) -> dict[str, str | list[str]]:
+    """Our name of every tensor: its public one, or three where q, k and v are stored apart."""
+    names: dict[str, str | list[str]] = {}
+
+    def both(ours: str, theirs: str) -> None:
+        for part in ("weight", "bias"):
+            names[f"{ours}.{part}"] = f"{theirs}.{part}"
+
+    ours, theirs = "encoder.embedding", "bert.embeddings"
+    names[f"{ours}.word_embeddings.weight"] = f"{theirs}.word_embeddings.weight"
+    names[f"{ours}.token_type_embeddings.weight"] = f"{theirs}.token_type_embeddings.weight"
+    if config.positions == "learned":
+        names[f"{ours}.position_embeddings.weight"] = f"{theirs}.position_embeddings.weight"
+    both(f"{ours}.layernorm", f"{theirs}.LayerNorm")
+    for number, theirs in enumerate(_layer_prefixes(config)):
+        ours = f"encoder.layers.{number}"
+        for part in ("weight", "bias"):
+            attention = f"{theirs}.attention.self"
+            names[f"{ours}.self_attention.linear_qkv.{part}"] = (
+                [f"{attention}.{x}.{part}" for x in ("query", "key", "value")]
+                if config.positions == "learned"
+                else f"{attention}.Wqkv.{part}"
+            )
+        both(f"{ours}.self_attention.linear_proj", f"{theirs}.attention.output.dense")
+        both(f"{ours}.post_attention_layernorm", f"{theirs}.attention.output.LayerNorm")
+        if config.feed_forward == "standard":
+            both(f"{ours}.mlp.linear_fc1", f"{theirs}.intermediate.dense")
+            both(f"{ours}.mlp.linear_fc2", f"{theirs}.output.dense")
+            both(f"{ours}.post_mlp_layernorm", f"{theirs}.output.LayerNorm")
+            continue
+        if config.feed_forward == "glu":
+            for part in ("gate", "value"):
+                names[f"{ours}.mlp.linear_{part}.weight"] = f"{theirs}.mlp.{part}.weight"
+        else:
+            names[f"{ours}.mlp.linear_in.weight"] = f"{theirs}.mlp.gated_layers.weight"
+        both(f"{ours}.mlp.linear_out", f"{theirs}.mlp.wo")
+        both(f"{ours}.post_mlp_layernorm", f"{theirs}.mlp.layernorm")
+    both("head.dense", "cls.predictions.transform.dense")
+    both("head.layernorm", "cls.predictions.transform.LayerNorm")
+    names["head.decoder_bias"] = "cls.predictions.decoder.bias"
+    return names
+
+
+def _split_heads(qkv: Tensor, config: ModelConfig) -> Tensor:
+    """Rows [head, (q, k, v), head_dim] to q|k|v."""
+    rows = qkv.unflatten(0, (config.num_heads, 3, config.head_dim))
+    return rows.transpose(0, 1).flatten(0, 2)
+
+
+def _merge_heads(qkv: Tensor, config: ModelConfig) -> Tensor:
+    """Rows q|k|v to [head, (q, k, v), head_dim]."""
+    rows = qkv.unflatten(0, (3, config.num_heads, config.head_dim))
+    return rows.transpose(0, 1).flatten(0, 2)

@@ -1,0 +1,85 @@
+"""Command lines of the recipes: `_` and `-` alike, no abbreviations, one clear message per fault.
+
+DeepSpeed users type `--deepspeed_config`, everybody else types `--deepspeed-config`; both work
+for every option of every recipe. Abbreviations are off because a mistyped option must be an
+error, never the nearest other option.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+class UserError(ValueError):
+    """A fault of the input or the settings: shown as a message, without a traceback, exit code 2.
+
+    Raise it with every fault found, one per item, so that a user mends them in one go.
+    """
+
+    def __init__(self, *faults: str):
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # "(default: None)" tells a reader nothing; such options say in words what happens.
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with `_` and `-` alike in option names; unknown options are told the nearest."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        words = list(sys.argv[1:] if args is None else args)
+        # What follows a bare "--" is no option, whatever it looks like.
+        options = words.index("--") if "--" in words else len(words)
+        words[:options] = map(_dashed, words[:options])
+        return super().parse_known_args(words, namespace)
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            self.error("; ".join(_explain(word, known) for word in unknown))
+        return parsed
+
+
+def _dashed(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _explain(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    return f"unknown argument {word!r}" + (f" (did you mean {near[0]}?)" if near else "")
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry point; a `UserError` becomes one message per fault on stderr and exit code 2."""
+    try:
+        status = main()
+        sys.stdout.flush()  # here, where a closed pipe is caught, not at interpreter shutdown
+        sys.exit(status)
+    except UserError as error:
+        for fault in error.faults:
+            print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # What is still buffered has no reader; shutdown would try to write it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,576 @@
+"""Text to tokenizer and token shards: the first command of every run.
+
+    python recipes/prepare_data.py --output data/demo --vocab-size 4096
+    python recipes/prepare_data.py --input allenai/c4 --config en --output data/c4 --workers 32
+
+The input is cut into portions; worker processes read and encode them, one shard each, and the main
+process only keeps the books. What is finished is noted in `progress.json` after every shard, and
+the same command continues from there. `manifest.json` is written last: without it nothing is
+prepared. Documents are stored whole and without special tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.encode_shards import (  # noqa: E402
+    Encoded,
+    Job,
+    Task,
+    check_bad_records,
+    document_hash,
+    encode_portions,
+)
+from recipes.run_log import write_whole  # noqa: E402
+from recipes.text_records import Skipped, Span  # noqa: E402
+from recipes.text_sources import (  # noqa: E402
+    EMBEDDED,
+    Portion,
+    find_inputs,
+    hub_splits,
+    is_hub_name,
+    portions,
+)
+from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME  # noqa: E402
+from recipes.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, Tokenizer, train_tokenizer  # noqa: E402
+
+PROGRESS_NAME = "progress.json"
+DEFAULT_VOCAB_SIZE = 30522
+SAMPLED_PORTIONS = 64  # the tokenizer's sample comes from at most so many places of the input
+HELD_OUT_HEAD = 10  # times 1 / validation fraction: documents looked at to find one to hold out
+
+_OUR_FILES = re.compile(
+    r"((train|validation)-\d{5}\.(bin|idx)|tokenizer\.(model|vocab))(\.partial)?"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the result.
+
+    Attributes:
+        options: the settings, as JSON types; a preparation continues only with the same.
+        tasks: one per shard; those of the validation input last.
+        input_digest: SHA-256 of names, sizes and cuts: notices that an input has changed.
+        held_out_fraction: of the documents; 0 with a validation input of its own.
+        messages: what the user should know about the inputs found.
+    """
+
+    options: Mapping[str, Any]
+    tasks: tuple[Task, ...]
+    input_digest: str
+    held_out_fraction: float
+    messages: tuple[str, ...]
+
+
+@dataclass
+class Progress:
+    """The books: what is finished, kept in `progress.json`."""
+
+    options: Mapping[str, Any]
+    input_digest: str
+    fingerprint: str
+    finished: dict[str, dict[str, Any]] = field(default_factory=dict)
+    token_counts: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, encoded: Encoded) -> None:
+        for split, counts in encoded.token_counts.items():
+            total = np.array(self.token_counts.get(split, 0)) + counts
+            self.token_counts[split] = total.tolist()
+        self.finished[encoded.name] = {
+            "shards": encoded.shards,
+            "text_bytes": encoded.text_bytes,
+            "cpu_seconds": encoded.cpu_seconds,
+            "skipped": asdict(encoded.skipped),
+        }
+
+    def save(self, output: Path) -> None:
+        write_whole(output / PROGRESS_NAME, json.dumps(asdict(self)).encode())
+
+    def total(self, key: str) -> float:
+        return sum(record[key] for record in self.finished.values())
+
+    def skipped(self) -> Skipped:
+        total = Skipped()
+        for name in sorted(self.finished):
+            total.merge(Skipped(**self.finished[name]["skipped"]))
+        return total
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code.
+
+    Raises:
+        UserError: every fault of the settings and inputs, or what stopped the work.
+    """
+    args = _parser().parse_args(arguments)
+    try:
+        return _prepare(args)
+    except OSError as error:
+        raise UserError(_explain(error, args.output)) from error
+    except KeyboardInterrupt:
+        print("stopped; the same command continues after the last finished shard", file=sys.stderr)
+        return 130
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    output: Path = args.output
+    plan = make_plan(args)
+    for message in plan.messages:
+        print(message)
+    if args.dry_run:
+        _print_dry_run(plan, output)
+        return 0
+    progress = None
+    if args.overwrite:
+        _clear(output)
+    elif _is_prepared(output, plan):
+        print(f"{output}: already prepared with these options")
+        return 0
+    else:
+        progress = _read_progress(output, plan)
+    output.mkdir(parents=True, exist_ok=True)
+    held_out_below = _held_out_below(plan, args.text_key)
+    if progress is None:
+        tokenizer = _make_tokenizer(args, plan, held_out_below)
+        progress = Progress(plan.options, plan.input_digest, tokenizer.fingerprint)
+        progress.save(output)
+    else:
+        tokenizer = Tokenizer(output / "tokenizer.model")
+        if tokenizer.fingerprint != progress.fingerprint:
+            raise UserError(f"{tokenizer.path}: changed since the preparation started; --overwrite")
+        print(f"continuing: {len(progress.finished)} of {len(plan.tasks)} shards are finished")
+    job = Job(output, tokenizer.path, args.text_key, held_out_below, args.max_bad_fraction)
+    _encode(plan, progress, job, args.workers)
+    check_bad_records(progress.skipped(), args.max_bad_fraction)
+    manifest = _manifest(plan, progress, tokenizer)
+    write_whole(output / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
+    (output / PROGRESS_NAME).unlink()
+    _print_summary(manifest, progress, output)
+    return 0
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Check the settings, find the inputs and cut them into shards.
+
+    Raises:
+        UserError: every fault found, one message each.
+    """
+    faults = list(_option_faults(args))
+    tokenizer = None
+    if args.tokenizer is not None:
+        try:
+            tokenizer = Tokenizer(args.tokenizer)
+        except UserError as error:
+            faults += error.faults
+    messages: list[str] = []
+    spans: dict[str, tuple[Span, ...]] = {"train": (), "validation": ()}
+    try:
+        for split, names in (("train", args.input), ("validation", args.validation_input)):
+            found = find_inputs(names, args.config, split)
+            spans[split] = found.spans
+            if found.ignored:
+                messages.append(_ignored(found.ignored))
+    except UserError as error:
+        faults += error.faults
+    if faults:
+        raise UserError(*faults)
+    if not args.validation_input and all(map(is_hub_name, args.input)):
+        if all("validation" in hub_splits(name, args.config) for name in args.input):
+            spans["validation"] = find_inputs(args.input, args.config, "validation").spans
+            messages.append("validation: the dataset's own validation split")
+    validation_files = {span.name for span in spans["validation"] if span.kind != "hub"}
+    train = tuple(span for span in spans["train"] if span.name not in validation_files)
+    if len(train) < len(spans["train"]):
+        messages.append(f"validation only: {', '.join(sorted(validation_files))}")
+    if not train:
+        raise UserError("all of --input is also --validation-input: nothing is left to train on")
+    tasks = [
+        Task(split, number, portion)
+        for split, of_split in (("train", train), ("validation", spans["validation"]))
+        for number, portion in enumerate(portions(of_split, args.shards, args.max_documents))
+    ]
+    options = {
+        "input": args.input,
+        "config": args.config,
+        "text_key": args.text_key,
+        "validation_input": args.validation_input,
+        "validation_fraction": args.validation_fraction,
+        "tokenizer": tokenizer and tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size if tokenizer else _vocab_size(args),
+        "cased": not tokenizer.lower_case if tokenizer else args.cased,
+        "tokenizer_sample_mb": args.tokenizer_sample_mb,
+        "shards": args.shards,
+        "max_documents": args.max_documents,
+    }
+    digest = hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()
+    held_out = 0.0 if spans["validation"] else args.validation_fraction
+    return Plan(options, tuple(tasks), digest, held_out, tuple(messages))
+
+
+def _option_faults(args: argparse.Namespace) -> Iterator[str]:
+    if args.output.exists() and not args.output.is_dir():
+        yield f"--output {args.output}: is a file; name a directory"
+    if args.tokenizer is not None and (hasattr(args, "vocab_size") or args.cased):
+        yield "--tokenizer brings its own vocabulary: --vocab-size and --cased do not apply"
+    if _vocab_size(args) < MIN_VOCAB_SIZE:
+        yield (
+            f"--vocab-size {_vocab_size(args)}: 5 special pieces, 256 bytes and one character "
+            f"need at least {MIN_VOCAB_SIZE}"
+        )
+    for name, low in (("workers", 1), ("shards", 1), ("tokenizer_sample_mb", 1)):
+        if getattr(args, name) < low:
+            yield f"--{name.replace('_', '-')} {getattr(args, name)}: at least {low}"
+    if args.max_documents is not None and args.max_documents < 2:
+        yield f"--max-documents {args.max_documents}: at least 2, one of them for validation"
+    if not 0 < args.validation_fraction < 1:
+        yield f"--validation-fraction {args.validation_fraction:g}: between 0 and 1"
+    if not 0 <= args.max_bad_fraction <= 1:
+        yield f"--max-bad-fraction {args.max_bad_fraction:g}: from 0 to 1"
+    if args.config is not None and not any(map(is_hub_name, args.input + args.validation_input)):
+        yield f"--config {args.config}: only for hub datasets, and no input is one"
+
+
+def _vocab_size(args: argparse.Namespace) -> int:
+    return getattr(args, "vocab_size", DEFAULT_VOCAB_SIZE)
+
+
+def _ignored(paths: Sequence[str]) -> str:
+    first = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
+    return f"ignored {len(paths)} files that are empty or of another kind: {first}"
+
+
+def _is_prepared(output: Path, plan: Plan) -> bool:
+    path = output / MANIFEST_NAME
+    if not path.exists():
+        return False
+    manifest = _read_json(path)
+    _refuse_other(output, plan, manifest["options"], manifest["source"]["input_digest"])
+    infos = (info for split in manifest["splits"].values() for info in split["shards"])
+    _refuse_damaged(output, infos)
+    return True
+
+
+def _read_progress(output: Path, plan: Plan) -> Progress | None:
+    path = output / PROGRESS_NAME
+    if not path.exists():
+        if output.is_dir() and (ours := [p.name for p in output.iterdir() if _is_ours(p)]):
+            raise UserError(
+                f"{output}: holds {min(ours)} but neither {MANIFEST_NAME} nor {PROGRESS_NAME}: "
+                "name another --output, or --overwrite"
+            )
+        return None
+    progress = Progress(**_read_json(path))
+    _refuse_other(output, plan, progress.options, progress.input_digest)
+    infos = (info for done in progress.finished.values() for info in done["shards"].values())
+    _refuse_damaged(output, infos)
+    return progress
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); start again with --overwrite") from None
+
+
+def _refuse_other(output: Path, plan: Plan, options: Mapping[str, Any], input_digest: str) -> None:
+    faults = [
+        f"{output}: was started with {name} = {options.get(name)!r}, now it is {value!r}"
+        for name, value in plan.options.items()
+        if options.get(name) != value
+    ]
+    if not faults and input_digest != plan.input_digest:
+        faults = [f"{output}: the input files have changed since (other names or sizes)"]
+    if faults:
+        raise UserError(*faults, "name another --output, or start again with --overwrite")
+
+
+def _refuse_damaged(output: Path, infos: Iterator[dict[str, Any]]) -> None:
+    faults = []
+    for info in infos:
+        for suffix in ("bin", "idx"):
+            path = output / f"{info['prefix']}.{suffix}"
+            found = path.stat().st_size if path.exists() else None
+            if found != info[f"{suffix}_bytes"]:
+                faults.append(f"{path}: {found} bytes, {info[f'{suffix}_bytes']} were written")
+    if faults:
+        raise UserError(*faults, "start again with --overwrite")
+
+
+def _is_ours(path: Path) -> bool:
+    return _OUR_FILES.fullmatch(path.name) is not None
+
+
+def _clear(output: Path) -> None:
+    if output.is_dir():
+        # The manifest goes first: a directory that is half cleared must not look prepared.
+        (output / MANIFEST_NAME).unlink(missing_ok=True)
+        (output / PROGRESS_NAME).unlink(missing_ok=True)
+        for path in filter(_is_ours, sorted(output.iterdir())):
+            path.unlink()
+
+
+def _held_out_below(plan: Plan, text_key: str) -> int:
+    """The hash below which documents are held out: the fraction, or more if need be to find one.
+
+    Of the first documents the one with the smallest hash is always held out, so that even a small
+    input has a validation split; documents equal to it then are too.
+    """
+    if plan.held_out_fraction == 0:
+        return 0
+    skipped = Skipped()
+    training = (task.portion for task in plan.tasks if task.split == "train")
+    documents = chain.from_iterable(p.documents(text_key, skipped) for p in training)
+    head = islice(documents, int(HELD_OUT_HEAD / plan.held_out_fraction))
+    smallest = min(map(document_hash, head), default=0)
+    return max(int(plan.held_out_fraction * 2**64), smallest + 1)
+
+
+def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out_below: int) -> Tokenizer:
+    path = args.output / "tokenizer.model"
+    if args.tokenizer is not None:
+        write_whole(path, Tokenizer(args.tokenizer).proto)
+        tokenizer = Tokenizer(path)
+    else:
+        sample_bytes = args.tokenizer_sample_mb * 1_000_000
+        training = [task.portion for task in plan.tasks if task.split == "train"]
+        sample = list(_sample(training, args.text_key, sample_bytes, held_out_below))
+        size = sum(len(text.encode()) for text in sample)
+        print(f"training the tokenizer: {_vocab_size(args)} pieces on {size / 1e6:.1f} MB of text")
+        tokenizer = train_tokenizer(
+            sample,
+            path,
+            _vocab_size(args),
+            lower_case=not args.cased,
+            sample_bytes=sample_bytes,
+        )
+    write_whole(path.with_suffix(".vocab"), tokenizer.vocabulary().encode())
+    return tokenizer
+
+
+def _sample(
+    training: Sequence[Portion], text_key: str, sample_bytes: int, held_out_below: int
+) -> Iterator[str]:
+    """The heads of evenly spaced portions, equal numbers of bytes, without held-out documents."""
+    heads = [portion for portion in training if portion.lane == 0]
+    heads = heads[:: -(-len(heads) // SAMPLED_PORTIONS)]
+    with _progress_bar("sampling text", len(heads), "portion") as bar:
+        for portion in heads:
+            budget = sample_bytes // len(heads)
+            for text in portion.documents(text_key, Skipped()):
+                if document_hash(text) < held_out_below:
+                    continue
+                yield text
+                budget -= len(text.encode())
+                if budget <= 0:
+                    break
+            bar.update()
+
+
+def _encode(plan: Plan, progress: Progress, job: Job, workers: int) -> None:
+    todo = [task for task in plan.tasks if task.name not in progress.finished]
+    for partial in job.output.glob("*.partial"):  # of a run that was killed
+        if _is_ours(partial):
+            partial.unlink()
+    with _progress_bar("encoding", len(plan.tasks), "shard") as bar:
+        bar.update(len(progress.finished))
+        for encoded in encode_portions(todo, job, workers):
+            progress.add(encoded)
+            progress.save(job.output)
+            bar.set_postfix_str(f"{progress.total('text_bytes') / 1e6:,.0f} MB of text")
+            bar.update()
+
+
+def _progress_bar(title: str, total: int, unit: str) -> tqdm:
+    return tqdm(desc=title, total=total, unit=unit, disable=not sys.stderr.isatty())
+
+
+def _manifest(plan: Plan, progress: Progress, tokenizer: Tokenizer) -> dict[str, Any]:
+    splits = {}
+    for split in ("train", "validation"):
+        shards = [
+            progress.finished[task.name]["shards"][split]
+            for task in plan.tasks
+            if split in progress.finished[task.name]["shards"]
+        ]
+        if not shards:
+            raise UserError(_no_documents(split, plan, progress))
+        splits[split] = {
+            "documents": sum(shard["documents"] for shard in shards),
+            "tokens": sum(shard["tokens"] for shard in shards),
+            "unigram_entropy_nats": entropy_nats(progress.token_counts[split]),
+            "shards": shards,
+        }
+    skipped = progress.skipped()
+    return {
+        "format": MANIFEST_FORMAT,
+        "options": plan.options,
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "lower_case": tokenizer.lower_case,
+            "special_ids": SPECIAL_IDS,
+        },
+        "splits": splits,
+        "source": {
+            "inputs": plan.options["input"] + plan.options["validation_input"],
+            "input_digest": plan.input_digest,
+            "documents": sum(split["documents"] for split in splits.values()),
+            "text_bytes": int(progress.total("text_bytes")),
+            "skipped": skipped.counts,
+            "skipped_examples": skipped.examples,
+        },
+    }
+
+
+def _no_documents(split: str, plan: Plan, progress: Progress) -> str:
+    skipped = progress.skipped()
+    reasons = "; ".join(map(skipped.describe, skipped.counts)) or "none skipped"
+    if split == "train" and "validation" in progress.token_counts and plan.held_out_fraction:
+        return "the only document was held out for validation: give more, or --validation-input"
+    return f"no documents for {split} in {skipped.records:,} records: {reasons}"
+
+
+def entropy_nats(counts: Sequence[int] | np.ndarray) -> float:
+    """Entropy in nats of the distribution with these counts [vocab_size]."""
+    occurring = np.array([count for count in counts if count > 0], dtype=np.float64)
+    shares = occurring / occurring.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _print_dry_run(plan: Plan, output: Path) -> None:
+    for name, value in plan.options.items():
+        print(f"{name:>20} = {json.dumps(value)}")
+    for split in ("train", "validation"):
+        of_split = [task.portion for task in plan.tasks if task.split == split]
+        size = sum(portion.size for portion in of_split)
+        print(f"{split:>20} : {len(of_split)} shards of {size / 1e6:,.1f} MB on disk")
+    if plan.held_out_fraction:
+        print(f"{'':>20}   {plan.held_out_fraction:.2%} of the training documents are held out")
+    print(f"{'output':>20} = {output} (nothing written: --dry-run)")
+
+
+def _print_summary(manifest: dict[str, Any], progress: Progress, output: Path) -> None:
+    source = manifest["source"]
+    tokens = sum(split["tokens"] for split in manifest["splits"].values())
+    speed = source["text_bytes"] / 1e6 / max(progress.total("cpu_seconds"), 1e-9)
+    print(f"{'split':<12}{'documents':>14}{'tokens':>18}{'per document':>14}{'entropy, nats':>15}")
+    for name, split in manifest["splits"].items():
+        print(
+            f"{name:<12}{split['documents']:>14,}{split['tokens']:>18,}"
+            f"{split['tokens'] / split['documents']:>14.1f}{split['unigram_entropy_nats']:>15.3f}"
+        )
+    skipped = progress.skipped()
+    print(f"skipped: {'; '.join(map(skipped.describe, skipped.counts)) or 'nothing'}")
+    print(
+        f"{source['text_bytes'] / 1e6:,.1f} MB of text, {source['text_bytes'] / tokens:.2f} bytes "
+        f"per token, {speed:.1f} MB/s per core"
+    )
+    print(f"tokenizer: {output / 'tokenizer.model'} ({manifest['tokenizer']['vocab_size']} pieces)")
+    print(f"data:      {output / MANIFEST_NAME}")
+
+
+def _explain(error: OSError, output: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{output}: no space left ({error.strerror}); make room and run the same command "
+            "again: finished shards are kept"
+        )
+    return f"{error.filename or output}: {error.strerror or error}"
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # a SLURM job may have fewer than the machine
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Text to tokenizer and token shards.")
+    add = parser.add_argument
+    add(
+        "--input",
+        nargs="+",
+        default=[EMBEDDED],
+        help="hub dataset (org/name), .jsonl .txt .parquet files (.gz .bz2 .xz .zst), directories, "
+        "or python-docs, the text that comes with Python",
+    )
+    add("--output", type=Path, required=True, help="directory to write")
+    add("--config", help="configuration of the hub dataset, such as en")
+    add("--text-key", default="text", help="JSON key or column that holds the text")
+    add(
+        "--validation-input",
+        nargs="+",
+        default=[],
+        help="held-out text, named like --input; without it a hub dataset's validation split, "
+        "else a part of the input is held out",
+    )
+    add(
+        "--validation-fraction",
+        type=float,
+        default=0.01,
+        help="share of the documents held out, chosen by hash, where there is no other validation",
+    )
+    add("--tokenizer", type=Path, help="existing SentencePiece .model to use instead of training")
+    add(
+        "--vocab-size",
+        type=int,
+        default=argparse.SUPPRESS,
+        help=f"pieces of the tokenizer to train (default: {DEFAULT_VOCAB_SIZE})",
+    )
+    add("--cased", action="store_true", help="keep upper case instead of folding it")
+    add(
+        "--tokenizer-sample-mb",
+        type=int,
+        default=64,
+        help="megabytes of text to train the tokenizer on, from all over the input",
+    )
+    add(
+        "--shards",
+        type=int,
+        default=256,
+        help="shards to cut a large input into: the unit of parallel work and of resuming",
+    )
+    add(
+        "--max-documents",
+        type=int,
+        help="read only so many records from the front, of the validation input too",
+    )
+    add(
+        "--max-bad-fraction",
+        type=float,
+        default=0.01,
+        help="stop when a larger share of the records is unusable",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=_available_cores(),
+        help="worker processes; the result is the same for any number",
+    )
+    add("--overwrite", action="store_true", help="discard what --output holds of a preparation")
+    add("--dry-run", action="store_true", help="print the resolved options or all faults, and exit")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,443 @@
+"""Masked-language-model pretraining of RapidBERT through DeepSpeed.
+
+    deepspeed recipes/pretrain.py --model rapidbert-base --data data/c4 --output runs/base \
+        --deepspeed_config ds_configs/base.json
+
+Started again with the same --output, a run goes on from its newest whole checkpoint. Which
+sequences make up a step, how they are masked and what dropout draws are functions of the seed and
+the step, so an interrupted run and an uninterrupted one are the same run.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from torch import Tensor
+
+from model.attention import BACKENDS
+from model.config import PRESETS, ModelConfig, preset, training_flops
+from model.masked_lm import IGNORED_LABEL, MaskedLM
+from model.parallel import seed_dropout
+from recipes import checkpoint, engine, run_record
+from recipes.checkpoint import Progress
+from recipes.cli import ArgumentParser, UserError, run
+from recipes.engine import BatchPlan, World
+from recipes.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
+from recipes.run_log import RunLog
+from recipes.schedule import adamw_weight_decay, duration_in_sequences, learning_rate
+from recipes.throughput import ThroughputMeter, describe_peak
+from recipes.token_shards import TokenShards, open_shards
+from recipes.tokenizer import Tokenizer
+
+# Published peaks for Base and Large; halved for XL, raised for the toy, as width asks.
+PEAK_LEARNING_RATE = {"tiny": 2e-3, "base": 5e-4, "large": 2e-4, "xl": 1e-4}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a run is, resolved and checked."""
+
+    options: Any
+    model: ModelConfig
+    deepspeed: dict[str, Any]
+    plan: BatchPlan
+    train: TokenShards
+    validation: TokenShards
+    total_steps: int
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def main() -> int:
+    options = parse_arguments()
+    settings = resolve(options, engine.launched_world_size())
+    if options.dry_run:
+        print(run_record.describe(settings))
+        return 0
+    world = engine.initialize_world(options.tensor_parallel)
+    try:
+        train(settings, world)
+    finally:
+        engine.shut_down()
+    return 0
+
+
+def train(settings: Run, world: World) -> None:
+    """The run, from building to export."""
+    options, plan, total_steps = settings.options, settings.plan, settings.total_steps
+    started = run_record.start(settings, world)
+    torch.manual_seed(options.seed)
+    model = MaskedLM(settings.model, options.attention)
+    trainer = engine.build_engine(model, settings.deepspeed, plan, world, **optimizer(options))
+    done = checkpoint.resume(trainer, options.output / "checkpoints", world, expected=started)
+    log = RunLog(
+        options.output,
+        total_steps=total_steps,
+        resume_step=done.step,
+        rank=world.rank,
+        hparams=vars(options),
+    )
+    meter = throughput_meter(settings, world, max(done.seconds, log.earlier_seconds))
+    batches = training_batches(settings, world, done.step)
+
+    try:
+        while done.step < total_steps:
+            lr = learning_rate(done.step, total_steps, **schedule(options))
+            micro_batches, waited = next_step(batches, plan.accumulation, world)
+            counts = global_counts(micro_batches, world)
+            loss = train_step(trainer, micro_batches, counts, lr, done.step, options, world)
+            meter.step(**counts, data_wait_seconds=waited)
+            done = Progress(
+                done.step + 1,
+                done.sequences + counts["sequences"],
+                done.tokens + counts["real_tokens"],
+                meter.elapsed_seconds(),
+            )
+            last = done.step == total_steps
+            if last or done.step % options.log_every == 0:
+                scalars = {"loss/train": loss, "optimizer/lr": lr, **gradient_norm(trainer)}
+                log.log(*position(done), {**scalars, **meter.window()})
+            if last or due(done.step, options.eval_every):
+                with meter.pause():
+                    log.eval(*position(done), evaluate(trainer.module, settings, world))
+            if last or due(done.step, options.save_every):
+                with meter.pause():
+                    log.flush()
+                    directory = options.output / "checkpoints"
+                    checkpoint.save(trainer, directory, done, world, options.keep)
+    finally:
+        log.close()
+    exported = checkpoint.export(
+        trainer, settings.model, options.data, options.output, run_record.export_facts(settings)
+    )
+    if world.rank == 0:
+        print(f"finished {done.step} steps, {done.sequences:,} sequences; exported to {exported}")
+
+
+def train_step(
+    trainer: Any,
+    micro_batches: list[PackedBatch],
+    counts: dict[str, int],
+    lr: float,
+    step: int,
+    options: Any,
+    world: World,
+) -> float:
+    """One optimizer step on the global batch.
+
+    Returns:
+        Mean loss over the global batch's masked tokens, in nats.
+
+    Raises:
+        UserError: the loss is not finite; the weights are those from before the step.
+    """
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = lr
+    total = torch.zeros((), device=world.device)
+    # DeepSpeed averages gradients over the ranks; with this factor the average is the gradient of
+    # the sum over all masked tokens of the global batch divided by their number.
+    scale = world.data_parallel_size / max(1, counts["masked_tokens"])
+    for micro_step, batch in enumerate(micro_batches):
+        seed_dropout(options.seed, step, micro_step, world.data_parallel_rank)
+        loss = trainer(
+            batch.input_ids,
+            batch.sequence_offsets,
+            batch.max_sequence_length,
+            batch.masked_positions,
+            batch.labels,
+        )
+        trainer.backward(loss * scale, scale_wrt_gas=False)
+        total += loss.detach()
+        if micro_step + 1 == len(micro_batches):
+            dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+            mean = total.item() / max(1, counts["masked_tokens"])
+            if not math.isfinite(mean):
+                raise UserError(
+                    f"step {step + 1}: the loss is {mean}; stopped before the update. "
+                    "Resuming goes back to the last checkpoint; a lower --learning-rate or a "
+                    "longer --warmup-fraction is the usual cure."
+                )
+        trainer.step()
+    return mean
+
+
+@torch.no_grad()
+def evaluate(model: MaskedLM, settings: Run, world: World) -> dict[str, float]:
+    """Loss in nats and accuracy on held-out text at 15% masking."""
+    options = settings.options
+    dataset = EvaluationBatches(
+        settings.validation,
+        sequence_length=options.sequence_length,
+        documents=options.documents,
+        micro_batch=settings.plan.micro_batch,
+        rank=world.data_parallel_rank,
+        world_size=world.data_parallel_size,
+        limit=options.eval_sequences,
+    )
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss, hits, masked tokens
+    for batch in mlm_loader(dataset, 0, len(dataset)):
+        batch = batch.to(world.device, non_blocking=True)
+        with engine.autocast(settings.deepspeed, world.device):
+            logits = model.logits(
+                batch.input_ids,
+                batch.sequence_offsets,
+                batch.max_sequence_length,
+                batch.masked_positions,
+            ).float()
+        sums[0] += F.cross_entropy(
+            logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+        sums[1] += (logits.argmax(-1) == batch.labels).sum()
+        sums[2] += batch.masked_tokens
+    model.train()
+    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    loss, hits, masked = sums.tolist()
+    return {"loss/eval": loss / masked, "accuracy/eval": hits / masked}
+
+
+def next_step(
+    batches: Iterator[PackedBatch], accumulation: int, world: World
+) -> tuple[list[PackedBatch], float]:
+    """This rank's micro-batches of one step on the device, and the seconds spent waiting for them."""
+    began = time.perf_counter()
+    micro_batches = [next(batches) for _ in range(accumulation)]
+    waited = time.perf_counter() - began
+    return [batch.to(world.device, non_blocking=True) for batch in micro_batches], waited
+
+
+def global_counts(micro_batches: list[PackedBatch], world: World) -> dict[str, int]:
+    """What the global batch holds, summed over micro-batches and ranks."""
+    names = ("sequences", "real_tokens", "masked_tokens", "token_pairs")
+    sums = [sum(getattr(batch, name) for batch in micro_batches) for name in names]
+    sums.append(sum(len(batch.input_ids) for batch in micro_batches))
+    counts = torch.tensor(sums, device=world.device)
+    dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+    return dict(zip((*names, "padded_tokens"), counts.tolist(), strict=True))
+
+
+def training_batches(settings: Run, world: World, step: int) -> Iterator[PackedBatch]:
+    """This rank's micro-batches from optimizer step `step` on."""
+    options, plan = settings.options, settings.plan
+    dataset = MlmBatches(
+        settings.train,
+        sequence_length=options.sequence_length,
+        documents=options.documents,
+        seed=options.seed,
+        mask_probability=options.mask_probability,
+        micro_batch=plan.micro_batch,
+        rank=world.data_parallel_rank,
+        world_size=world.data_parallel_size,
+    )
+    first, end = step * plan.accumulation, settings.total_steps * plan.accumulation
+    return iter(mlm_loader(dataset, first, end, workers=options.loader_workers))
+
+
+def throughput_meter(settings: Run, world: World, earlier_seconds: float) -> ThroughputMeter:
+    if world.rank == 0:
+        print(describe_peak(settings.device_name))
+    on_gpu = world.device.type == "cuda"
+    return ThroughputMeter(
+        parameters=settings.model.parameters(),
+        training_flops=functools.partial(training_flops, settings.model),
+        device=world.device,
+        device_name=settings.device_name,
+        devices=world.world_size,
+        dollars_per_device_hour=settings.options.price_per_gpu_hour if on_gpu else 0.0,
+        earlier_seconds=earlier_seconds,
+    )
+
+
+def gradient_norm(trainer: Any) -> dict[str, float]:
+    norm = engine.gradient_norm(trainer)
+    return {} if norm is None else {"optimizer/grad_norm": float(norm)}
+
+
+def position(done: Progress) -> tuple[int, int, int, float]:
+    return done.step, done.sequences, done.tokens, done.seconds
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def optimizer(options: Any) -> dict[str, Any]:
+    return {
+        "learning_rate": options.learning_rate,
+        "betas": (options.beta1, options.beta2),
+        "eps": options.eps,
+        "weight_decay": adamw_weight_decay(options.weight_decay, options.learning_rate),
+    }
+
+
+def schedule(options: Any) -> dict[str, float]:
+    return {
+        "peak": options.learning_rate,
+        "warmup_fraction": options.warmup_fraction,
+        "final_fraction": options.final_lr_fraction,
+    }
+
+
+def resolve(options: Any, world_size: int) -> Run:
+    """Check everything that can be checked before any process talks to another.
+
+    Raises:
+        UserError: all faults at once.
+    """
+    faults: list[str] = []
+
+    def collect(attempt):
+        try:
+            return attempt()
+        except UserError as error:
+            faults.extend(error.faults)
+        except ValueError as error:
+            faults.append(str(error))
+
+    faults += _option_faults(options)
+    model = collect(lambda: preset(options.model))
+    deepspeed = collect(lambda: engine.read_config(options.deepspeed_config))
+    sequences = collect(lambda: duration_in_sequences(options.duration))
+    train = collect(lambda: open_shards(options.data, "train"))
+    validation = train and collect(lambda: open_shards(options.data, "validation"))
+    tokenizer = train and collect(lambda: Tokenizer(options.data / "tokenizer.model"))
+    if tokenizer:
+        fingerprint = tokenizer.fingerprint
+        collect(lambda: open_shards(options.data, "train", tokenizer_fingerprint=fingerprint))
+    if world_size % options.tensor_parallel:
+        faults.append(
+            f"--tensor-parallel {options.tensor_parallel} does not divide {world_size} processes"
+        )
+    plan = deepspeed and collect(
+        lambda: engine.plan_batches(
+            deepspeed["train_batch_size"],
+            deepspeed["train_micro_batch_size_per_gpu"],
+            max(1, world_size // options.tensor_parallel),
+        )
+    )
+    if model and train:
+        model = replace(model, vocab_size=train.vocab_size)
+        faults += _model_faults(model, options)
+    if faults:
+        raise UserError(*faults)
+    if options.learning_rate is None:
+        options.learning_rate = PEAK_LEARNING_RATE[model.name.rpartition("-")[2]]
+    total_steps = max(1, math.ceil(sequences / plan.global_batch))
+    return Run(options, model, deepspeed, plan, train, validation, total_steps)
+
+
+def _option_faults(options: Any) -> list[str]:
+    checks = [
+        (options.sequence_length >= 8, f"--sequence-length {options.sequence_length}: at least 8"),
+        (0 <= options.seed < 2**63, f"--seed {options.seed}: 0 to 2**63 - 1"),
+        (0 < options.mask_probability < 1, "--mask-probability: between 0 and 1"),
+        (0 <= options.warmup_fraction <= 1, "--warmup-fraction: from 0 to 1"),
+        (0 <= options.final_lr_fraction <= 1, "--final-lr-fraction: from 0 to 1"),
+        (options.learning_rate is None or options.learning_rate > 0, "--learning-rate: positive"),
+        (options.weight_decay >= 0, "--weight-decay: not negative"),
+        (0 <= options.beta1 < 1 and 0 <= options.beta2 < 1, "--beta1, --beta2: from 0 to below 1"),
+        (options.eps > 0, "--eps: positive"),
+        (options.log_every >= 1, "--log-every: at least 1 step"),
+        (options.save_every >= 0, "--save-every: not negative (0: at the end only)"),
+        (options.eval_every >= 0, "--eval-every: not negative (0: at the end only)"),
+        (options.eval_sequences >= 1, "--eval-sequences: at least 1"),
+        (options.keep >= 1, "--keep: at least 1 checkpoint"),
+        (options.loader_workers >= 0, "--loader-workers: not negative"),
+        (options.tensor_parallel >= 1, "--tensor-parallel: at least 1"),
+        (options.price_per_gpu_hour >= 0, "--price-per-gpu-hour: not negative"),
+    ]
+    options.tensor_parallel = max(1, options.tensor_parallel)
+    return [message for holds, message in checks if not holds]
+
+
+def _model_faults(model: ModelConfig, options: Any) -> list[str]:
+    faults = []
+    if model.positions == "learned" and options.sequence_length > model.max_positions:
+        faults.append(
+            f"--sequence-length {options.sequence_length}: {model.name} has learned positions for "
+            f"{model.max_positions} tokens at most"
+        )
+    if model.num_heads % options.tensor_parallel:
+        fitting = [n for n in range(1, model.num_heads + 1) if model.num_heads % n == 0]
+        faults.append(
+            f"--tensor-parallel {options.tensor_parallel} does not divide the {model.num_heads} "
+            f"heads of {model.name}; these do: {', '.join(map(str, fitting))}"
+        )
+    if model.padded_vocab_size % options.tensor_parallel:
+        faults.append(
+            f"--tensor-parallel {options.tensor_parallel} does not divide the padded vocabulary "
+            f"of {model.padded_vocab_size}"
+        )
+    return faults
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Any:
+    parser = ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--model", required=True, help=f"preset: {', '.join(PRESETS)}")
+    add("--data", type=Path, required=True, help="directory written by prepare_data.py")
+    add("--output", type=Path, required=True, help="directory of the run; resumed if it holds one")
+    add("--deepspeed-config", type=Path, required=True, help="DeepSpeed JSON (ds_configs/)")
+    add(
+        "--duration",
+        default="70k-steps",
+        help="length of the run: a number of sequences, or 70k-steps or 178k-steps (of 4,096)",
+    )
+    add("--sequence-length", type=int, default=128, help="tokens, [CLS] and [SEP] included")
+    add(
+        "--documents",
+        choices=("split", "truncate"),
+        default="split",
+        help="split documents into consecutive sequences, or truncate each to one (the paper)",
+    )
+    add("--mask-probability", type=float, default=0.30, help="share of tokens to predict")
+    add(
+        "--learning-rate",
+        type=float,
+        help="peak; by model size unless given: "
+        + ", ".join(f"{size} {peak:g}" for size, peak in PEAK_LEARNING_RATE.items()),
+    )
+    add("--warmup-fraction", type=float, default=0.06, help="share of the steps")
+    add("--final-lr-fraction", type=float, default=0.02, help="of the peak, at the last step")
+    add("--beta1", type=float, default=0.9, help="AdamW")
+    add("--beta2", type=float, default=0.98, help="AdamW")
+    add("--eps", type=float, default=1e-6, help="AdamW")
+    add(
+        "--weight-decay",
+        type=float,
+        default=1e-5,
+        help="per step at peak learning rate, as published; AdamW is handed this / peak",
+    )
+    add("--seed", type=int, default=17, help="of weights, order, masking and dropout")
+    add("--attention", choices=tuple(BACKENDS), default="sdpa", help="attention backend")
+    add("--tensor-parallel", type=int, default=1, help="ranks that share one copy of the model")
+    add("--loader-workers", type=int, default=2, help="processes per rank that make batches")
+    add("--log-every", type=int, default=10, help="steps")
+    add("--eval-every", type=int, default=1000, help="steps; 0: at the end only")
+    add("--eval-sequences", type=int, default=4096, help="held-out sequences per evaluation")
+    add("--save-every", type=int, default=1000, help="steps; 0: at the end only")
+    add("--keep", type=int, default=2, help="checkpoints kept, the newest")
+    add("--price-per-gpu-hour", type=float, default=2.5, help="dollars (appendix E)")
+    add("--dry-run", action="store_true", help="print the resolved run or its faults, and exit")
+    add("--local-rank", type=int, default=0, help="set by the deepspeed launcher; not used")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run(main)

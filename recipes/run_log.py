@@ -1,0 +1,248 @@
+"""What a run says about itself while it runs: `log.jsonl`, TensorBoard and one console line.
+
+All three show the same numbers and only rank 0 writes. A resumed run continues each of them
+without a gap or a duplicate: records past the checkpoint are dropped, since their steps run again.
+TensorBoard drops by x value, and a step is no sequence and no token, so each x-axis has a writer
+of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+LOG_NAME = "log.jsonl"
+
+# What every record has, beside its scalars.
+_POSITION = ("step", "sequences", "tokens", "seconds")
+
+# These are drawn against sequences and tokens too: runs of different batch sizes compare there.
+KEY_CURVES = ("loss/train", "loss/eval", "throughput/tokens_per_sec")
+
+_LAYOUT = {
+    "Training": {
+        "loss": ["Multiline", ["loss/train", "loss/eval"]],
+        "optimizer": ["Multiline", ["optimizer/lr", "optimizer/grad_norm"]],
+    },
+    "Speed": {
+        "tokens per second": ["Multiline", ["throughput/tokens_per_sec"]],
+        "utilisation": [
+            "Multiline",
+            ["throughput/device/mfu", "throughput/device/executed_flops_utilization"],
+        ],
+        "lost to": ["Multiline", ["throughput/padding_share", "time/data_wait_share"]],
+    },
+}
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader, or a crash, sees the old or the new, never half.
+
+    Raises:
+        OSError: the file system's own (full, read-only); `path` is then as it was.
+    """
+    aside = path.with_name(path.name + ".partial")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_records(path: Path) -> tuple[list[dict], int]:
+    """The records of a `log.jsonl` in file order, and how many lines were no record.
+
+    A machine that goes down while writing leaves a torn last line; nothing else makes one.
+    """
+    records: list[dict] = []
+    broken = 0
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+            whole = all(isinstance(record[key], int | float) for key in _POSITION)
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if whole:
+            records.append(record)
+        else:
+            broken += 1
+    return records, broken
+
+
+class RunLog:
+    """Writes the scalars of a run to `directory` and the console; a no-op on ranks above 0.
+
+    Args:
+        directory: the run's; gets `log.jsonl` and `tensorboard/`.
+        total_steps: the last step of the run, for the console.
+        resume_step: the checkpoint's step; 0 starts anew and drops everything logged before.
+        rank: of this process.
+        hparams: shown once as a table in TensorBoard's text tab.
+
+    `earlier_seconds` is the wall time that earlier runs logged here, in seconds, steps that have
+    to run again included, since they were paid for; 0 on ranks above 0.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        total_steps: int,
+        resume_step: int = 0,
+        rank: int = 0,
+        hparams: Mapping[str, object] | None = None,
+    ):
+        self.total_steps = total_steps
+        self.earlier_seconds = 0.0
+        self._writes = rank == 0
+        if not self._writes:
+            return
+        # Not at the top of the file: reading a log must not load torch.
+        from torch.utils.tensorboard import SummaryWriter
+
+        directory.mkdir(parents=True, exist_ok=True)
+        last = self._drop_after(directory / LOG_NAME, resume_step)
+        self._file = (directory / LOG_NAME).open("a", encoding="utf-8")
+        tensorboard = directory / "tensorboard"
+        new = resume_step == 0 or not tensorboard.exists()
+
+        def writer(subdirectory: str, last_x: int) -> SummaryWriter:
+            # Readers drop earlier points at purge_step and beyond.
+            purge_step = last_x + 1 if resume_step else 0
+            return SummaryWriter(str(tensorboard / subdirectory), purge_step=purge_step)
+
+        self._by_steps = writer("", resume_step)
+        self._by_sequences = writer("by_sequences", last.get("sequences", 0))
+        self._by_tokens = writer("by_tokens", last.get("tokens", 0))
+        if new:
+            self._by_steps.add_custom_scalars(_LAYOUT)
+            if hparams:
+                rows = "".join(f"| {name} | `{value}` |\n" for name, value in hparams.items())
+                self._by_steps.add_text("hparams", "| setting | value |\n|---|---|\n" + rows, 0)
+
+    def log(
+        self, step: int, sequences: int, tokens: int, seconds: float, scalars: Mapping[str, float]
+    ) -> None:
+        """Record `scalars` of a training step.
+
+        Args:
+            step: optimizer steps done.
+            sequences: trained on so far, over all ranks.
+            tokens: real tokens trained on so far, over all ranks.
+            seconds: wall time so far, earlier runs included.
+            scalars: value by tag, e.g. `loss/train`, `optimizer/lr`, `throughput/tokens_per_sec`.
+        """
+        if self._writes:
+            self._write(step, sequences, tokens, seconds, scalars)
+            print(self._training_line(step, scalars), flush=True)
+
+    def eval(
+        self, step: int, sequences: int, tokens: int, seconds: float, scalars: Mapping[str, float]
+    ) -> None:
+        """Record `loss/eval` (nats per masked token), `accuracy/eval` (fraction); else as `log`."""
+        if self._writes:
+            self._write(step, sequences, tokens, seconds, scalars)
+            print(self._eval_line(step, scalars), flush=True)
+
+    def flush(self) -> None:
+        """Bring everything logged so far to the disk: before a checkpoint is published."""
+        if self._writes:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            for writer in (self._by_steps, self._by_sequences, self._by_tokens):
+                writer.flush()
+
+    def close(self) -> None:
+        """Flush and close; nothing can be logged afterwards."""
+        if self._writes:
+            self.flush()
+            self._file.close()
+            for writer in (self._by_steps, self._by_sequences, self._by_tokens):
+                writer.close()
+            self._writes = False
+
+    def _drop_after(self, path: Path, resume_step: int) -> dict:
+        """Rewrite `path` up to `resume_step`; returns the last record that stays, or {}."""
+        if not path.exists():
+            return {}
+        records, broken = read_records(path)
+        self.earlier_seconds = max((record["seconds"] for record in records), default=0.0)
+        kept = [record for record in records if resume_step > 0 and record["step"] <= resume_step]
+        if broken:
+            print(f"{path}: {broken} torn line(s) dropped", file=sys.stderr)
+        if len(kept) < len(records):
+            dropped = len(records) - len(kept)
+            print(f"{path}: {dropped} record(s) past step {resume_step} dropped, to be run again")
+        write_whole(path, "".join(_json_line(record) for record in kept).encode())
+        return kept[-1] if kept else {}
+
+    def _write(
+        self, step: int, sequences: int, tokens: int, seconds: float, scalars: Mapping[str, float]
+    ) -> None:
+        where = dict(zip(_POSITION, (step, sequences, tokens, seconds), strict=True))
+        # One line is one write, so that only a crash of the machine can tear it.
+        self._file.write(_json_line({**where, **scalars}))
+        self._file.flush()
+        for tag, value in scalars.items():
+            self._by_steps.add_scalar(tag, value, step)
+            if tag in KEY_CURVES:
+                self._by_sequences.add_scalar(f"by_sequences/{tag}", value, sequences)
+                self._by_tokens.add_scalar(f"by_tokens/{tag}", value, tokens)
+
+    def _position(self, step: int) -> str:
+        return f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}"
+
+    def _training_line(self, step: int, scalars: Mapping[str, float]) -> str:
+        step_seconds = scalars.get("time/step_seconds")
+        eta = None if step_seconds is None else step_seconds * (self.total_steps - step)
+        fields = (
+            ("loss", _shown(scalars.get("loss/train"), "{:.4f}"), 8),
+            ("lr", _shown(scalars.get("optimizer/lr"), "{:.2e}"), 8),
+            ("grad", _shown(scalars.get("optimizer/grad_norm"), "{:.3g}"), 6),
+            ("tok/s", _shown(scalars.get("throughput/tokens_per_sec"), "{:,.0f}"), 10),
+            ("pad", _shown(scalars.get("throughput/padding_share"), "{:.1%}"), 5),
+            ("MFU", _shown(scalars.get("throughput/device/mfu"), "{:.1%}"), 5),
+            ("ETA", "-" if eta is None else duration(eta), 6),
+            ("$", _shown(scalars.get("cost/dollars"), "{:.2f}"), 5),
+        )
+        return "  ".join(
+            [self._position(step), *(f"{name} {value:>{width}}" for name, value, width in fields)]
+        )
+
+    def _eval_line(self, step: int, scalars: Mapping[str, float]) -> str:
+        loss = _shown(scalars.get("loss/eval"), "{:.4f}")
+        accuracy = _shown(scalars.get("accuracy/eval"), "{:.1%}")
+        return f"{self._position(step)}  evaluation: loss {loss}  accuracy {accuracy}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that matter: `42s`, `3m07s`, `5h04m`, `2d03h`."""
+    if not math.isfinite(seconds):
+        return "-"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    for size, unit, part, subunit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m")):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // part:02d}{subunit}"
+    return f"{whole // 60}m{whole % 60:02d}s"
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _json_line(record: Mapping[str, object]) -> str:
+    # JSON has no NaN and no infinity; other readers refuse the words that Python writes for them.
+    valid = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(valid, allow_nan=False) + "\n"

@@ -1,0 +1,210 @@
+"""`config.json`: the resolved run, written down before it starts and checked when it goes on."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from recipes.cli import UserError
+from recipes.engine import World, precision
+from recipes.run_log import write_whole
+from recipes.schedule import adamw_weight_decay
+
+if TYPE_CHECKING:
+    from recipes.pretrain import Run
+
+CONFIG = "config.json"
+PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "triton")
+
+# Options that a resumed run may change: none of them changes what is computed.
+FREE_OPTIONS = {
+    "output",
+    "data",
+    "deepspeed_config",
+    "attention",
+    "loader_workers",
+    "log_every",
+    "eval_every",
+    "eval_sequences",
+    "save_every",
+    "keep",
+    "price_per_gpu_hour",
+    "dry_run",
+    "local_rank",
+}
+
+
+def start(settings: Run, world: World) -> bool:
+    """Write `config.json`, or compare with the one that is there. Call on every rank.
+
+    Returns:
+        Whether the run has checkpointed before, so that a missing checkpoint is an error.
+
+    Raises:
+        UserError: the directory holds a run with other settings, all differences named.
+    """
+    outcome: list[Any] = [None]
+    if world.rank == 0:
+        try:
+            outcome = [_start(settings, world)]
+        except UserError as error:
+            outcome = [error]
+        except OSError as error:
+            outcome = [UserError(f"{settings.options.output}: {error.strerror}")]
+    dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], UserError):
+        raise UserError(*outcome[0].faults)
+    return outcome[0]
+
+
+def _start(settings: Run, world: World) -> bool:
+    output = settings.options.output
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / CONFIG
+    record = _record(settings, world)
+    if path.exists():
+        before = _read(path)
+        differences = _differences(before["identity"], record["identity"])
+        if differences:
+            raise UserError(
+                f"{output} holds a run with other settings; give another --output, or the same:",
+                *differences,
+            )
+        for name, version in record["versions"].items():
+            if before["versions"].get(name) != version:
+                print(f"resuming with {name} {version}, before {before['versions'].get(name)}")
+    print(describe(settings))
+    write_whole(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
+    checkpoints = output / "checkpoints"
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_bytes())
+        record["identity"], record["versions"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not the record of a run; move the directory away") from None
+    return record
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}: was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _record(settings: Run, world: World) -> dict[str, Any]:
+    options, plan = settings.options, settings.plan
+    values = {name: _plain(value) for name, value in vars(options).items()}
+    train = settings.train.manifest
+    return {
+        "model": {**settings.model.to_dict(), "parameters": settings.model.parameters()},
+        "run": values,
+        "deepspeed": settings.deepspeed,
+        "precision": precision(settings.deepspeed),
+        "adamw_weight_decay": adamw_weight_decay(options.weight_decay, options.learning_rate),
+        "world_size": world.world_size,
+        "device": settings.device_name,
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "requested_global_batch": plan.requested,
+        "global_batch": plan.global_batch,
+        "micro_batch": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "total_steps": settings.total_steps,
+        "sequences": settings.total_steps * plan.global_batch,
+        "data": {
+            "tokenizer_fingerprint": train["tokenizer"]["fingerprint"],
+            "train_tokens": settings.train.tokens,
+            "unigram_entropy_nats": settings.validation.unigram_entropy_nats,
+        },
+        # What must not change between the parts of one run.
+        "identity": {
+            **{name: value for name, value in values.items() if name not in FREE_OPTIONS},
+            **{f"model.{name}": value for name, value in settings.model.to_dict().items()},
+            "global_batch": plan.global_batch,
+            "precision": precision(settings.deepspeed),
+            "tokenizer": train["tokenizer"]["fingerprint"],
+            "train_shards": [shard["bin_sha256"] for shard in train["splits"]["train"]["shards"]],
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, and of the CUDA runtime and driver where there are any."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        found["cuda"] = str(torch.version.cuda)
+        nccl = torch.cuda.nccl.version()
+        found["nccl"] = ".".join(map(str, nccl))
+    return found
+
+
+def git_revision() -> str:
+    """Commit of this repository, with `+changes` on a dirty tree; "unknown" outside of git."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def export_facts(settings: Run) -> dict[str, Any]:
+    """What an export says about its origin, beside the model."""
+    return {
+        "tokenizer": {
+            key: settings.train.manifest["tokenizer"][key]
+            for key in ("fingerprint", "vocab_size", "lower_case", "special_ids")
+        },
+        "sequence_length": settings.options.sequence_length,
+        "git_revision": git_revision(),
+    }
+
+
+def describe(settings: Run) -> str:
+    """The resolved run in a few lines."""
+    options, plan, model = settings.options, settings.plan, settings.model
+    stage = settings.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    decay = adamw_weight_decay(options.weight_decay, options.learning_rate)
+    epoch = settings.train.tokens
+    lines = {
+        "model": f"{model.name}, {model.parameters() / 1e6:.1f}M parameters, "
+        f"{options.attention} attention",
+        "data": f"{options.data}, {epoch:,} training tokens, {options.documents} documents, "
+        f"{options.sequence_length} tokens per sequence",
+        "batch": str(plan),
+        "duration": f"{settings.total_steps:,} steps, "
+        f"{settings.total_steps * plan.global_batch:,} sequences",
+        "optimizer": f"AdamW, peak lr {options.learning_rate:g}, betas {options.beta1:g} "
+        f"{options.beta2:g}, eps {options.eps:g}, weight decay {decay:g} "
+        f"(published convention: {options.weight_decay:g})",
+        "precision": f"{precision(settings.deepspeed)}, ZeRO stage {stage}",
+        "device": f"{settings.device_name}, {plan.data_parallel * options.tensor_parallel} of them",
+        "output": str(options.output),
+    }
+    return "\n".join(f"{name:>10}: {text}" for name, text in lines.items())

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from plain_bert import paper_slopes
+from torch import Tensor
+
+from model.attention import BACKENDS, alibi_slopes, packed_attention, slopes_on
+
+
+def test_slopes_by_hand():
+    eight = [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
+    assert alibi_slopes(8) == eight
+    # 12: the eight, then every second one of sixteen heads.
+    assert alibi_slopes(12) == pytest.approx(eight + [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
+    assert alibi_slopes(16) == pytest.approx([2 ** (-k / 2) for k in range(1, 17)])
+    assert alibi_slopes(3) == pytest.approx([1 / 16, 1 / 256, 1 / 4])
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 16, 20, 28])
+def test_slopes_by_the_papers_rule(heads):
+    slopes = alibi_slopes(heads)
+    assert slopes == pytest.approx(paper_slopes(heads))
+    assert len(set(slopes)) == heads
+
+
+def test_slopes_of_a_tensor_parallel_rank_are_its_part_of_all():
+    device = torch.device("cpu")
+    parts = [slopes_on(device, 12, first, 4) for first in (0, 4, 8)]
+    assert torch.equal(torch.cat(parts), slopes_on(device, 12, 0, 12))
+    assert parts[0].dtype == torch.float32
+
+
+def attention_by_loops(q: Tensor, k: Tensor, v: Tensor, offsets: list[int], slopes) -> Tensor:
+    context = torch.zeros_like(q)
+    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+        for head in range(q.shape[1]):
+            for i in range(start, end):
+                scores = []
+                for j in range(start, end):
+                    score = torch.dot(q[i, head], k[j, head]) / math.sqrt(q.shape[2])
+                    scores.append(score - (slopes[head] * abs(i - j) if slopes else 0.0))
+                weights = torch.stack(scores).softmax(0)
+                context[i, head] = weights @ v[start:end, head]
+    return context
+
+
+@pytest.mark.parametrize("alibi", [True, False])
+@pytest.mark.parametrize("max_length", [6, 16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backends_equal_the_loops(backend, max_length, alibi):
+    torch.manual_seed(0)
+    # Empty sequences in the middle and at the end, and two rows behind the last one.
+    offsets, tokens = [0, 4, 4, 5, 11, 11], 13
+    qkv = torch.randn(tokens, 3, 3, 8, requires_grad=True)
+    slopes = paper_slopes(3) if alibi else None
+    expected = attention_by_loops(*qkv.unbind(1), offsets, slopes)
+    weight = torch.randn_like(expected)
+    (expected_grad,) = torch.autograd.grad((expected * weight).sum(), qkv)
+
+    context = packed_attention(
+        *qkv.unbind(1),
+        torch.tensor(offsets, dtype=torch.int32),
+        max_length,
+        slopes=torch.tensor(slopes) if alibi else None,
+        backend=backend,
+    )
+    torch.testing.assert_close(context, expected, rtol=0, atol=1e-6)
+    assert not context[11:].any()
+    (grad,) = torch.autograd.grad((context * weight).sum(), qkv)
+    torch.testing.assert_close(grad, expected_grad, rtol=0, atol=5e-6)
+    assert not grad[11:].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_but_empty_sequences_gives_zeros_and_finite_gradients(backend):
+    q = torch.randn(4, 2, 8, requires_grad=True)
+    offsets = torch.zeros(3, dtype=torch.int32)
+    context = packed_attention(
+        q, q, q, offsets, 4, slopes=torch.tensor([0.5, 0.25]), backend=backend
+    )
+    context.sum().backward()
+    assert not context.any() and not q.grad.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_falls_on_the_attention_weights(backend):
+    torch.manual_seed(0)
+    sequences, length = 64, 16
+    query = torch.randn(sequences * length, 1, length)
+    offsets = torch.arange(0, sequences * length + 1, length, dtype=torch.int32)
+    # Each token's value is the unit vector of its position, so a context is a row of weights.
+    value = torch.eye(length).repeat(sequences, 1).unsqueeze(1)
+    arguments = (query, query, value, offsets, length)
+    weights = packed_attention(*arguments, slopes=None, backend=backend)
+    dropped = packed_attention(*arguments, slopes=None, dropout=0.25, backend=backend)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(sequences * length, 1))
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], weights[kept] / 0.75)
+    # 16,384 draws: five standard deviations are 0.017.
+    assert (~kept).float().mean().item() == pytest.approx(0.25, abs=0.017)
+
+
+def test_unknown_backend_names_the_known_ones():
+    q = torch.randn(2, 1, 8)
+    offsets = torch.tensor([0, 2], dtype=torch.int32)
+    with pytest.raises(ValueError, match="'flash'; known: reference, sdpa"):
+        packed_attention(q, q, q, offsets, 2, slopes=None, backend="flash")

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from plain_bert import layer_norm, paper_slopes, randomise
+
+import model.layer
+from model.attention import packed_attention
+from model.config import PRESETS, ModelConfig
+from model.layer import PackedSequences, PostNormTransformerLayer, layer_spec, megatron_config
+
+OFFSETS = torch.tensor([0, 400, 401, 1000], dtype=torch.int32)
+
+
+def build(**changes) -> PostNormTransformerLayer:
+    sizes = dict(num_layers=1, hidden_size=24, num_heads=3, ffn_size=32)
+    config = ModelConfig("test", **(sizes | changes))
+    spec = layer_spec(config)
+    layer = spec.module(megatron_config(config, "reference"), spec.submodules)
+    randomise(layer)
+    return layer
+
+
+def run(layer: PostNormTransformerLayer, hidden: torch.Tensor, keep=None) -> dict:
+    """What goes into and out of the parts of the layer."""
+    seen = {}
+
+    def record(name):
+        def hook(_, arguments, output):
+            seen[name] = (arguments[0], output)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(record(name)) for name, module in layer.named_children()
+    ]
+    seen["layer"] = layer(hidden, PackedSequences.of(OFFSETS, 600, keep))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("feed_forward", ["standard", "glu", "fused_glu"])
+def test_the_norms_stand_behind_the_residual_sums(feed_forward):
+    layer = build(feed_forward=feed_forward, ffn_dropout=0.0).eval()
+    hidden = torch.randn(1000, 1, 24)
+    seen = run(layer, hidden)
+    attended = torch.add(*seen["self_attention"][1])
+    middle = layer_norm(hidden + attended, layer.post_attention_layernorm)
+    torch.testing.assert_close(seen["mlp"][0], middle, rtol=0, atol=1e-5)
+    fed_forward = torch.add(*seen["mlp"][1])
+    output = layer_norm(middle + fed_forward, layer.post_mlp_layernorm)
+    torch.testing.assert_close(seen["layer"], output, rtol=0, atol=1e-5)
+
+
+def test_dropout_before_both_residual_sums():
+    layer = build(hidden_dropout=0.1, ffn_dropout=0.0).train()
+    torch.manual_seed(0)
+    hidden = torch.randn(1000, 1, 24)
+    seen = run(layer, hidden)
+    sums = {
+        "attention": (hidden, "self_attention", "post_attention_layernorm"),
+        "feed-forward": (seen["mlp"][0], "mlp", "post_mlp_layernorm"),
+    }
+    for place, (residual, part, norm) in sums.items():
+        total = seen[norm][0]
+        dropped = total == residual
+        expected = residual + torch.add(*seen[part][1]) / 0.9  # the bias is dropped with the rest
+        torch.testing.assert_close(
+            total[~dropped], expected[~dropped], msg=lambda m, p=place: p + m
+        )
+        # 24,000 draws: five standard deviations are 0.0097.
+        assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.0097), place
+    seen = run(layer.eval(), hidden)
+    assert (seen["post_attention_layernorm"][0] != hidden).float().mean() > 0.999
+
+
+def test_attention_dropout_only_where_the_config_has_it():
+    hidden = torch.randn(1000, 1, 24)
+    for dropout in (0.0, 0.1):
+        layer = build(hidden_dropout=0.0, ffn_dropout=0.0, attention_dropout=dropout).train()
+        first, second = (run(layer, hidden)["layer"] for _ in range(2))
+        assert torch.equal(first, second) == (dropout == 0.0)
+        layer.eval()
+        assert torch.equal(run(layer, hidden)["layer"], run(layer, hidden)["layer"])
+
+
+def test_only_the_bert_presets_drop_attention_weights():
+    for name, config in PRESETS.items():
+        assert config.attention_dropout == (0.1 if name.startswith("bert") else 0.0), name
+
+
+def test_kept_rows_are_the_rows_picked_afterwards():
+    layer = build().eval()
+    hidden = torch.randn(1000, 1, 24)
+    rows = torch.tensor([999, 3, 400, 4])
+    kept = run(layer, hidden, keep=rows)
+    assert kept["mlp"][0].shape == (4, 1, 24), "the feed-forward saw rows nobody asked for"
+    expected = run(layer, hidden)["layer"][rows]
+    torch.testing.assert_close(kept["layer"], expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("positions", ["alibi", "learned"])
+def test_slopes_stay_fp32_in_a_bf16_model(positions, monkeypatch):
+    seen = []
+
+    def spy(*arguments, slopes, **options):
+        seen.append(slopes)
+        return packed_attention(*arguments, slopes=slopes, **options)
+
+    monkeypatch.setattr(model.layer, "packed_attention", spy)
+    layer = build(positions=positions, num_heads=12).bfloat16().eval()
+    run(layer, torch.randn(1000, 1, 24, dtype=torch.bfloat16))
+    if positions == "learned":
+        assert seen == [None]
+    else:
+        assert torch.equal(seen[0], torch.tensor(paper_slopes(12), dtype=torch.float32))
