@@ -1,37 +1,98 @@
 #!/usr/bin/env bash
-# RapidBERT, from a fresh clone: ./run.sh sets up and runs everything; ./run.sh help lists the rest.
+# RapidBERT from a fresh clone.
+#
+#   ./run.sh          set up, then the whole pipeline on this machine: text -> tokenizer -> shards ->
+#                     pretraining -> evaluation -> report, on its GPUs or on the CPU in minutes
+#   ./run.sh test     set up and run the tests (more words go to pytest)
+#   ./run.sh setup    only the environment, in .venv
+#   ./run.sh lint     formatting, lint, types and shell scripts
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 venv=.venv
 python=$venv/bin/python
 
-# Everything below runs in .venv. The stamp holds the checksum of what was installed, so that a
-# changed pin installs again and an unchanged one costs nothing.
+# The stamp holds what was installed, so that a changed pin installs again and an unchanged one
+# costs nothing.
 setup() {
-  local base=${PYTHON:-python3} stamp=$venv/.installed wanted
+  local base=${PYTHON:-python3} stamp=$venv/.installed wanted torch
   "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "run.sh: Python 3.11 or newer is needed, $base is $("$base" -V 2>&1). Set PYTHON=/path/to/python3.11." >&2
+    echo "run.sh: Python 3.11 or newer is needed; $base is $("$base" -V 2>&1)." \
+      "Set PYTHON=/path/to/python3.11." >&2
     exit 1
   }
-  wanted=$(cat pyproject.toml constraints.txt | sha256sum)
+  wanted=$("$base" -V; cat pyproject.toml constraints.txt)
   [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
-  echo "run.sh: installing into $venv (about 2 minutes) ..."
-  [[ -x $python ]] || "$base" -m venv "$venv"
-  local pip=("$python" -m pip --disable-pip-version-check install --quiet)
-  local torch
+  echo "run.sh: installing into $venv (about two minutes) ..."
+  [[ -x $python ]] || "$base" -m venv "$venv" || {
+    echo "run.sh: $base cannot make a virtual environment (Debian: apt install python3-venv)." >&2
+    exit 1
+  }
+  local install=("$python" -m pip --disable-pip-version-check install --quiet)
   torch=$(grep '^torch==' constraints.txt)
-  # The package index gives the CUDA build (several GB). Without a GPU take PyTorch's own CPU build.
-  if ! "$python" -c 'import torch' 2>/dev/null && ! command -v nvidia-smi >/dev/null; then
-    "${pip[@]}" --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||
-      echo "run.sh: PyTorch's CPU index is out of reach; taking $torch from the default index." >&2
+  # The package index has the CUDA build (several GB); a machine without a GPU asks PyTorch's own
+  # index for the CPU build first.
+  if ! has_gpu && ! "$python" -c 'import torch' 2>/dev/null; then
+    "${install[@]}" --retries 0 --timeout 15 "$torch" \
+      --index-url https://download.pytorch.org/whl/cpu 2>/dev/null ||
+      echo "run.sh: PyTorch's CPU index is out of reach, taking $torch from the default index"
   fi
-  "${pip[@]}" "$torch"
-  "${pip[@]}" -c constraints.txt -e '.[dev]'
+  # pip names its every mirror that lacks a package; what fails still prints ERROR.
+  { "${install[@]}" "$torch" && "${install[@]}" -c constraints.txt -e '.[dev]'; } \
+    2> >(grep -v '^WARNING: Location' >&2)
   printf '%s\n' "$wanted" >"$stamp"
 }
 
-case ${1:-demo} in
-  setup) setup ;;
-  *) echo "run.sh: unknown command '$1'" >&2; exit 2 ;;
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
+
+# GPUs of this machine, or on the CPU two processes, so that the distributed code is what runs.
+processes() {
+  if has_gpu; then nvidia-smi -L | grep -c GPU; else echo 2; fi
+}
+
+demo() {
+  local data=data/demo output=runs/demo
+  say "1/4  text to tokenizer and token shards"
+  "$python" recipes/prepare_data.py --output "$data" --vocab-size 4096 --validation-fraction 0.05
+  say "2/4  pretraining, through the DeepSpeed launcher"
+  "$venv/bin/deepspeed" --num_gpus "$(processes)" recipes/pretrain.py \
+    --model rapidbert-tiny --data "$data" --output "$output" \
+    --deepspeed_config ds_configs/tiny_cpu.json \
+    --duration 36000 --loader-workers 0 --log-every 20 --eval-every 100 --save-every 100
+  say "3/4  held-out sentences with a word masked"
+  "$python" recipes/fill_mask.py --checkpoint "$output" --data "$data"
+  say "4/4  report"
+  "$python" recipes/report.py "$output"
+  echo
+  echo "data        $data"
+  echo "run         $output (weights, configuration and tokenizer in $output/export)"
+  echo "curves      $venv/bin/tensorboard --logdir runs"
+}
+
+say() { printf '\n== %s\n' "$*"; }
+
+command=${1:-demo}
+[[ $# -gt 0 ]] && shift
+case $command in
+  demo | test | setup | lint) setup ;;
+esac
+if ! has_gpu; then
+  export DS_ACCELERATOR=cpu # otherwise DeepSpeed looks for devices in every process, aloud
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+fi
+case $command in
+  setup) ;;
+  demo) demo ;;
+  test) exec "$python" -m pytest "$@" ;;
+  lint)
+    "$venv/bin/ruff" format --check .
+    "$venv/bin/ruff" check .
+    "$venv/bin/mypy"
+    git ls-files -z '*.sh' .ci/run | xargs -0 "$venv/bin/shellcheck"
+    ;;
+  -h | --help | help) sed -n '2,8s/^# \{0,1\}//p' run.sh ;;
+  *)
+    echo "run.sh: unknown command '$command'; see ./run.sh help" >&2
+    exit 2
+    ;;
 esac

@@ -4,7 +4,8 @@ ALiBi (arXiv 2108.12409) in an encoder is symmetric: the score of query i and ke
 sequence gets -slope_h * |i - j|. There are no position embeddings, so a model trained at 128
 tokens runs at any length.
 
-Legend: T packed tokens, S sequences, L longest sequence the backend must handle, H heads, D head_dim.
+Legend: T packed tokens, S sequences, L longest sequence a backend must handle, H heads,
+D head_dim.
 """
 
 from __future__ import annotations

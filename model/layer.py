@@ -79,7 +79,7 @@ class PackedCoreAttention(MegatronModule):
         attention_bias: None = None,
         packed_seq_params: PackedSequences | None = None,
     ) -> Tensor:
-        """query, key, value [T, heads / TP, head_dim] to context of the same shape, or of K rows."""
+        """query, key, value [T, heads / TP, head_dim] to context of that shape, or of K rows."""
         assert packed_seq_params is not None, "the encoder works on packed sequences only"
         slopes = None
         if self.alibi:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
-    gather_from_tensor_model_parallel_region,
     set_tensor_model_parallel_attributes,
     vocab_parallel_cross_entropy,
 )
@@ -64,11 +64,17 @@ class MaskedLM(nn.Module):
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Scores of the whole vocabulary, [K, padded vocabulary], for `rows` int64 [K] or all."""
-        return gather_from_tensor_model_parallel_region(
-            self._local_logits(
-                input_ids, sequence_offsets, max_sequence_length, rows, token_type_ids
-            )
+        local = self._local_logits(
+            input_ids, sequence_offsets, max_sequence_length, rows, token_type_ids
         )
+        group = parallel_state.get_tensor_model_parallel_group()
+        if group.size() == 1:
+            return local
+        # Megatron's own gather allocates on the current CUDA device, even without one.
+        shards = [torch.empty_like(local) for _ in range(group.size())]
+        dist.all_gather(shards, local.contiguous(), group=group)
+        shards[group.rank()] = local  # the one that a gradient may flow back to
+        return torch.cat(shards, dim=-1)
 
     def forward(
         self,

@@ -30,7 +30,7 @@ def unpad(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad(packed: Tensor, rows: Tensor, sequences: int, length: int) -> Tensor:
-    """Put packed rows back: [T, ...] to [S, L, ...], zeros on padding. Inverse of indexing by rows."""
+    """Put packed rows back: [T, ...] to [S, L, ...], zeros on padding."""
     padded = packed.new_zeros((sequences * length, *packed.shape[1:]))
     return padded.index_copy(0, rows, packed).unflatten(0, (sequences, length))
 

@@ -24,7 +24,9 @@ def initialize_parallel(tensor_parallel: int = 1) -> None:
     if parallel_state.model_parallel_is_initialized():
         size = parallel_state.get_tensor_model_parallel_world_size()
         if size != tensor_parallel:
-            raise ValueError(f"tensor-parallel groups of {size} exist already, not {tensor_parallel}")
+            raise ValueError(
+                f"tensor-parallel groups of {size} exist already, not {tensor_parallel}"
+            )
         return
     world = dist.get_world_size()
     if world % tensor_parallel:

@@ -38,10 +38,11 @@ def to_public(state: Mapping[str, Tensor], config: ModelConfig) -> State:
 
 
 def from_public(public: Mapping[str, Tensor], config: ModelConfig) -> State:
-    """Inverse of `to_public`.
+    """Inverse of `to_public`. Tensors that the model has no place for are left out.
 
     Raises:
-        ValueError: missing tensors or wrong shapes, all of them named.
+        ValueError: missing tensors, or QKV rows that cannot be regrouped, all of them named. The
+            other shapes are for `scatter_state` to check.
     """
     public = dict(public)
     if config.feed_forward == "glu":
@@ -58,14 +59,15 @@ def from_public(public: Mapping[str, Tensor], config: ModelConfig) -> State:
         if missing:
             faults.append(f"missing {', '.join(missing)}")
             continue
-        tensor = torch.cat([public[name] for name in names]) if len(names) > 1 else public[names[0]]
         if "linear_qkv" in ours:
-            rows = 3 * config.hidden_size
-            if tensor.shape[0] != rows:
-                faults.append(f"{names[0]}: {tensor.shape[0]} rows of QKV, the model has {rows}")
+            rows = 3 * config.hidden_size // len(names)
+            wrong = [name for name in names if public[name].shape[:1] != (rows,)]
+            if wrong:
+                faults += [f"{x} is {list(public[x].shape)}, not {rows} rows" for x in wrong]
                 continue
-            tensor = _merge_heads(tensor, config)
-        state[ours] = tensor
+            state[ours] = _merge_heads(torch.cat([public[name] for name in names]), config)
+        else:
+            state[ours] = public[names[0]]
     if faults:
         raise ValueError("weights do not fit the model: " + "; ".join(faults))
     return state
@@ -84,17 +86,17 @@ def gather_state(
     whole: State = {}
     for name, parameter in model.named_parameters():
         tensor = value(name, parameter)
-        if shards > 1 and getattr(parameter, "tensor_model_parallel", False):
+        split = _split(parameter)
+        if shards > 1 and split:
+            dim, stride = split
             parts = [torch.empty_like(tensor) for _ in range(shards)]
             dist.all_gather(parts, tensor.contiguous(), group=group)
-            stride = parameter.partition_stride
-            dim = parameter.partition_dim
             # Each rank holds one piece of each of the `stride` blocks (gate and value of a GLU).
             blocks = [part.chunk(stride, dim) for part in parts]
             tensor = torch.cat(
                 [blocks[rank][block] for block in range(stride) for rank in range(shards)], dim
             )
-        whole[name] = tensor.float().cpu()
+        whole[name] = tensor.to("cpu", torch.float32, copy=True)
     return whole
 
 
@@ -113,21 +115,29 @@ def scatter_state(model: nn.Module, whole: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         if name not in whole:
             continue
-        tensor = whole[name]
-        if shards > 1 and getattr(parameter, "tensor_model_parallel", False):
-            dim, stride = parameter.partition_dim, parameter.partition_stride
-            pieces = tensor.chunk(shards * stride, dim)
-            tensor = torch.cat(pieces[rank::shards], dim)
-        if tensor.shape != parameter.shape:
-            faults.append(
-                f"{name} is {list(tensor.shape)}, the model has {list(parameter.shape)}"
-            )
-        local[name] = tensor
+        tensor, shape = whole[name], list(parameter.shape)
+        split = _split(parameter) if shards > 1 else None
+        if split:
+            shape[split[0]] *= shards
+        if list(tensor.shape) != shape:
+            faults.append(f"{name} is {list(tensor.shape)}, the model has {shape}")
+        elif split:
+            dim, stride = split
+            local[name] = torch.cat(tensor.chunk(shards * stride, dim)[rank::shards], dim)
+        else:
+            local[name] = tensor
     if faults:
         raise ValueError("weights do not fit the model: " + "; ".join(faults))
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(local[name])
+
+
+def _split(parameter: nn.Parameter) -> tuple[int, int] | None:
+    """Dimension and stride of Megatron's cut through a parameter; None if ranks have it whole."""
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return None
+    return parameter.partition_dim, parameter.partition_stride  # type: ignore[attr-defined]
 
 
 def _layer_prefixes(config: ModelConfig) -> list[str]:

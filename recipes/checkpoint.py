@@ -1,9 +1,9 @@
 """Resume state and export: a checkpoint is whole or it does not exist.
 
-DeepSpeed writes every rank's shard into `step-….partial`; rank 0 then records size and checksum of
-every file in a manifest, brings all of it to the disk and renames the directory. Only a directory
-with its final name and a manifest that its files match is ever loaded, the newest first. DeepSpeed's
-own `latest` is not used: it is written before the other ranks have finished.
+DeepSpeed writes every rank's shard into `step-N.partial`; rank 0 then records size and checksum
+of every file in a manifest, brings all of it to the disk and renames the directory. Only a
+directory with its final name and a manifest that its files match is ever loaded, the newest first.
+DeepSpeed's own `latest` is not used: it is written before the other ranks have finished.
 
 The resume state is pickle (DeepSpeed's format) and only for the run that wrote it. What leaves the
 run is the export: safetensors, configuration and tokenizer.
@@ -59,7 +59,7 @@ def save(engine: Any, directory: Path, progress: Progress, world: World, keep: i
     """
     final = directory / f"step-{progress.step:09d}"
     partial = final.with_name(final.name + PARTIAL)
-    fault = None
+    fault: Exception | None = None
     try:
         if world.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -189,9 +189,9 @@ def resume(engine: Any, directory: Path, world: World, *, expected: bool) -> Pro
     wrote = (manifest["world_size"], manifest["tensor_parallel_size"])
     if wrote != (world.world_size, world.tensor_parallel_size):
         raise UserError(
-            f"{directory / found} was written by {wrote[0]} processes (tensor-parallel {wrote[1]}); "
-            f"this run has {world.world_size} (tensor-parallel {world.tensor_parallel_size}). "
-            f"Resume with {wrote[0]} processes."
+            f"{directory / found} was written by {wrote[0]} processes (tensor-parallel "
+            f"{wrote[1]}), this run has {world.world_size} (tensor-parallel "
+            f"{world.tensor_parallel_size}): resume with {wrote[0]}."
         )
     loaded, _ = engine.load_checkpoint(str(directory), tag=found)
     if loaded is None:
@@ -216,36 +216,48 @@ def export(engine: Any, config: ModelConfig, data_dir: Path, output: Path, facts
     Weights are the optimizer's fp32 master weights. Call on every rank.
 
     Args:
-        facts: what else `config.json` should say (tokenizer fingerprint, training, step).
+        facts: what else `config.json` should say (tokenizer fingerprint, sequence length).
     """
     precise = dict(full_precision_parameters(engine))
     state = gather_state(engine.module, lambda name, parameter: precise[name])
     final = output / "export"
     if dist.get_rank() == 0:
-        partial = final.with_name("export" + PARTIAL)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        public = {name: value.contiguous() for name, value in to_public(state, config).items()}
-        save_file(public, str(partial / "model.safetensors"), metadata={"format": "pt"})
-        description = {"model": config.to_dict(), **facts}
-        write_whole(partial / "config.json", json.dumps(description, indent=1).encode())
-        for name in TOKENIZER_FILES:
-            shutil.copyfile(data_dir / name, partial / name)
-        for path in partial.iterdir():
-            _fingerprint(path, sync=True)
-        previous = final.with_name("export.previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        if final.exists():
-            os.replace(final, previous)
-        os.replace(partial, final)
-        _sync_directory(output)
-        shutil.rmtree(previous, ignore_errors=True)
+        write_export(final, state, config, data_dir, facts)
     dist.barrier()
     return final
 
 
-def read_export(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict, Path]:
-    """Configuration, weights (as `MaskedLM` names them), `config.json` and directory of an export.
+def write_export(
+    final: Path, state: dict[str, Tensor], config: ModelConfig, tokenizer_dir: Path, facts: dict
+) -> None:
+    """Publish whole weights (as `MaskedLM` names them) with configuration and tokenizer."""
+    partial = final.with_name(final.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    public = {name: value.contiguous() for name, value in to_public(state, config).items()}
+    save_file(public, str(partial / "model.safetensors"), metadata={"format": "pt"})
+    description = {"model": config.to_dict(), **facts}
+    write_whole(partial / "config.json", json.dumps(description, indent=1).encode())
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer_dir / name, partial / name)
+    for path in partial.iterdir():
+        _fingerprint(path, sync=True)
+    previous = final.with_name(final.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if final.exists():
+        os.replace(final, previous)
+    os.replace(partial, final)
+    _sync_directory(final.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def export_directory(checkpoint: Path) -> Path:
+    """The export of a run's directory; any other directory is taken for an export itself."""
+    return checkpoint / "export" if (checkpoint / "export").is_dir() else checkpoint
+
+
+def read_export(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict]:
+    """Configuration, weights (as `MaskedLM` names them) and `config.json` of an export.
 
     Args:
         checkpoint: an export, or the directory of a run that has one.
@@ -253,7 +265,7 @@ def read_export(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict,
     Raises:
         UserError: no export there, or a damaged one.
     """
-    directory = checkpoint / "export" if (checkpoint / "export").is_dir() else checkpoint
+    directory = export_directory(checkpoint)
     try:
         description = json.loads((directory / "config.json").read_bytes())
         config = ModelConfig.from_dict(description["model"])
@@ -265,12 +277,12 @@ def read_export(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict,
         ) from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory}: damaged export: {error}") from None
-    return config, state, description, directory
+    return config, state, description
 
 
 def load_model(checkpoint: Path, attention_backend: str = "reference") -> MaskedLM:
     """The exported model in evaluation mode. Raises `UserError` as `read_export` does."""
-    config, state, _, _ = read_export(checkpoint)
+    config, state, _ = read_export(checkpoint)
     model = MaskedLM(config, attention_backend)
     load_weights(model, state)
     return model.eval()

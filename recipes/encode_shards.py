@@ -30,7 +30,6 @@ from recipes.tokenizer import Tokenizer, encode_documents
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 4 << 20  # whichever comes first: long documents would add up
-BAD_RECORDS_TOLERATED = 1000  # in one portion, before its share is looked at
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,10 @@ def encode_portion(
     started = time.process_time()
     writers: dict[str, ShardWriter] = {}
     with ExitStack() as stack:
-        for batch in _batches(task.portion.documents(job.text_key, result.skipped)):
+        documents = task.portion.documents(job.text_key, result.skipped, job.max_bad_fraction)
+        for batch in _batches(documents):
             if stop is not None and _abandoned(stop):
                 raise _Stopped
-            check_bad_records(result.skipped, job.max_bad_fraction, BAD_RECORDS_TOLERATED)
             for text, tokens in zip(batch, encode_documents(tokenizer, batch), strict=True):
                 if len(tokens) == 0:  # nothing but what the normalisation removes
                     result.skipped.counts[EMPTY] = result.skipped.counts.get(EMPTY, 0) + 1
@@ -196,18 +195,3 @@ def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def check_bad_records(skipped: Skipped, max_bad_fraction: float, tolerated: int = 0) -> None:
-    """Refuse an input too much of which is unusable.
-
-    Raises:
-        UserError: more than `tolerated` records, and more than the fraction, are bad.
-    """
-    if skipped.bad > max(tolerated, max_bad_fraction * skipped.records):
-        reasons = "; ".join(skipped.describe(r) for r in skipped.counts if r != EMPTY)
-        raise UserError(
-            f"{skipped.bad:,} of {skipped.records:,} records are unusable "
-            f"({skipped.bad / skipped.records:.1%}), more than --max-bad-fraction "
-            f"{max_bad_fraction:g}: {reasons}"
-        )

@@ -1,4 +1,6 @@
-"""Process groups + DeepSpeed JSON + model -> a DeepSpeed engine. The only file that imports deepspeed.
+"""Process groups + DeepSpeed JSON + model -> a DeepSpeed engine.
+
+No other file imports deepspeed.
 
 One home per number: the JSON owns precision, ZeRO, communication and batch sizes; the recipe owns
 model, data, optimizer, schedule and duration. A key that has its home elsewhere, or that nobody
@@ -153,7 +155,9 @@ def _config_faults(config: dict[str, Any]) -> list[str]:
     faults = []
     for key, value in config.items():
         if key in RECIPE_KEYS:
-            faults.append(f"{key!r} has no place in the DeepSpeed configuration: {RECIPE_KEYS[key]}")
+            faults.append(
+                f"{key!r} has no place in the DeepSpeed configuration: {RECIPE_KEYS[key]}"
+            )
         elif key not in JSON_KEYS:
             near = difflib.get_close_matches(key, JSON_KEYS, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -207,7 +211,7 @@ def _enabled(config: dict[str, Any], section: str) -> bool:
 
 
 def precision(config: dict[str, Any]) -> str:
-    """"bf16", "autocast bfloat16" or "fp32"."""
+    """One of "bf16", "autocast bfloat16" and "fp32"."""
     if _enabled(config, "bf16"):
         return "bf16"
     if _enabled(config, "torch_autocast"):

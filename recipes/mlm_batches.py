@@ -13,8 +13,8 @@ loader workers, and after a restart. No generator state exists that could be los
 
 Masking is Bernoulli per token, as published: the number of masked tokens varies a little from
 batch to batch. So does the number of real tokens. Both are rounded up to a multiple of a bucket of
-1/16 of their capacity, so that a run sees a handful of shapes and compiled kernels are reused.
-The cost is half a bucket on average, 1/32 of the capacity, or 3-4% of the rows when documents fill
+1/32 of their capacity, so that a run sees a handful of shapes and compiled kernels are reused.
+The cost is half a bucket on average, 1/64 of the capacity, or 1-2% of the rows when documents fill
 their sequences to about 90%: rows that belong to no sequence, and rows in the head that the loss
 ignores. `python recipes/benchmark.py input` measures both.
 """
@@ -35,7 +35,7 @@ from recipes.sequence_order import GOLDEN, Documents, SequenceIndex, hash64, mix
 from recipes.token_shards import TokenShards
 
 IGNORED_LABEL = -100  # what torch's cross entropy skips by default
-_BUCKETS = 16
+_BUCKETS = 32
 _ROW_MULTIPLE = 64  # matmul tiles
 _MASKED_SHARE, _RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest keep their id
 

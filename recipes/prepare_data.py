@@ -35,7 +35,6 @@ from recipes.encode_shards import (  # noqa: E402
     Encoded,
     Job,
     Task,
-    check_bad_records,
     document_hash,
     encode_portions,
 )
@@ -148,7 +147,7 @@ def _prepare(args: argparse.Namespace) -> int:
     else:
         progress = _read_progress(output, plan)
     output.mkdir(parents=True, exist_ok=True)
-    held_out_below = _held_out_below(plan, args.text_key)
+    held_out_below = _held_out_below(plan, args.text_key, args.max_bad_fraction)
     if progress is None:
         tokenizer = _make_tokenizer(args, plan, held_out_below)
         progress = Progress(plan.options, plan.input_digest, tokenizer.fingerprint)
@@ -160,7 +159,7 @@ def _prepare(args: argparse.Namespace) -> int:
         print(f"continuing: {len(progress.finished)} of {len(plan.tasks)} shards are finished")
     job = Job(output, tokenizer.path, args.text_key, held_out_below, args.max_bad_fraction)
     _encode(plan, progress, job, args.workers)
-    check_bad_records(progress.skipped(), args.max_bad_fraction)
+    progress.skipped().check(args.max_bad_fraction)
     manifest = _manifest(plan, progress, tokenizer)
     write_whole(output / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
     (output / PROGRESS_NAME).unlink()
@@ -329,7 +328,7 @@ def _clear(output: Path) -> None:
             path.unlink()
 
 
-def _held_out_below(plan: Plan, text_key: str) -> int:
+def _held_out_below(plan: Plan, text_key: str, max_bad_fraction: float) -> int:
     """The hash below which documents are held out: the fraction, or more if need be to find one.
 
     Of the first documents the one with the smallest hash is always held out, so that even a small
@@ -339,10 +338,19 @@ def _held_out_below(plan: Plan, text_key: str) -> int:
         return 0
     skipped = Skipped()
     training = (task.portion for task in plan.tasks if task.split == "train")
-    documents = chain.from_iterable(p.documents(text_key, skipped) for p in training)
+    documents = chain.from_iterable(
+        portion.documents(text_key, skipped, max_bad_fraction) for portion in training
+    )
     head = islice(documents, int(HELD_OUT_HEAD / plan.held_out_fraction))
-    smallest = min(map(document_hash, head), default=0)
-    return max(int(plan.held_out_fraction * 2**64), smallest + 1)
+    hashes = [document_hash(text) for text in head]
+    if len(set(hashes)) < 2:
+        alike = f"; the {len(hashes):,} found are all alike" if len(hashes) > 1 else ""
+        raise UserError(
+            f"{len(hashes):,} usable documents at the start of the input{alike}: training and "
+            "validation need at least two different ones, or give --validation-input"
+            + "".join(f"; skipped: {skipped.describe(reason)}" for reason in skipped.counts)
+        )
+    return max(int(plan.held_out_fraction * 2**64), min(hashes) + 1)
 
 
 def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out_below: int) -> Tokenizer:
@@ -352,10 +360,9 @@ def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out_below: int) -
         tokenizer = Tokenizer(path)
     else:
         sample_bytes = args.tokenizer_sample_mb * 1_000_000
+        print(f"training the tokenizer: {_vocab_size(args)} pieces on up to {sample_bytes:,} bytes")
         training = [task.portion for task in plan.tasks if task.split == "train"]
-        sample = list(_sample(training, args.text_key, sample_bytes, held_out_below))
-        size = sum(len(text.encode()) for text in sample)
-        print(f"training the tokenizer: {_vocab_size(args)} pieces on {size / 1e6:.1f} MB of text")
+        sample = _sample(training, args.text_key, sample_bytes, held_out_below)
         tokenizer = train_tokenizer(
             sample,
             path,
@@ -413,7 +420,7 @@ def _manifest(plan: Plan, progress: Progress, tokenizer: Tokenizer) -> dict[str,
             if split in progress.finished[task.name]["shards"]
         ]
         if not shards:
-            raise UserError(_no_documents(split, plan, progress))
+            raise UserError(_no_documents(split, progress))
         splits[split] = {
             "documents": sum(shard["documents"] for shard in shards),
             "tokens": sum(shard["tokens"] for shard in shards),
@@ -442,11 +449,9 @@ def _manifest(plan: Plan, progress: Progress, tokenizer: Tokenizer) -> dict[str,
     }
 
 
-def _no_documents(split: str, plan: Plan, progress: Progress) -> str:
+def _no_documents(split: str, progress: Progress) -> str:
     skipped = progress.skipped()
     reasons = "; ".join(map(skipped.describe, skipped.counts)) or "none skipped"
-    if split == "train" and "validation" in progress.token_counts and plan.held_out_fraction:
-        return "the only document was held out for validation: give more, or --validation-input"
     return f"no documents for {split} in {skipped.records:,} records: {reasons}"
 
 

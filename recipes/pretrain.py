@@ -26,7 +26,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from torch import Tensor
 
 from model.attention import BACKENDS
 from model.config import PRESETS, ModelConfig, preset, training_flops
@@ -215,7 +214,7 @@ def evaluate(model: MaskedLM, settings: Run, world: World) -> dict[str, float]:
 def next_step(
     batches: Iterator[PackedBatch], accumulation: int, world: World
 ) -> tuple[list[PackedBatch], float]:
-    """This rank's micro-batches of one step on the device, and the seconds spent waiting for them."""
+    """This rank's micro-batches of one step on the device, and the seconds it waited for them."""
     began = time.perf_counter()
     micro_batches = [next(batches) for _ in range(accumulation)]
     waited = time.perf_counter() - began

@@ -108,7 +108,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 def _plain(block: str) -> str:
     block = block.strip()
-    if block.startswith((">>>", "...", "..", "$ ", "% ")):
+    if block.startswith((">>>", "..", "$ ", "% ")) or "::=" in block:
         return ""
     if ">>>" in block:
         block = block[: block.index(">>>")]

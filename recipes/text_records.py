@@ -26,6 +26,9 @@ from recipes.cli import UserError
 MAX_RECORD_BYTES = 16 << 20
 """Longer lines and documents are skipped, so that a file without newlines cannot fill memory."""
 
+BAD_RECORDS_TOLERATED = 1000
+"""Bad records of one portion before their share is looked at: they often come in a row."""
+
 EMPTY = "empty"
 """The reason for skipping a document without text, which is no fault of the input."""
 
@@ -95,6 +98,20 @@ class Skipped:
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
         self.examples = other.examples | self.examples
+
+    def check(self, max_bad_fraction: float, tolerated: int = 0) -> None:
+        """Refuse an input too much of which is unusable.
+
+        Raises:
+            UserError: more than `tolerated` records, and more than the fraction, are bad.
+        """
+        if self.bad > max(tolerated, max_bad_fraction * self.records):
+            reasons = "; ".join(map(self.describe, self.counts))
+            raise UserError(
+                f"{self.bad:,} of {self.records:,} records are unusable "
+                f"({self.bad / self.records:.1%}), more than --max-bad-fraction "
+                f"{max_bad_fraction:g}: {reasons}"
+            )
 
     def describe(self, reason: str) -> str:
         first = f" (first: {self.examples[reason]})" if reason in self.examples else ""

@@ -19,9 +19,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from recipes.cli import UserError
 from recipes.text_records import (
+    BAD_RECORDS_TOLERATED,
     COMPRESSIONS,
     FORMATS,
     Skipped,
@@ -63,11 +65,14 @@ class Portion:
         """Bytes on disk."""
         return sum(span.size for span in self.spans) // self.lanes
 
-    def documents(self, text_key: str, skipped: Skipped) -> Iterator[str]:
+    def documents(
+        self, text_key: str, skipped: Skipped, max_bad_fraction: float = 1.0
+    ) -> Iterator[str]:
         """The texts, in order; what cannot be used is counted in `skipped`.
 
         Raises:
-            UserError: an input is damaged or cannot be read to its end.
+            UserError: an input is damaged or cannot be read to its end, or more than
+                BAD_RECORDS_TOLERATED records, and more than `max_bad_fraction`, are unusable.
         """
         for span, position, raw in self._records(text_key):
             skipped.records += 1
@@ -75,8 +80,9 @@ class Portion:
                 yield text_of(raw, span.kind, text_key)
             except ValueError as reason:
                 skipped.add(str(reason), span, position)
+                skipped.check(max_bad_fraction, BAD_RECORDS_TOLERATED)
 
-    def _records(self, text_key: str):
+    def _records(self, text_key: str) -> Iterator[tuple[Span, int, Any]]:
         records = (
             (span, position, raw)
             for span in self.spans
@@ -190,7 +196,7 @@ def portions(
 
 
 def _lanes(size: int, target: int) -> int:
-    return max(1, min(MAX_LANES, size // target))
+    return max(1, min(MAX_LANES, round(size / target)))
 
 
 def _pieces(span: Span, target: int) -> Iterator[Span]:

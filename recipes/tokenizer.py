@@ -160,10 +160,12 @@ def train_tokenizer(
         UserError: the text is too small or has too large an alphabet for the vocabulary.
         OSError: the file cannot be written.
     """
+    # SentencePiece turns every exception of an iterator into a RuntimeError of its own.
+    sentences = list(_sentences(texts, sample_bytes))
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts, sample_bytes),
+            sentence_iterator=iter(sentences),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,

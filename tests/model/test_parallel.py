@@ -15,7 +15,9 @@ from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel, seed_dropout
 from model.public_layout import gather_state, scatter_state
 
-SIZES = dict(num_layers=2, hidden_size=32, num_heads=4, ffn_size=24, vocab_size=128)
+SIZES = dict(
+    num_layers=2, hidden_size=32, num_heads=4, ffn_size=24, vocab_size=128, max_positions=12
+)
 NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0, ffn_dropout=0.0)
 CONFIGS = {
     "fused_glu": ModelConfig("fused_glu", **SIZES, **NO_DROPOUT),
@@ -50,6 +52,10 @@ def tensor_parallel_rank(rank: int, folder: Path) -> None:
         torch.manual_seed(0)
         model = MaskedLM(config)
         result = {"initial": gather_state(model)}
+        try:
+            scatter_state(model, result["initial"] | {"head.decoder_bias": torch.zeros(1)})
+        except ValueError as error:
+            result["fault"] = str(error)
         scatter_state(model, torch.load(folder / f"{kind}.pt"))
         result["local_parameters"] = sum(p.numel() for p in model.parameters())
         result["gathered"] = gather_state(model)
@@ -84,6 +90,7 @@ def test_two_tensor_parallel_ranks_equal_one_process(kind, two_ranks):
     expected = train_step(model)
     for rank in two_ranks:
         result = rank[kind]
+        assert result["fault"].endswith("head.decoder_bias is [1], the model has [128]")
         assert result["local_parameters"] < 0.6 * CONFIGS[kind].parameters()
         for name in whole:
             assert torch.equal(result["gathered"][name], whole[name]), name

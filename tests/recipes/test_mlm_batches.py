@@ -107,12 +107,16 @@ def global_step(shards, step, world_size, accumulation, micro_batch):
 @pytest.mark.parametrize(
     "world_size, accumulation", [(1, 8), (2, 1), (2, 4), (4, 5), (8, 1), (8, 2), (200, 1), (200, 2)]
 )
-def test_a_global_step_is_the_same_on_any_world_size(train, world_size, accumulation):
+def test_a_global_step_is_the_same_on_any_world_size(train, validation, world_size, accumulation):
     global_batch = 800
-    for step in (0, 5):  # step 5 crosses the end of an epoch
-        expected = global_step(train, step, 1, 1, global_batch)
-        micro_batch = global_batch // (world_size * accumulation)
-        assert global_step(train, step, world_size, accumulation, micro_batch) == expected
+    micro_batch = global_batch // (world_size * accumulation)
+    epoch = MlmBatches(train, sequence_length=LENGTH, seed=0, micro_batch=1).epoch_sequences
+    across_epochs = epoch // global_batch
+    assert across_epochs * global_batch < epoch < (across_epochs + 1) * global_batch
+    # The validation split has fewer sequences than a global batch: one step sees several epochs.
+    for shards, step in ((train, 0), (train, across_epochs), (validation, 1)):
+        expected = global_step(shards, step, 1, 1, global_batch)
+        assert global_step(shards, step, world_size, accumulation, micro_batch) == expected
 
 
 def test_masks_are_the_documented_function_of_seed_position_and_place(train):
@@ -213,10 +217,10 @@ def test_layout_and_counts(train):
 
 
 @pytest.mark.parametrize(
-    "micro_batch, tokens, masked", [(512, 4096, 1280), (128, 1024, 320), (1, 64, 64)]
+    "micro_batch, tokens, masked", [(512, 2048, 640), (128, 512, 192), (1, 64, 64)]
 )
 def test_bucket_sizes(train, micro_batch, tokens, masked):
-    # 512 x 128 / 16 = 4096; 30% of it is 1228.8, the next multiple of 64 is 1280.
+    # 512 x 128 / 32 = 2048; 30% of it is 614.4, the next multiple of 64 is 640.
     batches = MlmBatches(train, seed=0, micro_batch=micro_batch)
     assert (batches.token_bucket, batches.masked_bucket) == (tokens, masked)
 

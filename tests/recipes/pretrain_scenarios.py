@@ -1,0 +1,233 @@
+"""Worlds of one to four processes in which the tests of the training path run pretraining.
+
+Importing torch, Megatron-core and DeepSpeed takes seconds. A fork server does it once; every rank
+of every world is then a fork of it, with the imports done and no process group made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import deepspeed  # noqa: F401  (imported for the forks)
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.config import PRESETS, ModelConfig
+from model.masked_lm import MaskedLM
+from recipes import engine, pretrain
+from recipes.engine import World
+from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
+from recipes.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, train_tokenizer
+
+_SIZES: dict[str, Any] = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64)
+PRESETS["probe-tiny"] = ModelConfig("probe-tiny", **_SIZES, hidden_dropout=0.0, ffn_dropout=0.0)
+PRESETS["dropout-tiny"] = ModelConfig("dropout-tiny", **_SIZES)
+
+# A world that has not answered by then hangs: one rank waits for another.
+TIMEOUT_SECONDS = 60
+
+TOPICS, TOPIC_PIECES = 12, 5
+
+
+@dataclass
+class Outcome:
+    """How one rank ended: what its task returned or raised, and what it printed."""
+
+    value: Any = None
+    error: BaseException | None = None
+    output: str = ""
+
+
+def run_world(world_size: int, task: Callable[..., Any], *arguments: Any) -> list[Outcome]:
+    """Run `task(*arguments)` on every rank of a new world."""
+    context = _fork_server()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(world_size):
+        receiver, sender = context.Pipe(duplex=False)
+        environment = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world_size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        process = context.Process(target=_rank, args=(sender, environment, task, arguments))
+        process.start()
+        sender.close()
+        ranks.append((process, receiver))
+    outcomes = [
+        receiver.recv() if receiver.poll(TIMEOUT_SECONDS) else Outcome(error=TimeoutError("hangs"))
+        for _, receiver in ranks
+    ]
+    for process, _ in ranks:
+        process.kill()
+        process.join()
+    return outcomes
+
+
+def values(outcomes: list[Outcome]) -> list[Any]:
+    """What the ranks returned; raises the first error there was."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    return [outcome.value for outcome in outcomes]
+
+
+@functools.cache
+def _fork_server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # Python 3.11 gives the server no sys.path, and ignores a module that it does not find.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def _rank(sender: Any, environment: dict[str, Any], task: Callable[..., Any], arguments) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    outcome, printed = Outcome(), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            outcome.value = task(*arguments)
+        except BaseException as error:
+            outcome.error = error
+    outcome.output = printed.getvalue()
+    sender.send(outcome)
+
+
+def write_data(directory: Path) -> Path:
+    """Prepared data that a tiny model learns within a hundred steps, with a real tokenizer.
+
+    Every document runs in a cycle through the few pieces of its topic, so that a masked piece
+    follows from its neighbours, while the frequencies alone say nothing.
+    """
+    directory.mkdir(parents=True)
+    vocab_size = MIN_VOCAB_SIZE + TOPICS * TOPIC_PIECES
+    letters = [chr(ord("a") + n) for n in range(26)]
+    words = [a + b + c for a in letters for b in letters for c in "aeiou"]
+    tokenizer = train_tokenizer(
+        (" ".join(words[n : n + 50]) for n in range(0, len(words), 50)),
+        directory / "tokenizer.model",
+        vocab_size,
+    )
+    (directory / "tokenizer.vocab").write_text(tokenizer.vocabulary())
+    generator = np.random.default_rng(0)
+    pieces = np.arange(TOPICS * TOPIC_PIECES).reshape(TOPICS, TOPIC_PIECES) + MIN_VOCAB_SIZE
+    splits = {}
+    for split, documents in (("train", 600), ("validation", 60)):
+        with ShardWriter(directory / f"{split}-00000", vocab_size) as writer:
+            for number in range(documents):
+                cycle = np.tile(pieces[number % TOPICS], 20)
+                first = generator.integers(TOPIC_PIECES)
+                writer.add(cycle[first : first + generator.integers(10, 90)])
+        splits[split] = {
+            "documents": writer.info["documents"],
+            "tokens": writer.info["tokens"],
+            "unigram_entropy_nats": float(np.log(pieces.size)),
+            "shards": [writer.info],
+        }
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": vocab_size,
+            "lower_case": True,
+            "special_ids": SPECIAL_IDS,
+        },
+        "splits": splits,
+    }
+    (directory / MANIFEST_NAME).write_text(json.dumps(manifest))
+    return directory
+
+
+def write_config(directory: Path, batch: int, micro_batch: int, stage: int = 1, **keys) -> Path:
+    """A DeepSpeed JSON in `directory`."""
+    path = directory / f"{batch}x{micro_batch}-stage{stage}-{'-'.join(keys) or 'fp32'}.json"
+    batches = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": micro_batch}
+    path.write_text(json.dumps({**batches, "zero_optimization": {"stage": stage}, **keys}))
+    return path
+
+
+def command_line(data: Path, output: Path, config: Path, **options: Any) -> list[str]:
+    """Arguments of `pretrain.py` for a run of a few small steps, every step logged."""
+    chosen = {
+        "model": "probe-tiny",
+        "data": data,
+        "output": output,
+        "deepspeed_config": config,
+        "sequence_length": 32,
+        "loader_workers": 0,
+        "log_every": 1,
+        "save_every": 3,
+        "eval_every": 0,
+        "eval_sequences": 16,
+        **options,
+    }
+    return [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
+
+
+def pretraining(arguments: list[str]) -> int | None:
+    """`pretrain.py` as it is started, but for the interpreter."""
+    sys.argv = ["pretrain.py", *arguments]
+    return pretrain.main()
+
+
+def trained(output: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The scalars of a run that do not depend on the clock, and its exported weights."""
+    timed = ("seconds", "time/", "throughput/", "cost/", "memory/")
+    records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    scalars = [{k: v for k, v in r.items() if not k.startswith(timed)} for r in records]
+    return scalars, load_file(output / "export" / "model.safetensors")
+
+
+def build(arguments: list[str]) -> tuple[pretrain.Run, World, Any]:
+    """A run up to its engine: settings, world and DeepSpeed's engine around a fresh model."""
+    settings = pretrain.resolve(
+        pretrain.parse_arguments(arguments), int(os.environ["WORLD_SIZE"])
+    )
+    world = engine.initialize_world(settings.options.tensor_parallel)
+    torch.manual_seed(settings.options.seed)
+    model = MaskedLM(settings.model, settings.options.attention)
+    optimizer = pretrain.optimizer(settings.options)
+    trainer = engine.build_engine(model, settings.deepspeed, settings.plan, world, **optimizer)
+    return settings, world, trainer
+
+
+def one_step(settings: pretrain.Run, world: World, trainer: Any, step: int) -> float:
+    """The loop's step `step`; returns its loss."""
+    batches = pretrain.training_batches(settings, world, step)
+    micro_batches, _ = pretrain.next_step(batches, settings.plan.accumulation, world)
+    counts = pretrain.global_counts(micro_batches, world)
+    return pretrain.train_step(
+        trainer, micro_batches, counts, 1e-3, step, settings.options, world
+    )
+
+
+def weights(trainer: Any) -> dict[str, Tensor]:
+    """Copies of the optimizer's fp32 weights."""
+    return {name: w.clone() for name, w in engine.full_precision_parameters(trainer)}

@@ -1,0 +1,90 @@
+"""Filling masks: the guesses are the model's own softmax, on the ids a hand would write down."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from model.config import ModelConfig
+from model.masked_lm import MaskedLM
+from model.parallel import initialize_parallel
+from recipes.checkpoint import load_model, write_export
+from recipes.cli import UserError
+from recipes.fill_mask import MASK, fill, held_out_sentences
+from recipes.prepare_data import main as prepare
+from recipes.tokenizer import Tokenizer
+
+WORDS = "the quick brown fox jumps over a lazy dog while seven clever authors keep writing".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Prepared data with a tokenizer in which every word of `WORDS` is one piece."""
+    folder = tmp_path_factory.mktemp("fill_mask")
+    lines = [" ".join(WORDS[i % 7 :] + WORDS[: i % 7]) + "." for i in range(400)]
+    (folder / "text.txt").write_text("\n\n".join(lines))
+    arguments = ["--input", str(folder / "text.txt"), "--output", str(folder / "data")]
+    prepare([*arguments, "--vocab-size", "300", "--validation-fraction", "0.1", "--workers", "1"])
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def exported(data, tmp_path_factory):
+    initialize_parallel()
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(data / "tokenizer.model")
+    config = ModelConfig(
+        "test", num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, initializer_range=0.3
+    )
+    config = ModelConfig.from_dict({**config.to_dict(), "vocab_size": tokenizer.vocab_size})
+    model = MaskedLM(config).eval()
+    nn.init.normal_(model.head.decoder_bias)
+    state = {name: value.detach() for name, value in model.named_parameters()}
+    export = tmp_path_factory.mktemp("run") / "export"
+    write_export(export, state, config, data, {})
+    return model, tokenizer, export
+
+
+def test_guesses_are_the_softmax_at_the_mask(exported):
+    model, tokenizer, _ = exported
+    before, after = "the quick", "fox jumps"
+    ids = [2, *tokenizer.encode(before), 4, *tokenizer.encode(after), 3]
+    offsets = torch.tensor([0, len(ids)], dtype=torch.int32)
+    with torch.no_grad():
+        logits = model.logits(torch.tensor(ids), offsets, len(ids))[ids.index(4)]
+    shares = logits[: tokenizer.vocab_size].softmax(-1)
+
+    (filled,) = fill(model, tokenizer, [f"{before} {MASK} {after}"], top=4)
+
+    assert [share for _, share in filled.guesses] == pytest.approx(shares.topk(4).values.tolist())
+    best = tokenizer.pieces[int(shares.argmax())]
+    assert filled.guesses[0][0] == (best.replace("\u2581", "") or " ")
+
+
+def test_every_mask_is_filled_and_text_without_one_refused(exported):
+    model, tokenizer, _ = exported
+    assert len(fill(model, tokenizer, [f"a {MASK} dog {MASK}", f"{MASK} fox"], top=1)) == 3
+    with pytest.raises(UserError) as error:
+        fill(model, tokenizer, ["a dog", f"a {MASK}", "a fox"], top=1)
+    assert len(error.value.faults) == 2
+
+
+def test_a_loaded_export_is_the_model(exported):
+    model, tokenizer, export = exported
+    for place in (export, export.parent):
+        loaded = load_model(place)
+        again = fill(loaded, tokenizer, [f"the {MASK} dog"], top=5)
+        assert again == fill(model, tokenizer, [f"the {MASK} dog"], top=5)
+
+
+def test_held_out_sentences_mask_a_whole_word(exported, data):
+    _, tokenizer, _ = exported
+    sentences = held_out_sentences(data, tokenizer, 3)
+    assert len(sentences) == 3
+    for sentence in sentences:
+        hidden = [word for word in sentence.rstrip(".").split() if word == MASK]
+        assert len(hidden) == 1
+        assert all(word in [*WORDS, MASK] for word in sentence.rstrip(".").split())
+    with pytest.raises(UserError, match="--data"):
+        held_out_sentences(None, tokenizer, 3)

@@ -1,0 +1,289 @@
+import errno
+import gzip
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import recipes.prepare_data
+from recipes.cli import UserError
+from recipes.prepare_data import entropy_nats, main
+from recipes.token_shards import ShardWriter, open_shards
+from recipes.tokenizer import Tokenizer, train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = "river stone window garden letter music silver winter summer paper bridge candle".split()
+
+
+def documents(count, seed=0):
+    draw = random.Random(seed)
+    return [f"{n} " + " ".join(draw.choices(WORDS, k=draw.randint(5, 30))) for n in range(count)]
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """Four files, more than four portions: an uncompressed one is cut, a compressed one shared."""
+    monkeypatch.setattr("recipes.text_sources.MIN_PORTION_BYTES", 4096)
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    texts = documents(3000)
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (directory / "a.jsonl").write_text("".join(lines[:1500]))
+    (directory / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[1500:2900]).encode()))
+    (directory / "c.txt").write_text("\n\n".join(texts[2900:]))
+    return directory
+
+
+def prepare(corpus, output, *more):
+    options = ["--vocab-size", "320", "--shards", "6", "--workers", "1", *more]
+    return main(["--input", str(corpus), "--output", str(output), *options])
+
+
+def snapshot(output):
+    return {path.name: path.read_bytes() for path in output.iterdir()}
+
+
+def stored(output, split):
+    shards = open_shards(output, split, verify_checksums=True)
+    return [
+        shard.tokens[start : start + length].tolist()
+        for shard in shards.shards
+        for start, length in zip(
+            np.asarray(shard.pointers) // shard.tokens.itemsize, shard.lengths, strict=True
+        )
+    ]
+
+
+def test_every_document_is_stored_whole_once_and_the_books_agree(corpus, tmp_path, capsys):
+    output = tmp_path / "data"
+    assert prepare(corpus, output) == 0
+    tokenizer = Tokenizer(output / "tokenizer.model")
+    train, validation = stored(output, "train"), stored(output, "validation")
+    expected = [tuple(tokenizer.encode(text)) for text in documents(3000)]
+    assert Counter(map(tuple, train + validation)) == Counter(expected)
+    assert 10 <= len(validation) <= 60  # 1% of 3000, by hash
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert len(manifest["splits"]["train"]["shards"]) > 4
+    assert manifest["source"]["documents"] == 3000
+    assert manifest["source"]["text_bytes"] == sum(len(text.encode()) for text in documents(3000))
+    assert manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
+    special_ids = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    assert manifest["tokenizer"]["special_ids"] == special_ids
+    counts = Counter(index for document in train for index in document)
+    total = counts.total()
+    entropy = -sum(n / total * math.log(n / total) for n in counts.values())
+    assert manifest["splits"]["train"]["unigram_entropy_nats"] == pytest.approx(entropy)
+    assert not (output / "progress.json").exists()
+    assert f"{total:,}" in capsys.readouterr().out
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(corpus, tmp_path):
+    prepare(corpus, tmp_path / "one")
+    prepare(corpus, tmp_path / "two", "--workers", "2")
+    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
+
+
+def test_a_stopped_preparation_continues_and_ends_the_same(corpus, tmp_path, monkeypatch):
+    prepare(corpus, tmp_path / "straight")
+    output = tmp_path / "stopped"
+    encoded = []
+    save = recipes.prepare_data.Progress.save
+
+    def save_twice_then_fail(self, directory):
+        save(self, directory)
+        encoded.append(len(self.finished))
+        if len(self.finished) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes.prepare_data.Progress, "save", save_twice_then_fail)
+    assert prepare(corpus, output) == 130
+    assert not (output / "manifest.json").exists()
+    (output / "train-00002.bin.partial").write_bytes(b"torn")  # as a kill would leave it
+    before = (output / "train-00000.bin").stat().st_mtime_ns
+    with pytest.raises(UserError, match="vocab_size = 320, now it is 330"):
+        prepare(corpus, output, "--vocab-size", "330")
+    assert prepare(corpus, output) == 0
+    assert encoded[3] == 3  # 0, 1, 2, then on from there
+    assert (output / "train-00000.bin").stat().st_mtime_ns == before
+    assert snapshot(output) == snapshot(tmp_path / "straight")
+
+
+def test_a_full_disk_is_told_and_nothing_half_written_stays(corpus, tmp_path, monkeypatch):
+    output = tmp_path / "data"
+    add = ShardWriter.add
+
+    def add_until_full(self, tokens):
+        if self.prefix.name == "train-00001" and self.documents == 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(self, tokens)
+
+    with monkeypatch.context() as full:
+        full.setattr(ShardWriter, "add", add_until_full)
+        with pytest.raises(UserError, match="no space left"):
+            prepare(corpus, output)
+    names = set(snapshot(output))
+    assert "manifest.json" not in names and "train-00001.bin" not in names
+    assert not any(name.endswith(".partial") for name in names)
+    with pytest.raises(UserError, match="did not finish"):
+        open_shards(output, "train")
+    assert prepare(corpus, output) == 0
+
+
+def test_a_prepared_directory_is_left_alone(corpus, tmp_path, capsys):
+    output = tmp_path / "data"
+    prepare(corpus, output)
+    before = snapshot(output)
+    capsys.readouterr()
+    assert prepare(corpus, output, "--workers", "2") == 0
+    assert "already prepared" in capsys.readouterr().out
+    assert snapshot(output) == before
+    with pytest.raises(UserError, match="max_documents = None, now it is 10"):
+        prepare(corpus, output, "--max-documents", "10")
+    (output / "train-00001.idx").write_bytes(b"")
+    with pytest.raises(UserError, match=r"train-00001\.idx: 0 bytes, \d+ were written"):
+        prepare(corpus, output)
+    assert prepare(corpus, output, "--overwrite") == 0
+    assert snapshot(output) == before
+    with open(corpus / "c.txt", "a") as file:
+        file.write("\n\none more document")
+    with pytest.raises(UserError, match="the input files have changed"):
+        prepare(corpus, output)
+
+
+def test_foreign_shards_are_not_overwritten_unasked(corpus, tmp_path):
+    output = tmp_path / "data"
+    output.mkdir()
+    (output / "train-00000.bin").write_bytes(b"precious")
+    (output / "notes.txt").write_text("kept")
+    with pytest.raises(UserError, match="holds train-00000.bin but neither"):
+        prepare(corpus, output)
+    assert (output / "train-00000.bin").read_bytes() == b"precious"
+    assert prepare(corpus, output, "--overwrite") == 0
+    assert (output / "notes.txt").read_text() == "kept"
+
+
+def test_an_existing_tokenizer_is_used_as_it_is(corpus, tmp_path):
+    prepare(corpus, tmp_path / "first")
+    model = tmp_path / "first" / "tokenizer.model"
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(documents(50, seed=1)))
+    options = ["--input", str(other), "--output", str(tmp_path / "second"), "--workers", "1"]
+    assert main([*options, "--tokenizer", str(model)]) == 0
+    assert (tmp_path / "second" / "tokenizer.model").read_bytes() == model.read_bytes()
+    with pytest.raises(UserError, match="brings its own vocabulary"):
+        main([*options, "--tokenizer", str(model), "--vocab-size", "320"])
+
+
+def test_a_validation_input_is_kept_out_of_training(corpus, tmp_path, capsys):
+    output = tmp_path / "data"
+    assert prepare(corpus, output, "--validation-input", str(corpus / "c.txt")) == 0
+    tokenizer = Tokenizer(output / "tokenizer.model")
+    assert stored(output, "validation") == [tokenizer.encode(t) for t in documents(3000)[2900:]]
+    assert len(stored(output, "train")) == 2900
+    assert f"validation only: {corpus / 'c.txt'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 100])
+def test_even_a_few_documents_give_a_validation_split(tmp_path, count):
+    few = tmp_path / "few.txt"
+    few.write_text("\n\n".join(documents(count)))
+    model = train_tokenizer(documents(300), tmp_path / "tokenizer.model", 320).path
+    options = ["--input", str(few), "--output", str(tmp_path / "data"), "--tokenizer", str(model)]
+    assert main(options) == 0
+    train, validation = (stored(tmp_path / "data", split) for split in ("train", "validation"))
+    assert len(train) + len(validation) == count
+    assert 1 <= len(validation) <= max(1, count // 20)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("the only document", "1 usable documents"),
+        ("alike\n\nalike\n\nalike\n", "3 usable documents .* all alike"),
+        ("\n\n \n", "0 usable documents"),
+    ],
+)
+def test_a_single_document_cannot_be_split(tmp_path, text, message):
+    path = tmp_path / "one.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        prepare(path, tmp_path / "data")
+
+
+def test_bad_records_are_reported_up_to_a_limit(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": text}) for text in documents(200)]
+    lines[7] = "{"
+    lines[11] = '{"body": 1}'
+    path.write_text("\n".join(lines))
+    assert prepare(path, tmp_path / "data") == 0
+    out = capsys.readouterr().out
+    assert f"1 not valid JSON (first: {path}:8); 1 without 'text' (first: {path}:12)" in out
+    lines[20] = "{"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"3 of 200 records are unusable \(1\.5%\)"):
+        prepare(path, tmp_path / "strict")
+    assert not (tmp_path / "strict" / "manifest.json").exists()
+    assert prepare(path, tmp_path / "strict", "--max-bad-fraction", "0.02") == 0
+
+
+def test_a_truncated_file_stops_the_preparation(corpus, tmp_path):
+    path = corpus / "b.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"b\.jsonl\.gz: truncated"):
+        prepare(corpus, tmp_path / "data")
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_a_limit_of_documents(corpus, tmp_path):
+    assert prepare(corpus, tmp_path / "data", "--max-documents", "700") == 0
+    tokenizer = Tokenizer(tmp_path / "data" / "tokenizer.model")
+    found = stored(tmp_path / "data", "train") + stored(tmp_path / "data", "validation")
+    assert sorted(found) == sorted(tokenizer.encode(text) for text in documents(700))
+
+
+def test_all_faults_are_told_at_once_before_anything_is_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as caught:
+        main(
+            ["--input", str(tmp_path / "missing.jsonl"), "--output", str(tmp_path / "file")]
+            + ["--vocab-size", "100", "--workers", "0", "--validation-fraction", "1"]
+            + ["--config", "en"]
+        )
+    assert len(caught.value.faults) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_dry_run_writes_nothing(corpus, tmp_path, capsys):
+    assert prepare(corpus, tmp_path / "data", "--dry-run") == 0
+    assert not (tmp_path / "data").exists()
+    out = capsys.readouterr().out
+    assert "vocab_size = 320" in out and "6 shards" in out
+
+
+def test_entropy_of_known_distributions():
+    assert entropy_nats([5, 0, 5]) == pytest.approx(math.log(2))
+    assert entropy_nats(np.array([0, 9])) == 0
+    assert entropy_nats([1] * 100) == pytest.approx(math.log(100))
+
+
+@pytest.mark.parametrize("command", [["recipes/prepare_data.py"], ["-m", "recipes.prepare_data"]])
+def test_both_ways_to_start_it(tmp_path, command):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(documents(100)))
+    options = ["--input", str(path), "--output", str(tmp_path / "data"), "--vocab_size"]
+    full = [sys.executable, *command, *options]
+    done = subprocess.run([*full, "300"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no bar where nobody looks
+    failed = subprocess.run([*full, "30522"], cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "vocab_size = 300, now it is 30522" in failed.stderr
+    assert "Traceback" not in failed.stderr

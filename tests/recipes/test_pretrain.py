@@ -1,0 +1,289 @@
+"""Whole runs: the same losses on any world size, exact resume, learning, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from pretrain_scenarios import (
+    build,
+    command_line,
+    one_step,
+    pretraining,
+    run_world,
+    trained,
+    values,
+    weights,
+    write_config,
+    write_data,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recipes import engine, pretrain
+from recipes.cli import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("prepared") / "data")
+
+
+def run(world_size: int, arguments: list[str]) -> str:
+    """Pretrain to the end; what rank 0 printed."""
+    outcomes = run_world(world_size, pretraining, arguments)
+    assert values(outcomes) == [0] * world_size
+    return outcomes[0].output
+
+
+
+# world size, micro-batch limit, ZeRO stage; the first one is what the others must equal
+SAME_RUNS = [(1, 8, 0), (1, 2, 1), (2, 2, 1), (4, 2, 1), (2, 4, 0), (2, 2, 2)]
+
+
+def test_world_size_accumulation_and_zero_stage_do_not_change_the_run(data, tmp_path):
+    outputs = []
+    for world_size, micro_batch, stage in SAME_RUNS:
+        config = write_config(tmp_path, 8, micro_batch, stage)
+        outputs.append(tmp_path / f"{world_size}x{micro_batch}-stage{stage}")
+        run(world_size, command_line(data, outputs[-1], config, duration=40))
+    for output in outputs[1:]:
+        records, state = trained(outputs[0])
+        other_records, other_state = trained(output)
+        assert len(records) == 6  # five steps and an evaluation
+        for record, other in zip(records, other_records, strict=True):
+            record.pop("optimizer/grad_norm", None)  # stage 0 does not compute it
+            other.pop("optimizer/grad_norm", None)
+            assert other == pytest.approx(record, rel=1e-5)
+        torch.testing.assert_close(other_state, state, rtol=1e-5, atol=2e-6)
+
+
+def test_a_global_batch_that_the_ranks_do_not_divide_is_announced_and_recorded(data, tmp_path):
+    output = tmp_path / "run"
+    config = write_config(tmp_path, 9, 8)
+    printed = run(4, command_line(data, output, config, duration=20))
+    assert "8 = 2 sequences x 1 micro-batches x 4 ranks (rounded from 9" in printed
+    record = json.loads((output / "config.json").read_text())
+    assert (record["requested_global_batch"], record["global_batch"]) == (9, 8)
+    assert record["sequences"] == 24  # 20 sequences are three steps of 8
+    assert trained(output)[0][-1]["sequences"] == 24
+
+
+@pytest.mark.parametrize(
+    ("world_size", "workers", "micro_batch", "stage", "keys"),
+    [
+        pytest.param(1, 0, 4, 0, {}, id="fp32"),
+        pytest.param(2, 2, 2, 1, {}, id="fp32-ZeRO1-workers"),
+        pytest.param(2, 0, 2, 1, BF16, id="bf16-ZeRO1"),
+        pytest.param(1, 2, 4, 0, {"torch_autocast": {"enabled": True}}, id="autocast-workers"),
+    ],
+)
+def test_a_resumed_run_equals_the_straight_one_to_the_bit(
+    data, tmp_path, world_size, workers, micro_batch, stage, keys
+):
+    config = write_config(tmp_path, 8, micro_batch, stage, **keys)
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    options = dict(model="dropout-tiny", duration=40, loader_workers=workers)
+    run(world_size, command_line(data, straight, config, **options))
+
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-000000005")
+    shutil.rmtree(resumed / "export")
+    printed = run(world_size, command_line(data, resumed, config, **options))
+    assert "past step 3 dropped" in printed and "step 4/5" in printed
+    assert "step 3/5" not in printed
+
+    records, state = trained(straight)
+    again, state_again = trained(resumed)
+    assert again == records
+    assert state.keys() == state_again.keys()
+    assert all(torch.equal(state[name], state_again[name]) for name in state)
+
+
+def test_dropout_draws_anew_every_step_and_on_every_rank(data, tmp_path):
+    """Equal runs prove nothing about dropout if it draws nothing."""
+    config = write_config(tmp_path, 8, 4)
+    losses = []
+    for model in ("dropout-tiny", "probe-tiny"):
+        output = tmp_path / model
+        run(2, command_line(data, output, config, duration=16, model=model))
+        losses.append([record.get("loss/train") for record in trained(output)[0]])
+    assert all(a != b for a, b in zip(*losses, strict=True) if a is not None)
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_through_the_launcher(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    output = tmp_path / "killed"
+    options = dict(model="rapidbert-tiny", duration=1600, save_every=20)
+    command = [
+        *(sys.executable, Path(sys.executable).with_name("deepspeed"), "--num_gpus", "2"),
+        *("--master_port", "0", "recipes/pretrain.py"),
+        *command_line(data, output, config, **options),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def launch() -> subprocess.Popen:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    log = output / "log.jsonl"
+    launcher = launch()
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and launcher.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) > 30:
+            break
+        time.sleep(0.01)
+    ranks = [
+        process
+        for process in psutil.Process(launcher.pid).children(recursive=True)
+        if "recipes/pretrain.py" in process.cmdline() and "--local_rank=1" in process.cmdline()
+    ]
+    os.kill(ranks[-1].pid, signal.SIGKILL)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert not (output / "export").exists()
+
+    launcher = launch()
+    printed = launcher.communicate(timeout=120)[0].decode()
+    assert launcher.returncode == 0, printed
+    assert "step   1/200" not in printed
+
+    straight = tmp_path / "straight"
+    run(2, command_line(data, straight, config, **options))
+    records, state = trained(straight)
+    again, state_again = trained(output)
+    assert again == records
+    assert all(torch.equal(state[name], state_again[name]) for name in state)
+    events = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 201))
+
+
+def poisoned_step(arguments: list[str]) -> tuple[bool, str]:
+    """A good step, then one whose loss is NaN on the last rank only; did the weights stay?"""
+    settings, world, trainer = build(arguments)
+    one_step(settings, world, trainer, 0)
+    before = weights(trainer)
+    module = {name: w.detach().clone() for name, w in trainer.module.named_parameters()}
+    if world.rank == world.world_size - 1:
+        loss = trainer.module.forward
+        trainer.module.forward = lambda *batch: loss(*batch) * float("nan")
+    try:
+        one_step(settings, world, trainer, 1)
+        message = "no error"
+    except UserError as error:
+        message = str(error)
+    same = all(torch.equal(before[name], w) for name, w in weights(trainer).items())
+    same &= all(torch.equal(module[name], w) for name, w in trainer.module.named_parameters())
+    engine.shut_down()
+    return same, message
+
+
+@pytest.mark.parametrize("keys", [{}, BF16], ids=["fp32", "bf16"])
+def test_a_loss_that_is_not_finite_stops_every_rank_before_the_update(data, tmp_path, keys):
+    config = write_config(tmp_path, 8, 2, 1, **keys)
+    arguments = command_line(data, tmp_path / "run", config, duration=80)
+    for same, message in values(run_world(2, poisoned_step, arguments)):
+        assert same
+        assert "step 2: the loss is nan; stopped before the update" in message
+
+
+def test_the_loss_falls_far_below_the_unigram_entropy(data, tmp_path):
+    output = tmp_path / "run"
+    config = write_config(tmp_path, 32, 32)
+    run(
+        1,
+        command_line(
+            data, output, config, duration=4800, learning_rate=1e-2, log_every=50, save_every=0
+        ),
+    )
+    entropy = json.loads((output / "config.json").read_text())["data"]["unigram_entropy_nats"]
+    records = trained(output)[0]
+    # Knowing the topic alone leaves ln(5) = 1.6 of the ln(60) = 4.1 nats.
+    assert records[-1]["loss/eval"] < entropy - 1
+    assert records[-1]["accuracy/eval"] > 1 / 5
+
+
+def test_every_fault_is_named_at_once(data, tmp_path):
+    config = tmp_path / "wrong.json"
+    config.write_text('{"train_batch_size": 8, "train_micro_batch_size_per_gpu": 8, "bf61": {}}')
+    finished = subprocess.run(
+        [
+            *(sys.executable, "recipes/pretrain.py", "--model", "rapidbert-bose"),
+            *("--data", str(tmp_path / "absent"), "--output", str(tmp_path / "run")),
+            *("--deepspeed_config", str(config), "--sequence_length", "7"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    faults = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert len(faults) == 4
+    for named in ("did you mean rapidbert-base?", "'bf61' (did you mean 'bf16'?)", "absent", "7"):
+        assert any(named in fault for fault in faults)
+    assert not (tmp_path / "run").exists()
+
+
+def test_faults_of_the_options(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    wrong = dict(
+        mask_probability=1,
+        warmup_fraction=1.5,
+        learning_rate=0,
+        log_every=0,
+        keep=0,
+        loader_workers=-1,
+        tensor_parallel=3,
+        duration="80k-steps",
+    )
+    arguments = command_line(data, tmp_path / "run", config, **wrong)
+    with pytest.raises(UserError) as caught:
+        pretrain.resolve(pretrain.parse_arguments(arguments), 4)
+    message = "\n".join(caught.value.faults)
+    for name in wrong:
+        assert name.replace("_", "-") in message
+
+
+def test_defaults_are_the_published_ones(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    required = ["--data", data, "--output", tmp_path / "run", "--deepspeed-config", config]
+    options = pretrain.parse_arguments(["--model", "rapidbert-base", *map(str, required)])
+    run = pretrain.resolve(options, 1)
+    assert options.learning_rate == 5e-4
+    assert (options.beta1, options.beta2, options.eps) == (0.9, 0.98, 1e-6)
+    assert (options.warmup_fraction, options.final_lr_fraction) == (0.06, 0.02)
+    assert (options.mask_probability, options.sequence_length) == (0.30, 128)
+    assert run.total_steps * run.plan.global_batch == 286_720_000
+    assert run.model.vocab_size == run.train.vocab_size
+
+
+def test_help_explains_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        pretrain.parse_arguments(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "--deepspeed-config" in text and "--warmup-fraction" in text
+    assert "(default: 0.06)" in text and "(default: 70k-steps)" in text
+
+
+def test_both_spellings_of_an_option(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    arguments = command_line(data, tmp_path / "run", config)
+    dashed = [word.replace("_", "-") if word.startswith("--") else word for word in arguments]
+    assert dashed != arguments
+    assert pretrain.parse_arguments(dashed) == pretrain.parse_arguments(arguments)
