@@ -71,7 +71,8 @@ def packed_attention(
         [T, H, D] in the dtype of `query`; zero on rows that belong to no sequence.
 
     Raises:
-        ValueError: unknown backend.
+        ValueError: unknown backend; on the CPU, where asking costs nothing, also a sequence longer
+            than `max_sequence_length`.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(BACKENDS)}")
@@ -87,7 +88,12 @@ def _through_padding(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
         tokens, heads, head_dim = query.shape
         length = max_sequence_length
         if sequence_offsets.device.type == "cpu":  # no device to wait for: ask how long they are
-            length = max(1, min(length, int(sequence_offsets.diff().max())))
+            longest = int(sequence_offsets.diff().max())
+            if longest > length:
+                raise ValueError(
+                    f"a sequence of {longest} tokens is longer than max_sequence_length {length}"
+                )
+            length = max(1, longest)
         row, real = padded_index(sequence_offsets, length)  # [S, L]
         # [S, L, H, D] -> [S, H, L, D]
         q, k, v = (x[row].transpose(1, 2) for x in (query, key, value))

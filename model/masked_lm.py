@@ -38,7 +38,9 @@ class MaskedLMHead(nn.Module):
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
         """[K, hidden] to logits [K, padded vocabulary / TP]."""
         hidden = self.layernorm(F.gelu(self.dense(hidden)))
-        hidden = copy_to_tensor_model_parallel_region(hidden)
+        hidden = copy_to_tensor_model_parallel_region(
+            hidden, group=parallel_state.get_tensor_model_parallel_group()
+        )
         return F.linear(hidden, word_embeddings, self.decoder_bias)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -109,7 +111,7 @@ def encode_portion(
     with ExitStack() as stack:
         documents = task.portion.documents(job.text_key, result.skipped, job.max_bad_fraction)
         for batch in _batches(documents):
-            if stop is not None and _abandoned(stop):
+            if stop is not None and stop.is_set():
                 raise _Stopped
             for text, tokens in zip(batch, encode_documents(tokenizer, batch), strict=True):
                 if len(tokens) == 0:  # nothing but what the normalisation removes
@@ -167,6 +169,7 @@ def encode_portions(tasks: Sequence[Task], job: Job, workers: int) -> Iterator[E
 def _start_worker(job: Job, stop: Event) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     _worker = (job, Tokenizer(job.tokenizer), stop)
 
 
@@ -178,10 +181,13 @@ def _encode_in_worker(task: Task) -> Encoded:
 _worker: tuple[Job, Tokenizer, Event]
 
 
-def _abandoned(stop: Event) -> bool:
-    # An orphan must not go on writing: the next preparation may be at the same shard.
+def _exit_with_parent() -> None:
+    # An orphan must not go on writing: the next preparation may be at the same shard. What it
+    # leaves is called .partial, which the next preparation removes.
     parent = multiprocessing.parent_process()
-    return stop.is_set() or (parent is not None and not parent.is_alive())
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _batches(documents: Iterator[str]) -> Iterator[list[str]]:

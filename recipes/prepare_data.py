@@ -16,10 +16,9 @@ import errno
 import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,18 @@ from tqdm import tqdm  # noqa: E402
 
 from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
 from recipes.encode_shards import (  # noqa: E402
-    Encoded,
     Job,
     Task,
     document_hash,
     encode_portions,
+)
+from recipes.preparation_progress import (  # noqa: E402
+    PROGRESS_NAME,
+    Progress,
+    clear,
+    is_prepared,
+    read_progress,
+    remove_partial_files,
 )
 from recipes.run_log import write_whole  # noqa: E402
 from recipes.text_records import Skipped, Span  # noqa: E402
@@ -51,14 +57,9 @@ from recipes.text_sources import (  # noqa: E402
 from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME  # noqa: E402
 from recipes.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, Tokenizer, train_tokenizer  # noqa: E402
 
-PROGRESS_NAME = "progress.json"
 DEFAULT_VOCAB_SIZE = 30522
 SAMPLED_PORTIONS = 64  # the tokenizer's sample comes from at most so many places of the input
 HELD_OUT_HEAD = 10  # times 1 / validation fraction: documents looked at to find one to hold out
-
-_OUR_FILES = re.compile(
-    r"((train|validation)-\d{5}\.(bin|idx)|tokenizer\.(model|vocab))(\.partial)?"
-)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Plan:
 
     Attributes:
         options: the settings, as JSON types; a preparation continues only with the same.
+        tokenizer: the one to use; None to train one.
         tasks: one per shard; those of the validation input last.
         input_digest: SHA-256 of names, sizes and cuts: notices that an input has changed.
         held_out_fraction: of the documents; 0 with a validation input of its own.
@@ -74,44 +76,11 @@ class Plan:
     """
 
     options: Mapping[str, Any]
+    tokenizer: Tokenizer | None
     tasks: tuple[Task, ...]
     input_digest: str
     held_out_fraction: float
     messages: tuple[str, ...]
-
-
-@dataclass
-class Progress:
-    """The books: what is finished, kept in `progress.json`."""
-
-    options: Mapping[str, Any]
-    input_digest: str
-    fingerprint: str
-    finished: dict[str, dict[str, Any]] = field(default_factory=dict)
-    token_counts: dict[str, list[int]] = field(default_factory=dict)
-
-    def add(self, encoded: Encoded) -> None:
-        for split, counts in encoded.token_counts.items():
-            total = np.array(self.token_counts.get(split, 0)) + counts
-            self.token_counts[split] = total.tolist()
-        self.finished[encoded.name] = {
-            "shards": encoded.shards,
-            "text_bytes": encoded.text_bytes,
-            "cpu_seconds": encoded.cpu_seconds,
-            "skipped": asdict(encoded.skipped),
-        }
-
-    def save(self, output: Path) -> None:
-        write_whole(output / PROGRESS_NAME, json.dumps(asdict(self)).encode())
-
-    def total(self, key: str) -> float:
-        return sum(record[key] for record in self.finished.values())
-
-    def skipped(self) -> Skipped:
-        total = Skipped()
-        for name in sorted(self.finished):
-            total.merge(Skipped(**self.finished[name]["skipped"]))
-        return total
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,12 +109,12 @@ def _prepare(args: argparse.Namespace) -> int:
         return 0
     progress = None
     if args.overwrite:
-        _clear(output)
-    elif _is_prepared(output, plan):
+        clear(output)
+    elif is_prepared(output, plan.options, plan.input_digest):
         print(f"{output}: already prepared with these options")
         return 0
     else:
-        progress = _read_progress(output, plan)
+        progress = read_progress(output, plan.options, plan.input_digest)
     output.mkdir(parents=True, exist_ok=True)
     held_out_below = _held_out_below(plan, args.text_key, args.max_bad_fraction)
     if progress is None:
@@ -182,14 +151,15 @@ def make_plan(args: argparse.Namespace) -> Plan:
             faults += error.faults
     messages: list[str] = []
     spans: dict[str, tuple[Span, ...]] = {"train": (), "validation": ()}
-    try:
-        for split, names in (("train", args.input), ("validation", args.validation_input)):
+    for split, names in (("train", args.input), ("validation", args.validation_input)):
+        try:
             found = find_inputs(names, args.config, split)
-            spans[split] = found.spans
-            if found.ignored:
-                messages.append(_ignored(found.ignored))
-    except UserError as error:
-        faults += error.faults
+        except UserError as error:
+            faults += error.faults
+            continue
+        spans[split] = found.spans
+        if found.ignored:
+            messages.append(_ignored(found.ignored))
     if faults:
         raise UserError(*faults)
     if not args.validation_input and all(map(is_hub_name, args.input)):
@@ -222,7 +192,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     }
     digest = hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()
     held_out = 0.0 if spans["validation"] else args.validation_fraction
-    return Plan(options, tuple(tasks), digest, held_out, tuple(messages))
+    return Plan(options, tokenizer, tuple(tasks), digest, held_out, tuple(messages))
 
 
 def _option_faults(args: argparse.Namespace) -> Iterator[str]:
@@ -257,77 +227,6 @@ def _ignored(paths: Sequence[str]) -> str:
     return f"ignored {len(paths)} files that are empty or of another kind: {first}"
 
 
-def _is_prepared(output: Path, plan: Plan) -> bool:
-    path = output / MANIFEST_NAME
-    if not path.exists():
-        return False
-    manifest = _read_json(path)
-    _refuse_other(output, plan, manifest["options"], manifest["source"]["input_digest"])
-    infos = (info for split in manifest["splits"].values() for info in split["shards"])
-    _refuse_damaged(output, infos)
-    return True
-
-
-def _read_progress(output: Path, plan: Plan) -> Progress | None:
-    path = output / PROGRESS_NAME
-    if not path.exists():
-        if output.is_dir() and (ours := [p.name for p in output.iterdir() if _is_ours(p)]):
-            raise UserError(
-                f"{output}: holds {min(ours)} but neither {MANIFEST_NAME} nor {PROGRESS_NAME}: "
-                "name another --output, or --overwrite"
-            )
-        return None
-    progress = Progress(**_read_json(path))
-    _refuse_other(output, plan, progress.options, progress.input_digest)
-    infos = (info for done in progress.finished.values() for info in done["shards"].values())
-    _refuse_damaged(output, infos)
-    return progress
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); start again with --overwrite") from None
-
-
-def _refuse_other(output: Path, plan: Plan, options: Mapping[str, Any], input_digest: str) -> None:
-    faults = [
-        f"{output}: was started with {name} = {options.get(name)!r}, now it is {value!r}"
-        for name, value in plan.options.items()
-        if options.get(name) != value
-    ]
-    if not faults and input_digest != plan.input_digest:
-        faults = [f"{output}: the input files have changed since (other names or sizes)"]
-    if faults:
-        raise UserError(*faults, "name another --output, or start again with --overwrite")
-
-
-def _refuse_damaged(output: Path, infos: Iterator[dict[str, Any]]) -> None:
-    faults = []
-    for info in infos:
-        for suffix in ("bin", "idx"):
-            path = output / f"{info['prefix']}.{suffix}"
-            found = path.stat().st_size if path.exists() else None
-            if found != info[f"{suffix}_bytes"]:
-                faults.append(f"{path}: {found} bytes, {info[f'{suffix}_bytes']} were written")
-    if faults:
-        raise UserError(*faults, "start again with --overwrite")
-
-
-def _is_ours(path: Path) -> bool:
-    return _OUR_FILES.fullmatch(path.name) is not None
-
-
-def _clear(output: Path) -> None:
-    if output.is_dir():
-        # The manifest goes first: a directory that is half cleared must not look prepared.
-        (output / MANIFEST_NAME).unlink(missing_ok=True)
-        (output / PROGRESS_NAME).unlink(missing_ok=True)
-        for path in filter(_is_ours, sorted(output.iterdir())):
-            path.unlink()
-
-
 def _held_out_below(plan: Plan, text_key: str, max_bad_fraction: float) -> int:
     """The hash below which documents are held out: the fraction, or more if need be to find one.
 
@@ -355,8 +254,8 @@ def _held_out_below(plan: Plan, text_key: str, max_bad_fraction: float) -> int:
 
 def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out_below: int) -> Tokenizer:
     path = args.output / "tokenizer.model"
-    if args.tokenizer is not None:
-        write_whole(path, Tokenizer(args.tokenizer).proto)
+    if plan.tokenizer is not None:
+        write_whole(path, plan.tokenizer.proto)
         tokenizer = Tokenizer(path)
     else:
         sample_bytes = args.tokenizer_sample_mb * 1_000_000
@@ -378,8 +277,7 @@ def _sample(
     training: Sequence[Portion], text_key: str, sample_bytes: int, held_out_below: int
 ) -> Iterator[str]:
     """The heads of evenly spaced portions, equal numbers of bytes, without held-out documents."""
-    heads = [portion for portion in training if portion.lane == 0]
-    heads = heads[:: -(-len(heads) // SAMPLED_PORTIONS)]
+    heads = training[:: -(-len(training) // SAMPLED_PORTIONS)]
     with _progress_bar("sampling text", len(heads), "portion") as bar:
         for portion in heads:
             budget = sample_bytes // len(heads)
@@ -395,9 +293,7 @@ def _sample(
 
 def _encode(plan: Plan, progress: Progress, job: Job, workers: int) -> None:
     todo = [task for task in plan.tasks if task.name not in progress.finished]
-    for partial in job.output.glob("*.partial"):  # of a run that was killed
-        if _is_ours(partial):
-            partial.unlink()
+    remove_partial_files(job.output)
     with _progress_bar("encoding", len(plan.tasks), "shard") as bar:
         bar.update(len(progress.finished))
         for encoded in encode_portions(todo, job, workers):
@@ -465,7 +361,7 @@ def entropy_nats(counts: Sequence[int] | np.ndarray) -> float:
 def _print_dry_run(plan: Plan, output: Path) -> None:
     for name, value in plan.options.items():
         print(f"{name:>20} = {json.dumps(value)}")
-    for split in ("train", "validation"):
+    for split in dict.fromkeys(task.split for task in plan.tasks):
         of_split = [task.portion for task in plan.tasks if task.split == split]
         size = sum(portion.size for portion in of_split)
         print(f"{split:>20} : {len(of_split)} shards of {size / 1e6:,.1f} MB on disk")
@@ -552,7 +448,7 @@ def _parser() -> ArgumentParser:
     add(
         "--shards",
         type=int,
-        default=256,
+        default=128,
         help="shards to cut a large input into: the unit of parallel work and of resuming",
     )
     add(

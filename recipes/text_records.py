@@ -185,7 +185,7 @@ def _read_text(span: Span, text_key: str) -> Iterator[tuple[int, bytes]]:
     for position, line in _lines(span):
         if line.isspace():
             if lines:
-                yield first, b"".join(lines)
+                yield first, b"".join(lines).rstrip(b"\r\n")
                 lines, length = [], 0
             if span.stop is not None and position >= span.stop:
                 return
@@ -196,7 +196,7 @@ def _read_text(span: Span, text_key: str) -> Iterator[tuple[int, bytes]]:
                 lines.append(line)
             length += len(line)
     if lines:
-        yield first, b"".join(lines)
+        yield first, b"".join(lines).rstrip(b"\r\n")
 
 
 def _read_parquet(span: Span, text_key: str) -> Iterator[tuple[int, Any]]:

@@ -85,9 +85,11 @@ class Tokenizer:
     @cached_property
     def normalizer(self) -> str:
         """Name of the Unicode normalisation, such as `nmt_nfkc_cf`."""
-        from sentencepiece import sentencepiece_model_pb2
+        from sentencepiece import sentencepiece_model_pb2 as protocol
 
-        return sentencepiece_model_pb2.ModelProto.FromString(self.proto).normalizer_spec.name
+        # The generated module makes its classes at run time.
+        model = protocol.ModelProto.FromString(self.proto)  # type: ignore[attr-defined]
+        return model.normalizer_spec.name
 
     @property
     def lower_case(self) -> bool:

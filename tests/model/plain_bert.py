@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ class PaddedBatch:
         return torch.tensor(offsets, dtype=torch.int32)
 
     @property
-    def packed_inputs(self) -> dict[str, Tensor | int]:
+    def packed_inputs(self) -> dict[str, Any]:
         """The arguments that `MaskedLM.logits` and `MaskedLM.forward` share."""
         return dict(
             input_ids=self.pack(self.input_ids),
@@ -125,6 +126,9 @@ def _named(**children: nn.Module) -> nn.ModuleDict:
 
 class PlainRapidBERT(nn.Module):
     """ALiBi, post-norm, gated or plain feed-forward, tied decoder; every token gets logits."""
+
+    bert: Any
+    cls: Any
 
     def __init__(
         self, layers: int, hidden: int, heads: int, ffn: int, vocab: int, *, gated: bool = True

@@ -56,12 +56,15 @@ def test_backends_equal_the_loops(backend, max_length, alibi):
     offsets, tokens = [0, 4, 4, 5, 11, 11], 13
     qkv = torch.randn(tokens, 3, 3, 8, requires_grad=True)
     slopes = paper_slopes(3) if alibi else None
-    expected = attention_by_loops(*qkv.unbind(1), offsets, slopes)
+    q, k, v = qkv.unbind(1)
+    expected = attention_by_loops(q, k, v, offsets, slopes)
     weight = torch.randn_like(expected)
     (expected_grad,) = torch.autograd.grad((expected * weight).sum(), qkv)
 
     context = packed_attention(
-        *qkv.unbind(1),
+        q,
+        k,
+        v,
         torch.tensor(offsets, dtype=torch.int32),
         max_length,
         slopes=torch.tensor(slopes) if alibi else None,
@@ -82,7 +85,8 @@ def test_nothing_but_empty_sequences_gives_zeros_and_finite_gradients(backend):
         q, q, q, offsets, 4, slopes=torch.tensor([0.5, 0.25]), backend=backend
     )
     context.sum().backward()
-    assert not context.any() and not q.grad.any()
+    assert not context.any()
+    assert q.grad is not None and not q.grad.any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -108,3 +112,11 @@ def test_unknown_backend_names_the_known_ones():
     offsets = torch.tensor([0, 2], dtype=torch.int32)
     with pytest.raises(ValueError, match="'flash'; known: reference, sdpa"):
         packed_attention(q, q, q, offsets, 2, slopes=None, backend="flash")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sequence_that_is_too_long_is_not_cut(backend):
+    q = torch.randn(7, 1, 8)
+    offsets = torch.tensor([0, 2, 7], dtype=torch.int32)
+    with pytest.raises(ValueError, match="sequence of 5 tokens is longer than .* 4"):
+        packed_attention(q, q, q, offsets, 4, slopes=None, backend=backend)

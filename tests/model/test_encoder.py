@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from plain_bert import PaddedBatch, layer_norm, randomise
@@ -11,7 +13,9 @@ from model.layer import megatron_config
 
 
 def build(**changes) -> Encoder:
-    sizes = dict(num_layers=2, hidden_size=24, num_heads=3, ffn_size=32, vocab_size=64)
+    sizes: dict[str, Any] = dict(
+        num_layers=2, hidden_size=24, num_heads=3, ffn_size=32, vocab_size=64
+    )
     config = ModelConfig("test", **(sizes | changes))
     encoder = Encoder(config, megatron_config(config, "reference"))
     randomise(encoder)
@@ -29,6 +33,7 @@ def test_embedding_is_the_sum_of_its_tables(positions):
     ids, types = torch.tensor([5, 9, 9, 63, 1]), torch.tensor([0, 1, 1, 0, 1])
     total = tables.word_embeddings.weight[ids] + tables.token_type_embeddings.weight[types]
     if positions == "learned":
+        assert tables.position_embeddings is not None
         total = total + tables.position_embeddings.weight[torch.tensor([0, 1, 2, 0, 1])]
     expected = layer_norm(total, tables.layernorm)
     torch.testing.assert_close(embed(encoder, ids, types, [0, 3, 5]), expected, rtol=0, atol=1e-5)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from plain_bert import layer_norm, paper_slopes, randomise
@@ -13,7 +15,7 @@ OFFSETS = torch.tensor([0, 400, 401, 1000], dtype=torch.int32)
 
 
 def build(**changes) -> PostNormTransformerLayer:
-    sizes = dict(num_layers=1, hidden_size=24, num_heads=3, ffn_size=32)
+    sizes: dict[str, Any] = dict(num_layers=1, hidden_size=24, num_heads=3, ffn_size=32)
     config = ModelConfig("test", **(sizes | changes))
     spec = layer_spec(config)
     layer = spec.module(megatron_config(config, "reference"), spec.submodules)
@@ -67,7 +69,7 @@ def test_dropout_before_both_residual_sums():
         dropped = total == residual
         expected = residual + torch.add(*seen[part][1]) / 0.9  # the bias is dropped with the rest
         torch.testing.assert_close(
-            total[~dropped], expected[~dropped], msg=lambda m, p=place: p + m
+            total[~dropped], expected[~dropped], msg=f"dropout before the sum behind {place}"
         )
         # 24,000 draws: five standard deviations are 0.0097.
         assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.0097), place

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,16 @@ LENGTHS = [7, 1, 12, 4]
 
 
 def rapidbert(**changes) -> ModelConfig:
-    sizes = dict(num_layers=2, hidden_size=48, num_heads=3, ffn_size=64, vocab_size=128)
+    sizes: dict[str, Any] = dict(
+        num_layers=2, hidden_size=48, num_heads=3, ffn_size=64, vocab_size=128
+    )
     return ModelConfig("test-rapidbert", **(sizes | changes))
 
 
 def bert(**changes) -> ModelConfig:
-    kind = dict(feed_forward="standard", positions="learned", ffn_dropout=0.0, max_positions=16)
+    kind: dict[str, Any] = dict(
+        feed_forward="standard", positions="learned", ffn_dropout=0.0, max_positions=16
+    )
     return rapidbert(**(kind | changes))
 
 
@@ -38,14 +44,19 @@ def mean_loss(model: MaskedLM, batch: PaddedBatch) -> Tensor:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in model.named_parameters()}
+    """Of every parameter; one without a gradient fails."""
+    grads = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        grads[name] = parameter.grad
+    return grads
 
 
 def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], atol: float = 1e-5) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(
-            ours[name], theirs[name], rtol=0, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
+            ours[name], theirs[name], rtol=0, atol=atol, msg=f"{name} differs"
         )
 
 
@@ -164,7 +175,7 @@ def test_both_backends_agree():
         loss = mean_loss(model, batch)
         loss.backward()
         results.append({"loss": loss.detach()} | gradients(model))
-    assert_same(*results)
+    assert_same(results[0], results[1])
 
 
 @pytest.fixture(scope="module", params=["rapidbert", "bert"])
@@ -253,7 +264,7 @@ def test_kept_rows_are_the_rows_picked_afterwards(model):
         values = logits()
         (values * weight).sum().div(128).backward()
         results.append({"logits": values.detach()} | gradients(model))
-    assert_same(*results)
+    assert_same(results[0], results[1])
 
 
 def test_the_loss_is_a_sum_over_the_labelled_rows(model):
@@ -275,7 +286,7 @@ def test_ignored_rows_get_no_gradient(model):
     loss.backward()
     assert loss.item() == 0.0
     for name, parameter in model.named_parameters():
-        assert not parameter.grad.any(), name
+        assert parameter.grad is not None and not parameter.grad.any(), name
 
 
 def test_bf16_weights_stay_near_fp32(model):
@@ -313,3 +324,16 @@ def test_a_step_downhill_lowers_the_loss(model):
     before.backward()
     optimizer.step()
     assert mean_loss(trained, batch) < before
+
+
+@pytest.mark.parametrize("feed_forward", ["standard", "glu", "fused_glu"])
+def test_initial_weights(feed_forward):
+    torch.manual_seed(0)
+    for name, parameter in MaskedLM(rapidbert(feed_forward=feed_forward)).named_parameters():
+        if parameter.dim() > 1:
+            # Five standard deviations of the estimate from so many draws.
+            error = 5 * 0.02 / (2 * parameter.numel()) ** 0.5
+            assert parameter.std().item() == pytest.approx(0.02, abs=error), name
+        else:
+            expected = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            assert (parameter == expected).all(), name

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from megatron.core import parallel_state
 from plain_bert import PaddedBatch, randomise
 
 from model.config import ModelConfig
@@ -15,10 +17,10 @@ from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel, seed_dropout
 from model.public_layout import gather_state, scatter_state
 
-SIZES = dict(
+SIZES: dict[str, Any] = dict(
     num_layers=2, hidden_size=32, num_heads=4, ffn_size=24, vocab_size=128, max_positions=12
 )
-NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0, ffn_dropout=0.0)
+NO_DROPOUT: dict[str, Any] = dict(hidden_dropout=0.0, attention_dropout=0.0, ffn_dropout=0.0)
 CONFIGS = {
     "fused_glu": ModelConfig("fused_glu", **SIZES, **NO_DROPOUT),
     "glu": ModelConfig("glu", **SIZES, **NO_DROPOUT, feed_forward="glu"),
@@ -28,7 +30,7 @@ CONFIGS = {
 }
 
 
-def train_step(model: MaskedLM) -> dict:
+def train_step(model: MaskedLM) -> dict[str, Any]:
     """Logits, mean loss and whole gradients, as plain tensors."""
     batch = PaddedBatch.random([7, 1, 12, 4], SIZES["vocab_size"])
     targets = batch.packed_targets
@@ -37,6 +39,7 @@ def train_step(model: MaskedLM) -> dict:
     loss.backward()
     with torch.no_grad():
         for parameter in model.parameters():
+            assert parameter.grad is not None
             parameter.copy_(parameter.grad)
     return {"logits": logits.detach(), "loss": loss.detach(), "gradients": gather_state(model)}
 
@@ -47,11 +50,11 @@ def tensor_parallel_rank(rank: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", rank=rank, world_size=2, store=store)
     initialize_parallel(tensor_parallel=2)
-    results = {}
+    results: dict[str, Any] = {}
     for kind, config in CONFIGS.items():
         torch.manual_seed(0)
         model = MaskedLM(config)
-        result = {"initial": gather_state(model)}
+        result: dict[str, Any] = {"initial": gather_state(model)}
         try:
             scatter_state(model, result["initial"] | {"head.decoder_bias": torch.zeros(1)})
         except ValueError as error:
@@ -123,8 +126,6 @@ def test_initialising_twice_is_harmless_but_not_at_another_size():
 
 
 def test_a_size_that_does_not_divide_the_world():
-    from megatron.core import parallel_state
-
     parallel_state.destroy_model_parallel()
     try:
         with pytest.raises(ValueError, match="size 3 does not divide the world size 1"):

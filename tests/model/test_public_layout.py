@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from plain_bert import randomise
@@ -8,7 +10,7 @@ from model.config import ModelConfig
 from model.masked_lm import MaskedLM
 from model.public_layout import from_public, gather_state, scatter_state, to_public
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "rapidbert": dict(),
     "two-matmul-glu": dict(feed_forward="glu"),
     "alibi-standard": dict(feed_forward="standard", ffn_dropout=0.0),
@@ -18,7 +20,9 @@ HIDDEN, HEADS, DIM = 12, 3, 4
 
 
 def tiny(kind: str) -> ModelConfig:
-    sizes = dict(num_layers=2, hidden_size=HIDDEN, num_heads=HEADS, ffn_size=20, vocab_size=64)
+    sizes: dict[str, Any] = dict(
+        num_layers=2, hidden_size=HIDDEN, num_heads=HEADS, ffn_size=20, vocab_size=64
+    )
     return ModelConfig(kind, **sizes, max_positions=8, **KINDS[kind])
 
 

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -77,8 +78,8 @@ def run_world(world_size: int, task: Callable[..., Any], *arguments: Any) -> lis
         for _, receiver in ranks
     ]
     for process, _ in ranks:
+        process.join(5)  # a loader's workers end with their rank, unless it is killed
         process.kill()
-        process.join()
     return outcomes
 
 
@@ -116,6 +117,7 @@ def _rank(sender: Any, environment: dict[str, Any], task: Callable[..., Any], ar
             outcome.value = task(*arguments)
         except BaseException as error:
             outcome.error = error
+            traceback.print_exc()
     outcome.output = printed.getvalue()
     sender.send(outcome)
 

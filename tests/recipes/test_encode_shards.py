@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +85,17 @@ def test_a_failing_portion_stops_the_others_and_leaves_only_whole_shards(tmp_pat
     (tmp_path / "broken.jsonl").write_text("{\n" * 5000)
     broken = Portion((Span("jsonl", str(tmp_path / "broken.jsonl")),))
     good = [write(tmp_path / f"{n}.jsonl", DOCUMENTS * 5) for n in range(4)]
+    tasks = [Task("train", number, p) for number, p in enumerate([broken, *good])]
+    with pytest.raises(UserError, match=r"unusable.*not valid JSON \(first: .*broken\.jsonl:1\)"):
+        list(encode_portions(tasks, job, workers=2))
+    left = {path.name for path in job.output.iterdir()}
+    assert not any(name.endswith(".partial") for name in left)
+    assert {n[:-4] for n in left if n.endswith(".bin")} == {n[:-4] for n in left if ".idx" in n}
+
+
+def test_a_killed_worker_is_an_error_not_a_hang(tmp_path, tokenizer):
+    job = make_job(tmp_path, tokenizer)
+    os.mkfifo(tmp_path / "pipe.jsonl")  # its reader waits for ever
     portion = Portion((Span("jsonl", str(tmp_path / "pipe.jsonl")),))
     tasks = [Task("train", number, portion) for number in range(2)]
 
@@ -97,6 +109,31 @@ def test_a_failing_portion_stops_the_others_and_leaves_only_whole_shards(tmp_pat
     with pytest.raises(UserError, match="a worker process was killed"):
         list(encode_portions(tasks, job, workers=2))
     thread.join()
+
+
+def test_workers_end_with_their_parent(tmp_path, tokenizer):
+    job = make_job(tmp_path, tokenizer)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    code = f"""
+from pathlib import Path
+from recipes.encode_shards import *
+from recipes.text_records import Span
+if __name__ == "__main__":
+    portion = Portion((Span("jsonl", {str(tmp_path / "pipe.jsonl")!r}),))
+    job = Job(Path({str(job.output)!r}), Path({str(job.tokenizer)!r}), "text", 0, 0.0)
+    list(encode_portions([Task("train", number, portion) for number in range(2)], job, 2))
+"""
+    (tmp_path / "parent.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py")], env=environment, stdout=subprocess.PIPE
+    )
+    with open(tmp_path / "pipe.jsonl", "wb"):  # opens when a worker reads
+        parent.kill()
+        # Every worker holds the other end of the parent's output: it ends when all have.
+        assert parent.stdout is not None
+        assert parent.stdout.read() == b""
+    parent.wait()
 
 
 def test_an_encoder_process_imports_nothing_heavy():

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import recipes.prepare_data
 from recipes.cli import UserError
-from recipes.prepare_data import entropy_nats, main
+from recipes.encode_shards import document_hash
+from recipes.preparation_progress import Progress
+from recipes.prepare_data import _sample, entropy_nats, main
+from recipes.text_records import Skipped
+from recipes.text_sources import find_inputs, portions
 from recipes.token_shards import ShardWriter, open_shards
 from recipes.tokenizer import Tokenizer, train_tokenizer
 
@@ -94,7 +98,7 @@ def test_a_stopped_preparation_continues_and_ends_the_same(corpus, tmp_path, mon
     prepare(corpus, tmp_path / "straight")
     output = tmp_path / "stopped"
     encoded = []
-    save = recipes.prepare_data.Progress.save
+    save = Progress.save
 
     def save_twice_then_fail(self, directory):
         save(self, directory)
@@ -102,7 +106,7 @@ def test_a_stopped_preparation_continues_and_ends_the_same(corpus, tmp_path, mon
         if len(self.finished) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipes.prepare_data.Progress, "save", save_twice_then_fail)
+    monkeypatch.setattr(Progress, "save", save_twice_then_fail)
     assert prepare(corpus, output) == 130
     assert not (output / "manifest.json").exists()
     (output / "train-00002.bin.partial").write_bytes(b"torn")  # as a kill would leave it
@@ -177,8 +181,23 @@ def test_an_existing_tokenizer_is_used_as_it_is(corpus, tmp_path):
     options = ["--input", str(other), "--output", str(tmp_path / "second"), "--workers", "1"]
     assert main([*options, "--tokenizer", str(model)]) == 0
     assert (tmp_path / "second" / "tokenizer.model").read_bytes() == model.read_bytes()
+    # The tokenizer may be the one in the directory that is started again.
+    again = tmp_path / "second" / "tokenizer.model"
+    assert main([*options, "--tokenizer", str(again), "--overwrite"]) == 0
+    assert again.read_bytes() == model.read_bytes()
     with pytest.raises(UserError, match="brings its own vocabulary"):
         main([*options, "--tokenizer", str(model), "--vocab-size", "320"])
+
+
+def test_the_tokenizer_sees_all_of_the_input_but_not_what_is_held_out(corpus):
+    cut = portions(find_inputs([str(corpus)]).spans, 6)
+    below = 2**64 // 10
+    everything = list(_sample(cut, "text", 10**9, below))
+    assert sorted(everything) == sorted(t for t in documents(3000) if document_hash(t) >= below)
+    some = list(_sample(cut, "text", 60_000, below))
+    assert 45_000 <= sum(map(len, some)) < 60_000 + 200 * len(cut)
+    for portion in cut:
+        assert len(set(some) & set(portion.documents("text", Skipped()))) > 10
 
 
 def test_a_validation_input_is_kept_out_of_training(corpus, tmp_path, capsys):
@@ -265,7 +284,10 @@ def test_a_dry_run_writes_nothing(corpus, tmp_path, capsys):
     assert prepare(corpus, tmp_path / "data", "--dry-run") == 0
     assert not (tmp_path / "data").exists()
     out = capsys.readouterr().out
-    assert "vocab_size = 320" in out and "6 shards" in out
+    assert "vocab_size = 320" in out
+    planned = int(re.search(r"train : (\d+) shards", out)[1])
+    prepare(corpus, tmp_path / "data")
+    assert len(list((tmp_path / "data").glob("train-*.bin"))) == planned > 4
 
 
 def test_entropy_of_known_distributions():

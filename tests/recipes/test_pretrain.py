@@ -71,13 +71,13 @@ def test_world_size_accumulation_and_zero_stage_do_not_change_the_run(data, tmp_
 
 def test_a_global_batch_that_the_ranks_do_not_divide_is_announced_and_recorded(data, tmp_path):
     output = tmp_path / "run"
-    config = write_config(tmp_path, 9, 8)
-    printed = run(4, command_line(data, output, config, duration=20))
-    assert "8 = 2 sequences x 1 micro-batches x 4 ranks (rounded from 9" in printed
+    config = write_config(tmp_path, 17, 8)
+    printed = run(4, command_line(data, output, config, duration=40))
+    assert "16 = 4 sequences x 1 micro-batches x 4 ranks (rounded from 17" in printed
     record = json.loads((output / "config.json").read_text())
-    assert (record["requested_global_batch"], record["global_batch"]) == (9, 8)
-    assert record["sequences"] == 24  # 20 sequences are three steps of 8
-    assert trained(output)[0][-1]["sequences"] == 24
+    assert (record["requested_global_batch"], record["global_batch"]) == (17, 16)
+    assert record["sequences"] == 48  # 40 sequences are three steps of 16
+    assert trained(output)[0][-1]["sequences"] == 48
 
 
 @pytest.mark.parametrize(

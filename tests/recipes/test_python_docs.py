@@ -1,3 +1,5 @@
+import hashlib
+import re
 import subprocess
 import sys
 
@@ -62,7 +64,7 @@ def test_the_documents_are_megabytes_of_distinct_prose():
     assert sum(map(len, documents)) > 1_000_000
     assert len(set(lines)) == len(lines)
     assert max(len(d) - len(d.split("\n")[-1]) for d in documents) <= DOCUMENT_CHARACTERS * 2
-    letters = sum(character.isalpha() or character == " " for d in documents for character in d)
+    letters = sum(len(re.findall(r"[^\W\d_]| ", document)) for document in documents)
     assert letters / sum(map(len, documents)) > 0.92
     assert not any(">>>" in line or "::=" in line for line in lines)
 
@@ -72,8 +74,6 @@ def test_another_process_finds_the_same_documents():
         "print(hashlib.sha256('\\0'.join(python_documents()).encode()).hexdigest(),"
         "'torch' in sys.modules)"
     )
-    import hashlib
-
     digest = hashlib.sha256("\0".join(python_documents()).encode()).hexdigest()
     command = [sys.executable, "-c", code]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -36,7 +36,7 @@ def test_a_directory_is_read_recursively_in_order_and_the_rest_is_reported(tmp_p
     (tmp_path / ".hidden.txt").write_text("hidden")
     inputs = find_inputs([str(tmp_path)])
     assert texts([Portion(inputs.spans)]) == [
-        "document 0", "document 1", "document 10", "document 11", "plain\n", "text",
+        "document 0", "document 1", "document 10", "document 11", "plain", "text",
     ]  # fmt: skip
     assert inputs.ignored == (str(tmp_path / "README.md"), str(tmp_path / "empty.txt"))
 

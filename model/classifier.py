@@ -1,0 +1,80 @@
+"""The encoder with a pooler and a linear head, for classifying or scoring sequences and pairs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.encoder import Encoder
+from model.layer import megatron_config
+
+
+class SequenceClassifier(nn.Module):
+    """Pooler (dense + tanh on the first token), dropout, linear head.
+
+    The pooler does not exist during pretraining; it and the head start from random weights.
+    `initialize_parallel` must have been called.
+
+    Args:
+        outputs: classes, or 1 for a regression.
+        dropout: before the linear head.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        outputs: int,
+        *,
+        dropout: float = 0.1,
+        attention_backend: str = "reference",
+    ):
+        super().__init__()
+        self.config = config
+        self.outputs = outputs
+        self.dropout = dropout
+        self.encoder = Encoder(config, megatron_config(config, attention_backend))
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, outputs)
+        for layer in (self.pooler, self.classifier):
+            nn.init.normal_(layer.weight, std=config.initializer_range)
+            nn.init.zeros_(layer.bias)
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        sequence_offsets: Tensor,
+        max_sequence_length: int,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Packed tokens to scores, fp32 [S, outputs]; meaningless rows for empty sequences.
+
+        The last layer computes what follows its attention for the first tokens alone.
+        """
+        first = sequence_offsets[:-1].long().clamp(max=input_ids.shape[0] - 1)
+        hidden = self.encoder(
+            input_ids, sequence_offsets, max_sequence_length, token_type_ids, keep=first
+        )
+        pooled = F.dropout(torch.tanh(self.pooler(hidden)), self.dropout, self.training)
+        return self.classifier(pooled).float()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        sequence_offsets: Tensor,
+        max_sequence_length: int,
+        labels: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Sum of the losses of the labelled sequences, fp32 scalar.
+
+        Args:
+            labels: int64 [S], negative where a sequence does not count; or fp32 [S] for a
+                regression (squared error), NaN where it does not count.
+        """
+        logits = self.logits(input_ids, sequence_offsets, max_sequence_length, token_type_ids)
+        if labels.is_floating_point():
+            error = logits.squeeze(-1) - labels
+            return error.masked_fill(labels.isnan(), 0.0).square().sum()
+        return F.cross_entropy(logits, labels.masked_fill(labels < 0, -100), reduction="sum")
