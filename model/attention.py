@@ -74,11 +74,16 @@ def packed_attention(
         ValueError: unknown backend; on the CPU, where asking costs nothing, also a sequence longer
             than `max_sequence_length`.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(BACKENDS)}")
+    check_backend(backend)
     return BACKENDS[backend](
         query, key, value, sequence_offsets, max_sequence_length, slopes, dropout
     )
+
+
+def check_backend(backend: str) -> None:
+    """Raises ValueError for a name that is not in `BACKENDS`."""
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(BACKENDS)}")
 
 
 def _through_padding(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -97,7 +102,7 @@ def _through_padding(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
         row, real = padded_index(sequence_offsets, length)  # [S, L]
         # [S, L, H, D] -> [S, H, L, D]
         q, k, v = (x[row].transpose(1, 2) for x in (query, key, value))
-        bias = _bias(real, slopes, q.dtype)
+        bias = _bias(real, slopes)
         context = attend(q, k, v, bias, dropout).transpose(1, 2)  # [S, L, H, D]
         sequence, position = sequence_of_row(sequence_offsets, tokens)
         outside = sequence >= real.shape[0]
@@ -108,29 +113,30 @@ def _through_padding(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return packed
 
 
-def _bias(real: Tensor, slopes: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Additive score bias, [S, 1 or H, 1 or L, L]: ALiBi, and a very low score on padding keys.
+def _bias(real: Tensor, slopes: Tensor | None) -> Tensor:
+    """Additive score bias, fp32 [S, 1 or H, 1 or L, L]: ALiBi, and a very low one on padding keys.
 
     Not -inf: an empty sequence has no key at all, and a row of -inf has no softmax.
     """
-    bias = torch.zeros(real.shape, dtype=dtype, device=real.device)
-    bias = bias.masked_fill(~real, torch.finfo(dtype).min)[:, None, None, :]  # [S, 1, 1, L]
+    low = -1e30  # within the range of bf16, far below any score
+    bias = torch.zeros(real.shape, device=real.device)
+    bias = bias.masked_fill(~real, low)[:, None, None, :]  # [S, 1, 1, L]
     if slopes is None:
         return bias
     at = torch.arange(real.shape[1], device=real.device)
     distance = (at[:, None] - at[None, :]).abs()  # [L, L]
-    alibi = (-slopes.view(-1, 1, 1) * distance).to(dtype)  # [H, L, L]
-    return torch.maximum(bias + alibi, bias.new_tensor(torch.finfo(dtype).min))
+    return bias - slopes.view(-1, 1, 1) * distance  # [S, H, L, L]
 
 
 def _attend_reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]) + bias  # [S, H, L, L]
-    weights = scores.float().softmax(dim=-1).to(v.dtype)
-    return F.dropout(weights, dropout) @ v
+    # In fp32 throughout: other backends are judged by it.
+    scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.shape[-1]) + bias
+    weights = F.dropout(scores.softmax(dim=-1), dropout)  # [S, H, L, L]
+    return (weights @ v.float()).to(q.dtype)
 
 
 def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    bias = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    bias = bias.to(q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 

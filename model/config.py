@@ -48,7 +48,7 @@ class ModelConfig:
     attention_dropout: float = 0.0
     """On the attention probabilities."""
     ffn_dropout: float = 0.1
-    """Between the activation and the second matrix of the feed-forward."""
+    """Between the activation and the second matrix of a gated feed-forward."""
     layernorm_eps: float = 1e-12
     """Added to the variance in LayerNorm."""
     initializer_range: float = 0.02
@@ -62,6 +62,10 @@ class ModelConfig:
         if not faults and self.hidden_size % self.num_heads:
             faults.append(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        if self.feed_forward == "standard" and self.ffn_dropout:
+            faults.append(
+                f"ffn_dropout {self.ffn_dropout}: the standard feed-forward has none, set it to 0"
             )
         if faults:
             raise ValueError(f"{self.name}: " + "; ".join(faults))

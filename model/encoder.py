@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layer import PackedSequences, layer_spec
-from model.layer_norm import LowPrecisionLayerNorm
 from model.padding import sequence_of_row
 
 
@@ -32,7 +31,7 @@ class Embedding(MegatronModule):
         if config.positions == "learned":
             self.position_embeddings = nn.Embedding(config.max_positions, config.hidden_size)
             nn.init.normal_(self.position_embeddings.weight, std=config.initializer_range)
-        self.layernorm = LowPrecisionLayerNorm(config.hidden_size, config.layernorm_eps)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_eps)
         self.dropout = config.hidden_dropout
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, offsets: Tensor) -> Tensor:
@@ -82,7 +81,16 @@ class Encoder(MegatronModule):
 
         Returns:
             [T, hidden], or [K, hidden] in the order of `keep`.
+
+        Raises:
+            ValueError: learned positions do not reach to `max_sequence_length`.
         """
+        positions = self.embedding.position_embeddings
+        if positions is not None and max_sequence_length > positions.num_embeddings:
+            raise ValueError(
+                f"sequences of {max_sequence_length} tokens, but the model has learned positions "
+                f"for {positions.num_embeddings}"
+            )
         packed = PackedSequences.of(sequence_offsets, max_sequence_length)
         last = PackedSequences.of(sequence_offsets, max_sequence_length, keep)
         hidden = self.embedding(input_ids, token_type_ids, sequence_offsets)

@@ -11,15 +11,8 @@ tensor parallelism each rank holds its own rows of both).
 
 from __future__ import annotations
 
-import contextlib
-
 import torch.nn.functional as F
-from megatron.core import parallel_state
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    get_cuda_rng_tracker,
-)
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -27,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.parallel import own_dropout
 
 
 class _GatedFeedForward(MegatronModule):
@@ -53,7 +47,7 @@ class _GatedFeedForward(MegatronModule):
         gate, value = self.gate_and_value(hidden)
         inner = F.gelu(gate) * value  # [T, 1, ffn / TP]
         if self.training and self.dropout:
-            with _own_random_numbers(inner):
+            with own_dropout(inner.device):
                 inner = F.dropout(inner, self.dropout)
         return self.linear_out(inner)
 
@@ -93,13 +87,6 @@ def _project_in(config: TransformerConfig, width: int, stride: int = 1) -> Colum
         gather_output=False,
         stride=stride,
     )
-
-
-def _own_random_numbers(inner: Tensor) -> contextlib.AbstractContextManager:
-    """Tensor-parallel ranks hold different units here, so they must drop different ones."""
-    if inner.is_cuda and parallel_state.get_tensor_model_parallel_world_size() > 1:
-        return get_cuda_rng_tracker().fork()
-    return contextlib.nullcontext()
 
 
 def feed_forward_spec(config: ModelConfig) -> ModuleSpec | type:

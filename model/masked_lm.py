@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.encoder import Encoder
 from model.layer import megatron_config
-from model.layer_norm import LowPrecisionLayerNorm
 
 IGNORED_LABEL = -100
 """Label of rows that only round the number of masked tokens up to one of a few shapes."""
@@ -30,7 +29,7 @@ class MaskedLMHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         nn.init.normal_(self.dense.weight, std=config.initializer_range)
         nn.init.zeros_(self.dense.bias)
-        self.layernorm = LowPrecisionLayerNorm(config.hidden_size, config.layernorm_eps)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_eps)
         shards = parallel_state.get_tensor_model_parallel_world_size()
         self.decoder_bias = nn.Parameter(torch.zeros(config.padded_vocab_size // shards))
         set_tensor_model_parallel_attributes(self.decoder_bias, is_parallel=True, dim=0, stride=1)

@@ -6,10 +6,12 @@ process needs one. `initialize_parallel` makes what is missing; it is the only p
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from megatron.core.tensor_parallel import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
 
 
 def initialize_parallel(tensor_parallel: int = 1) -> None:
@@ -36,6 +38,17 @@ def initialize_parallel(tensor_parallel: int = 1) -> None:
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
 
 
+def own_dropout(device: torch.device) -> contextlib.AbstractContextManager:
+    """Random numbers for units that only this tensor-parallel rank holds.
+
+    Elsewhere the ranks hold copies and must drop the same units; here, inside a tensor-parallel
+    region, they must drop different ones.
+    """
+    if parallel_state.get_tensor_model_parallel_world_size() > 1 and device.type == "cuda":
+        return get_cuda_rng_tracker().fork()
+    return contextlib.nullcontext()
+
+
 def seed_dropout(seed: int, step: int, micro_step: int, data_parallel_rank: int) -> None:
     """Seed dropout for one micro-batch.
 
@@ -43,7 +56,7 @@ def seed_dropout(seed: int, step: int, micro_step: int, data_parallel_rank: int)
     uninterrupted one would have drawn, and tensor-parallel peers, which must drop the same units
     of replicated activations, agree without talking.
     """
-    value = seed & 0xFFFFFFFF
+    value = _mix(seed)
     for word in (step, micro_step, data_parallel_rank):
         value = _mix(value ^ _mix(word + 0x9E3779B97F4A7C15))
     if torch.cuda.is_available() and parallel_state.get_tensor_model_parallel_world_size() > 1:

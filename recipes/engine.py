@@ -37,7 +37,6 @@ JSON_KEYS: dict[str, set[str] | None] = {
     "train_batch_size": set(),
     "train_micro_batch_size_per_gpu": set(),
     "bf16": None,
-    "torch_autocast": {"enabled", "dtype", "lower_precision_safe_modules"},
     "data_types": {"grad_accum_dtype"},
     "zero_optimization": None,
     "communication_data_type": set(),
@@ -56,7 +55,9 @@ RECIPE_KEYS = {
     "gradient_clipping": "the recipe trains without clipping and passes 0 to DeepSpeed",
     "gradient_accumulation_steps": "it follows from the batch sizes and the world size",
     "tensorboard": "the recipe writes TensorBoard itself",
-    "fp16": "these models train in bf16 or fp32: set bf16 or torch_autocast",
+    "fp16": "these models train in bf16 or fp32",
+    "torch_autocast": "Megatron's layers keep fp32 biases, so autocast runs most of them in fp32; "
+    "bf16 with ZeRO keeps fp32 master weights as well",
 }
 
 
@@ -168,9 +169,6 @@ def _config_faults(config: dict[str, Any]) -> list[str]:
         value = config.get(key)
         if type(value) is not int or value < 1:
             faults.append(f"{key} must be a positive whole number, got {value!r}")
-    precisions = [key for key in ("bf16", "torch_autocast") if _enabled(config, key)]
-    if len(precisions) > 1:
-        faults.append("bf16 and torch_autocast are two precisions: enable one")
     stage = config.get("zero_optimization", {})
     stage = stage.get("stage", 0) if isinstance(stage, dict) else 0
     fp32_accumulation = config.get("data_types", {}) == {"grad_accum_dtype": "fp32"}
@@ -211,19 +209,8 @@ def _enabled(config: dict[str, Any], section: str) -> bool:
 
 
 def precision(config: dict[str, Any]) -> str:
-    """One of "bf16", "autocast bfloat16" and "fp32"."""
-    if _enabled(config, "bf16"):
-        return "bf16"
-    if _enabled(config, "torch_autocast"):
-        return f"autocast {config['torch_autocast'].get('dtype', 'bfloat16')}"
-    return "fp32"
-
-
-def autocast(config: dict[str, Any], device: torch.device) -> torch.autocast:
-    """The precision of a forward outside of the engine (which autocasts its own)."""
-    section = config.get("torch_autocast", {})
-    dtype = getattr(torch, section.get("dtype", "bfloat16"))
-    return torch.autocast(device.type, dtype, enabled=bool(section.get("enabled")))
+    """ "bf16" (with fp32 master weights in the optimizer) or "fp32"."""
+    return "bf16" if _enabled(config, "bf16") else "fp32"
 
 
 def launched_world_size() -> int:

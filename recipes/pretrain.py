@@ -193,13 +193,12 @@ def evaluate(model: MaskedLM, settings: Run, world: World) -> dict[str, float]:
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss, hits, masked tokens
     for batch in mlm_loader(dataset, 0, len(dataset)):
         batch = batch.to(world.device, non_blocking=True)
-        with engine.autocast(settings.deepspeed, world.device):
-            logits = model.logits(
-                batch.input_ids,
-                batch.sequence_offsets,
-                batch.max_sequence_length,
-                batch.masked_positions,
-            ).float()
+        logits = model.logits(
+            batch.input_ids,
+            batch.sequence_offsets,
+            batch.max_sequence_length,
+            batch.masked_positions,
+        ).float()
         sums[0] += F.cross_entropy(
             logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="sum"
         )
