@@ -154,7 +154,11 @@ def encode_portions(tasks: Sequence[Task], job: Job, workers: int) -> Iterator[E
         min(workers, len(tasks)), context, initializer=_start_worker, initargs=(job, stop)
     )
     try:
-        for done in as_completed([pool.submit(_encode_in_worker, task) for task in tasks]):
+        futures = [pool.submit(_encode_in_worker, task) for task in tasks]
+        # The pool starts a process after it has listed those whose death it watches for; one
+        # submission more makes it list the last one too.
+        pool.submit(int)
+        for done in as_completed(futures):
             yield done.result()
     except BrokenProcessPool:
         raise UserError(

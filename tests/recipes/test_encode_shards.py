@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -100,14 +99,18 @@ def test_a_killed_worker_is_an_error_not_a_hang(tmp_path, tokenizer):
     tasks = [Task("train", number, portion) for number in range(2)]
 
     def kill_one_child():
-        while not (children := multiprocessing.active_children()):
-            time.sleep(0.05)
-        os.kill(children[0].pid, signal.SIGKILL)
+        with open(tmp_path / "pipe.jsonl", "wb"):  # opens when a worker reads
+            pid = multiprocessing.active_children()[0].pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            killed.wait()
 
+    killed = threading.Event()
     thread = threading.Thread(target=kill_one_child)
     thread.start()
     with pytest.raises(UserError, match="a worker process was killed"):
         list(encode_portions(tasks, job, workers=2))
+    killed.set()
     thread.join()
 
 
