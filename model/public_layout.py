@@ -9,6 +9,7 @@ decoder's matrix is the word embedding's and is stored once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -20,10 +21,17 @@ from model.config import ModelConfig
 State = dict[str, Tensor]
 
 
-def to_public(state: Mapping[str, Tensor], config: ModelConfig) -> State:
-    """A whole (not tensor-parallel) `MaskedLM` state under its public names. Values may alias."""
+Head = Literal["masked_lm", "classifier", "none"]
+
+
+def to_public(state: Mapping[str, Tensor], config: ModelConfig, head: Head = "masked_lm") -> State:
+    """A whole (not tensor-parallel) state under its public names. Values may alias.
+
+    Args:
+        head: what stands on the encoder: `MaskedLM`'s head, `SequenceClassifier`'s, or nothing.
+    """
     public: State = {}
-    for ours, theirs in _names(config).items():
+    for ours, theirs in _names(config, head).items():
         if isinstance(theirs, str):
             tensor = state[ours]
             public[theirs] = _split_heads(tensor, config) if "Wqkv" in theirs else tensor
@@ -37,7 +45,9 @@ def to_public(state: Mapping[str, Tensor], config: ModelConfig) -> State:
     return public
 
 
-def from_public(public: Mapping[str, Tensor], config: ModelConfig) -> State:
+def from_public(
+    public: Mapping[str, Tensor], config: ModelConfig, head: Head = "masked_lm"
+) -> State:
     """Inverse of `to_public`. Tensors that the model has no place for are left out.
 
     Raises:
@@ -53,7 +63,7 @@ def from_public(public: Mapping[str, Tensor], config: ModelConfig) -> State:
                 public[f"{prefix}.mlp.gate.weight"] = gate
                 public[f"{prefix}.mlp.value.weight"] = value
     faults, state = [], {}
-    for ours, theirs in _names(config).items():
+    for ours, theirs in _names(config, head).items():
         names = [theirs] if isinstance(theirs, str) else theirs
         missing = [name for name in names if name not in public]
         if missing:
@@ -144,7 +154,7 @@ def _layer_prefixes(config: ModelConfig) -> list[str]:
     return [f"bert.encoder.layer.{number}" for number in range(config.num_layers)]
 
 
-def _names(config: ModelConfig) -> dict[str, str | list[str]]:
+def _names(config: ModelConfig, head: Head) -> dict[str, str | list[str]]:
     """Our name of every tensor: its public one, or three where q, k and v are stored apart."""
     names: dict[str, str | list[str]] = {}
 
@@ -181,9 +191,13 @@ def _names(config: ModelConfig) -> dict[str, str | list[str]]:
             names[f"{ours}.mlp.linear_in.weight"] = f"{theirs}.mlp.gated_layers.weight"
         both(f"{ours}.mlp.linear_out", f"{theirs}.mlp.wo")
         both(f"{ours}.post_mlp_layernorm", f"{theirs}.mlp.layernorm")
-    both("head.dense", "cls.predictions.transform.dense")
-    both("head.layernorm", "cls.predictions.transform.LayerNorm")
-    names["head.decoder_bias"] = "cls.predictions.decoder.bias"
+    if head == "masked_lm":
+        both("head.dense", "cls.predictions.transform.dense")
+        both("head.layernorm", "cls.predictions.transform.LayerNorm")
+        names["head.decoder_bias"] = "cls.predictions.decoder.bias"
+    elif head == "classifier":
+        both("pooler", "bert.pooler.dense")
+        both("classifier", "classifier")
     return names
 
 

@@ -37,7 +37,6 @@ from tqdm import tqdm  # noqa: E402
 from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
 from recipes.mlm_batches import MlmBatches  # noqa: E402
 from recipes.report import COLORS, aligned  # noqa: E402
-from recipes.run_log import write_whole  # noqa: E402
 from recipes.token_shards import (  # noqa: E402
     MANIFEST_FORMAT,
     MANIFEST_NAME,
@@ -46,6 +45,7 @@ from recipes.token_shards import (  # noqa: E402
     open_shards,
 )
 from recipes.tokenizer import SPECIAL_IDS, Tokenizer, encode_documents  # noqa: E402
+from recipes.whole_files import write_whole  # noqa: E402
 
 SWEPT_MICRO_BATCHES = (16, 64, 256, 1024)
 PASS_SEQUENCES = 16_384

@@ -1,4 +1,4 @@
-"""Resume state and export: a checkpoint is whole or it does not exist.
+"""Resume state: a checkpoint is whole or it does not exist.
 
 DeepSpeed writes every rank's shard into `step-N.partial`; rank 0 then records size and checksum
 of every file in a manifest, brings all of it to the disk and renames the directory. Only a
@@ -6,12 +6,11 @@ directory with its final name and a manifest that its files match is ever loaded
 DeepSpeed's own `latest` is not used: it is written before the other ranks have finished.
 
 The resume state is pickle (DeepSpeed's format) and only for the run that wrote it. What leaves the
-run is the export: safetensors, configuration and tokenizer.
+run is the export (`export.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,20 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.masked_lm import MaskedLM
-from model.public_layout import from_public, gather_state, scatter_state, to_public
 from recipes.cli import UserError
-from recipes.engine import World, full_precision_parameters
-from recipes.run_log import write_whole
+from recipes.engine import World, agree
+from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
 
 MANIFEST = "manifest.json"
-PARTIAL = ".partial"
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.vocab")
 
 
 @dataclass(frozen=True)
@@ -66,12 +57,8 @@ def save(engine: Any, directory: Path, progress: Progress, world: World, keep: i
             partial.mkdir(parents=True)
     except OSError as error:
         fault = error
-    _agree(fault, world, directory)
-    try:
-        engine.save_checkpoint(str(directory), tag=partial.name, save_latest=False)
-    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as the latter
-        fault = error
-    _agree(fault, world, directory)
+    agree(fault, f"{directory}: the checkpoint")
+    agree(_write_shard(engine, partial), f"{directory}: the checkpoint")
     try:
         if world.rank == 0:
             _publish(partial, final, progress, world)
@@ -79,19 +66,35 @@ def save(engine: Any, directory: Path, progress: Progress, world: World, keep: i
                 shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         fault = error
-    _agree(fault, world, directory)
+    agree(fault, f"{directory}: the checkpoint")
     return final
 
 
-def _agree(fault: Exception | None, world: World, directory: Path) -> None:
-    """Raise on every rank when one failed, so that none waits for another for ever."""
-    faults: list[str | None] = [None] * world.world_size
-    dist.all_gather_object(faults, str(fault) if fault else None)
-    named = [f"rank {rank}: {text}" for rank, text in enumerate(faults) if text]
-    if named:
-        raise UserError(
-            *(f"{directory}: the checkpoint could not be written: {text}" for text in named)
-        )
+def _write_shard(engine: Any, partial: Path) -> Exception | None:
+    """Let DeepSpeed write this rank's part into `partial`; returns what went wrong.
+
+    Its `save_checkpoint` has barriers inside. A rank that left it with an exception would leave the
+    others waiting in them, so a failed write is kept until all are through.
+    """
+    fault: Exception | None = None
+    writer = engine.checkpoint_engine
+    write = writer.save
+
+    def attempt(*args: Any, **kwargs: Any) -> None:
+        nonlocal fault
+        try:
+            write(*args, **kwargs)
+        except (OSError, RuntimeError) as error:  # torch's zip writer raises the latter
+            fault = error
+
+    writer.save = attempt
+    # Conversion scripts, copied into every checkpoint, that look for the `latest` nobody writes.
+    engine._copy_recovery_script = lambda directory: None
+    try:
+        engine.save_checkpoint(str(partial.parent), tag=partial.name, save_latest=False)
+    finally:
+        writer.save = write
+    return fault
 
 
 def _publish(partial: Path, final: Path, progress: Progress, world: World) -> None:
@@ -108,27 +111,15 @@ def _publish(partial: Path, final: Path, progress: Progress, world: World) -> No
         "files": files,
     }
     write_whole(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-    _sync_directory(partial)
+    sync_directory(partial)
     if final.exists():  # saved at this step before, and found damaged on resuming
         shutil.rmtree(final)
     os.replace(partial, final)
-    _sync_directory(final.parent)
+    sync_directory(final.parent)
 
 
 def _fingerprint(path: Path, sync: bool = False) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if sync:
-            os.fsync(file.fileno())
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"bytes": path.stat().st_size, "sha256": sha256(path, sync=sync)}
 
 
 def _published(directory: Path) -> list[Path]:
@@ -142,17 +133,18 @@ def damage(checkpoint: Path) -> Iterator[str]:
     """Everything that keeps `checkpoint` from being whole."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
-        files = manifest["files"].items()
+        sizes = {name: expected["bytes"] for name, expected in manifest["files"].items()}
+        Progress(**manifest["progress"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield f"{checkpoint / MANIFEST}: unreadable ({error})"
         return
-    for name, expected in files:
+    for name, expected_size in sizes.items():
         path = checkpoint / name
         try:
             size = path.stat().st_size
-            if size != expected["bytes"]:
-                yield f"{path}: {size} bytes, the manifest has {expected['bytes']}"
-            elif _fingerprint(path) != expected:
+            if size != expected_size:
+                yield f"{path}: {size} bytes, the manifest has {expected_size}"
+            elif _fingerprint(path) != manifest["files"][name]:
                 yield f"{path}: checksum differs from the manifest's"
         except OSError as error:
             yield f"{path}: {error.strerror}"
@@ -208,89 +200,3 @@ def _choose(directory: Path) -> tuple[str | None, list[str]]:
             return candidate.name, faults
         faults += found
     return None, faults
-
-
-def export(engine: Any, config: ModelConfig, data_dir: Path, output: Path, facts: dict) -> Path:
-    """Write `output/export`: weights under their public names, configuration, tokenizer.
-
-    Weights are the optimizer's fp32 master weights. Call on every rank.
-
-    Args:
-        facts: what else `config.json` should say (tokenizer fingerprint, sequence length).
-    """
-    precise = dict(full_precision_parameters(engine))
-    state = gather_state(engine.module, lambda name, parameter: precise[name])
-    final = output / "export"
-    if dist.get_rank() == 0:
-        write_export(final, state, config, data_dir, facts)
-    dist.barrier()
-    return final
-
-
-def write_export(
-    final: Path, state: dict[str, Tensor], config: ModelConfig, tokenizer_dir: Path, facts: dict
-) -> None:
-    """Publish whole weights (as `MaskedLM` names them) with configuration and tokenizer."""
-    partial = final.with_name(final.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    public = {name: value.contiguous() for name, value in to_public(state, config).items()}
-    save_file(public, str(partial / "model.safetensors"), metadata={"format": "pt"})
-    description = {"model": config.to_dict(), **facts}
-    write_whole(partial / "config.json", json.dumps(description, indent=1).encode())
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer_dir / name, partial / name)
-    for path in partial.iterdir():
-        _fingerprint(path, sync=True)
-    previous = final.with_name(final.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if final.exists():
-        os.replace(final, previous)
-    os.replace(partial, final)
-    _sync_directory(final.parent)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def export_directory(checkpoint: Path) -> Path:
-    """The export of a run's directory; any other directory is taken for an export itself."""
-    return checkpoint / "export" if (checkpoint / "export").is_dir() else checkpoint
-
-
-def read_export(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict]:
-    """Configuration, weights (as `MaskedLM` names them) and `config.json` of an export.
-
-    Args:
-        checkpoint: an export, or the directory of a run that has one.
-
-    Raises:
-        UserError: no export there, or a damaged one.
-    """
-    directory = export_directory(checkpoint)
-    try:
-        description = json.loads((directory / "config.json").read_bytes())
-        config = ModelConfig.from_dict(description["model"])
-        state = from_public(load_file(directory / "model.safetensors"), config)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{checkpoint}: no export there ({error.filename} is missing); a run writes its "
-            "export/ when it has finished"
-        ) from None
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory}: damaged export: {error}") from None
-    return config, state, description
-
-
-def load_model(checkpoint: Path, attention_backend: str = "reference") -> MaskedLM:
-    """The exported model in evaluation mode. Raises `UserError` as `read_export` does."""
-    config, state, _ = read_export(checkpoint)
-    model = MaskedLM(config, attention_backend)
-    load_weights(model, state)
-    return model.eval()
-
-
-def load_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load whole weights into this rank's part of the model."""
-    try:
-        scatter_state(model, state)
-    except ValueError as error:
-        raise UserError(str(error)) from None

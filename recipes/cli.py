@@ -12,7 +12,9 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+Result = TypeVar("Result")
 
 
 class UserError(ValueError):
@@ -32,6 +34,25 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
+
+
+class Faults(list[str]):
+    """Everything found wrong before the work starts, to be said at once."""
+
+    def attempt(self, check: Callable[[], Result]) -> Result | None:
+        """What `check` returns, or None after noting what it found wrong."""
+        try:
+            return check()
+        except UserError as error:
+            self.extend(error.faults)
+        except ValueError as error:
+            self.append(str(error))
+        return None
+
+    def stop(self) -> None:
+        """Raises UserError if anything was found."""
+        if self:
+            raise UserError(*self)
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -31,21 +31,27 @@ from recipes.cli import UserError
 # silent for this long is gone.
 TIMEOUT = timedelta(minutes=30)
 
-# What a configuration may say, and for nested sections, which keys. `None`: DeepSpeed's own
-# (pydantic) check of the section is used.
-JSON_KEYS: dict[str, set[str] | None] = {
-    "train_batch_size": set(),
-    "train_micro_batch_size_per_gpu": set(),
+# What a configuration may say: a type, a choice of values, or the keys of a section. `None`:
+# DeepSpeed's own (pydantic) check of the section is used; it has none for the others.
+JSON_KEYS: dict[str, Any] = {
+    "train_batch_size": object,
+    "train_micro_batch_size_per_gpu": object,
     "bf16": None,
-    "data_types": {"grad_accum_dtype"},
+    "data_types": {"grad_accum_dtype": ("fp32", "bf16")},
     "zero_optimization": None,
-    "communication_data_type": set(),
-    "prescale_gradients": set(),
-    "gradient_predivide_factor": set(),
-    "disable_allgather": set(),
-    "comms_logger": {"enabled", "verbose", "prof_all", "prof_ops", "debug"},
-    "wall_clock_breakdown": set(),
-    "steps_per_print": set(),
+    "communication_data_type": ("fp32", "bf16"),
+    "prescale_gradients": bool,
+    "gradient_predivide_factor": float,
+    "disable_allgather": bool,
+    "comms_logger": {
+        "enabled": bool,
+        "verbose": bool,
+        "prof_all": bool,
+        "prof_ops": list,
+        "debug": bool,
+    },
+    "wall_clock_breakdown": bool,
+    "steps_per_print": int,
 }
 
 # Keys DeepSpeed knows and this recipe sets elsewhere.
@@ -72,6 +78,10 @@ class World:
     data_parallel_rank: int
     data_parallel_size: int
     tensor_parallel_size: int
+
+    @property
+    def data_parallel_group(self) -> dist.ProcessGroup:
+        return parallel_state.get_data_parallel_group()
 
 
 @dataclass(frozen=True)
@@ -104,27 +114,50 @@ class BatchPlan:
 def plan_batches(requested: int, micro_batch_limit: int, data_parallel: int) -> BatchPlan:
     """Cut a global batch for `data_parallel` ranks with as few micro-batches as memory allows.
 
-    The micro-batch is the nearest whole number, at most `micro_batch_limit`; where that does not
-    give exactly `requested`, the global batch is rounded.
+    Where equal micro-batches of at most `micro_batch_limit` sequences do not give exactly
+    `requested`, the global batch is rounded.
 
     Raises:
-        UserError: the nearest global batch is more than a tenth away (more ranks than sequences).
+        UserError: the global batch would be more than a tenth away (more ranks than sequences).
     """
-    per_rank = requested / data_parallel
-    accumulation = max(1, -(-requested // (micro_batch_limit * data_parallel)))
-    micro_batch = min(micro_batch_limit, max(1, round(per_rank / accumulation)))
-    plan = BatchPlan(requested, micro_batch, accumulation, data_parallel)
-    if abs(plan.global_batch - requested) > requested / 10:
+    plan = _nearest_plan(requested, micro_batch_limit, data_parallel)
+    if not _is_near(plan):
+        fewer = [
+            ranks
+            for ranks in range(1, data_parallel)
+            if _is_near(_nearest_plan(requested, micro_batch_limit, ranks))
+        ]
         raise UserError(
-            f"train_batch_size {requested} / {data_parallel} ranks = {per_rank:.3g} sequences per "
-            f"rank; the nearest possible global batch is {plan.global_batch}. Set train_batch_size "
-            f"to {plan.global_batch} or use at most {requested} ranks."
+            f"train_batch_size {requested} / {data_parallel} ranks = "
+            f"{requested / data_parallel:.3g} sequences per rank; the nearest possible global "
+            f"batch is {plan.global_batch}. Set train_batch_size to {plan.global_batch}"
+            + (f" or use {fewer[-1]} ranks." if fewer else ".")
         )
     return plan
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def _nearest_plan(requested: int, micro_batch_limit: int, data_parallel: int) -> BatchPlan:
+    # The limit may cut the request a little above a whole number of micro-batches: leaving that
+    # out can be nearer than one more micro-batch.
+    most = -(-requested // (micro_batch_limit * data_parallel))
+    plans = []
+    for accumulation in {max(1, most - 1), most}:
+        per_rank = round(requested / (data_parallel * accumulation))
+        micro_batch = min(micro_batch_limit, max(1, per_rank))
+        plans.append(BatchPlan(requested, micro_batch, accumulation, data_parallel))
+    return min(plans, key=lambda plan: (abs(plan.global_batch - requested), plan.accumulation))
+
+
+def _is_near(plan: BatchPlan) -> bool:
+    return 10 * abs(plan.global_batch - plan.requested) <= plan.requested
+
+
+def read_config(path: Path, *, batch_sizes: bool = True) -> dict[str, Any]:
     """Read and check a DeepSpeed JSON.
+
+    Args:
+        batch_sizes: whether the file is the home of the batch sizes, and must have them; for
+            finetuning the table of tasks is, and it must not.
 
     Raises:
         UserError: all faults at once: unreadable, unknown or misplaced keys, impossible values.
@@ -138,7 +171,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: the DeepSpeed configuration must be a JSON object")
-    faults = [f"{path}: {fault}" for fault in _config_faults(config)]
+    faults = [f"{path}: {fault}" for fault in _config_faults(config, batch_sizes)]
     if faults:
         raise UserError(*faults)
     return config
@@ -152,7 +185,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _config_faults(config: dict[str, Any]) -> list[str]:
+def _config_faults(config: dict[str, Any], batch_sizes: bool) -> list[str]:
     faults = []
     for key, value in config.items():
         if key in RECIPE_KEYS:
@@ -164,10 +197,13 @@ def _config_faults(config: dict[str, Any]) -> list[str]:
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             faults.append(f"unknown key {key!r}{hint}; known: {', '.join(JSON_KEYS)}")
         else:
-            faults += _section_faults(key, value)
+            faults += _value_faults(key, value, JSON_KEYS[key])
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu"):
         value = config.get(key)
-        if type(value) is not int or value < 1:
+        if not batch_sizes:
+            if key in config:
+                faults.append(f"{key}: finetuning takes the batch size from its task, remove it")
+        elif type(value) is not int or value < 1:
             faults.append(f"{key} must be a positive whole number, got {value!r}")
     stage = config.get("zero_optimization", {})
     stage = stage.get("stage", 0) if isinstance(stage, dict) else 0
@@ -179,28 +215,59 @@ def _config_faults(config: dict[str, Any]) -> list[str]:
     return faults
 
 
+def _value_faults(key: str, value: Any, allowed: Any) -> list[str]:
+    if allowed is None:
+        return _section_faults(key, value)
+    if isinstance(allowed, dict):
+        if not isinstance(value, dict):
+            return [f"{key} must be an object, got {value!r}"]
+        faults = []
+        for name, inner in value.items():
+            if name in allowed:
+                faults += _value_faults(f"{key}.{name}", inner, allowed[name])
+            else:
+                faults.append(f"unknown key '{key}.{name}'; known: {', '.join(sorted(allowed))}")
+        return faults
+    if isinstance(allowed, tuple):
+        fits, wanted = value in allowed, " or ".join(map(repr, allowed))
+    else:
+        fits, wanted = isinstance(value, allowed), allowed.__name__
+        if allowed in (int, float):
+            fits = isinstance(value, int | allowed) and not isinstance(value, bool)
+    return [] if fits else [f"{key} must be {wanted}, got {value!r}"]
+
+
 def _section_faults(key: str, value: Any) -> list[str]:
-    known = JSON_KEYS[key]
-    if known == set():
-        return []
-    if not isinstance(value, dict):
-        return [f"{key} must be an object, got {value!r}"]
-    if known is not None:
-        return [
-            f"unknown key '{key}.{name}'; known: {', '.join(sorted(known))}"
-            for name in value
-            if name not in known
-        ]
+    """What DeepSpeed finds wrong with a section that it checks itself."""
     import pydantic
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+    if not isinstance(value, dict):
+        return [f"{key} must be an object, got {value!r}"]
     section = {"bf16": DeepSpeedBF16Config, "zero_optimization": DeepSpeedZeroConfig}[key]
     try:
         section(**value)
     except pydantic.ValidationError as error:
         return [f"{'.'.join([key, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()]
-    return []
+    if key == "zero_optimization":
+        return _zero_faults(value)
+    # pydantic takes "false" for False, everything else here would take it for true.
+    return _value_faults(f"{key}.enabled", value.get("enabled", False), bool)
+
+
+def _zero_faults(section: dict[str, Any]) -> list[str]:
+    faults = [
+        f"zero_optimization.{name}: the recipe's AdamW keeps its state on the device, remove it"
+        for name in ("offload_optimizer", "offload_param", "zenflow")
+        if section.get(name)
+    ]
+    if section.get("stage", 0) == 3:
+        faults.append(
+            "zero_optimization.stage 3 shards the weights themselves, and evaluation and export "
+            "need them whole: use 0, 1 or 2"
+        )
+    return faults
 
 
 def _enabled(config: dict[str, Any], section: str) -> bool:
@@ -354,6 +421,12 @@ def build_engine(
     return engine
 
 
+def set_learning_rate(engine: Any, learning_rate: float) -> None:
+    """For the next step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
 def gradient_norm(engine: Any) -> Tensor | float | None:
     """2-norm of the last step's gradients over all ranks, or None where nobody computed it.
 
@@ -373,6 +446,15 @@ def full_precision_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in engine.module.named_parameters():
         master = safe_get_full_fp32_param(parameter)
         yield name, (parameter.detach() if master is None else master).float()
+
+
+def agree(fault: Exception | None, what: str) -> None:
+    """Raise on every rank when one failed, so that none waits for another for ever."""
+    faults: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(faults, None if fault is None else str(fault))
+    named = [f"rank {rank}: {text}" for rank, text in enumerate(faults) if text is not None]
+    if named:
+        raise UserError(*(f"{what} could not be written: {text}" for text in named))
 
 
 def shut_down() -> None:

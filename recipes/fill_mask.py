@@ -19,8 +19,8 @@ import torch
 
 from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel
-from recipes.checkpoint import export_directory, load_model
 from recipes.cli import ArgumentParser, UserError, run
+from recipes.export import export_directory, load_model
 from recipes.token_shards import open_shards
 from recipes.tokenizer import Tokenizer
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from recipes.cli import UserError
 from recipes.encode_shards import Encoded
-from recipes.run_log import write_whole
 from recipes.text_records import Skipped
 from recipes.token_shards import MANIFEST_NAME
+from recipes.whole_files import write_whole
 
 PROGRESS_NAME = "progress.json"
 

@@ -44,7 +44,6 @@ from recipes.preparation_progress import (  # noqa: E402
     read_progress,
     remove_partial_files,
 )
-from recipes.run_log import write_whole  # noqa: E402
 from recipes.text_records import Skipped, Span  # noqa: E402
 from recipes.text_sources import (  # noqa: E402
     EMBEDDED,
@@ -56,6 +55,7 @@ from recipes.text_sources import (  # noqa: E402
 )
 from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME  # noqa: E402
 from recipes.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, Tokenizer, train_tokenizer  # noqa: E402
+from recipes.whole_files import write_whole  # noqa: E402
 
 DEFAULT_VOCAB_SIZE = 30522
 SAMPLED_PORTIONS = 64  # the tokenizer's sample comes from at most so many places of the input

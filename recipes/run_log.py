@@ -15,6 +15,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from recipes.whole_files import write_whole
+
 LOG_NAME = "log.jsonl"
 
 # What every record has, beside its scalars.
@@ -37,23 +39,6 @@ _LAYOUT = {
         "lost to": ["Multiline", ["throughput/padding_share", "time/data_wait_share"]],
     },
 }
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a reader, or a crash, sees the old or the new, never half.
-
-    Raises:
-        OSError: the file system's own (full, read-only); `path` is then as it was.
-    """
-    aside = path.with_name(path.name + ".partial")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_records(path: Path) -> tuple[list[dict], int]:
@@ -151,6 +136,15 @@ class RunLog:
             self._write(step, sequences, tokens, seconds, scalars)
             print(self._eval_line(step, scalars), flush=True)
 
+    def summarize(self, settings: Mapping[str, object], results: Mapping[str, float]) -> None:
+        """Settings against results, for TensorBoard's table of hyper-parameters."""
+        if self._writes:
+            plain = {
+                name: value if isinstance(value, bool | int | float | str) else str(value)
+                for name, value in settings.items()
+            }
+            self._by_steps.add_hparams(plain, dict(results), run_name=".")
+
     def flush(self) -> None:
         """Bring everything logged so far to the disk: before a checkpoint is published."""
         if self._writes:
@@ -217,9 +211,8 @@ class RunLog:
         )
 
     def _eval_line(self, step: int, scalars: Mapping[str, float]) -> str:
-        loss = _shown(scalars.get("loss/eval"), "{:.4f}")
-        accuracy = _shown(scalars.get("accuracy/eval"), "{:.1%}")
-        return f"{self._position(step)}  evaluation: loss {loss}  accuracy {accuracy}"
+        shown = (f"{tag.removesuffix('/eval')} {value:.4f}" for tag, value in scalars.items())
+        return f"{self._position(step)}  evaluation: {'  '.join(shown)}"
 
 
 def duration(seconds: float) -> str:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from recipes.checkpoint import PARTIAL
 from recipes.cli import UserError
 from recipes.engine import World, precision
-from recipes.run_log import write_whole
 from recipes.schedule import adamw_weight_decay
+from recipes.whole_files import write_whole
 
 if TYPE_CHECKING:
     from recipes.pretrain import Run
@@ -82,8 +83,8 @@ def _start(settings: Run, world: World) -> bool:
                 print(f"resuming with {name} {version}, before {before['versions'].get(name)}")
     print(describe(settings))
     write_whole(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
-    checkpoints = output / "checkpoints"
-    return checkpoints.is_dir() and any(checkpoints.iterdir())
+    # One that a crash left unfinished, the first of a run, is no progress to go on from.
+    return any(path.suffix != PARTIAL for path in (output / "checkpoints").glob("step-*"))
 
 
 def _read(path: Path) -> dict[str, Any]:

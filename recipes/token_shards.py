@@ -30,6 +30,7 @@ from typing import Any, Self
 import numpy as np
 
 from recipes.cli import UserError
+from recipes.whole_files import sync_directory
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -159,7 +160,7 @@ class ShardWriter:
         idx.path.unlink(missing_ok=True)
         self._bin.publish()
         idx.publish()
-        _sync_directory(self.prefix.parent)
+        sync_directory(self.prefix.parent)
         self.info = {
             "prefix": self.prefix.name,
             "documents": self.documents,
@@ -364,11 +365,3 @@ def _map(path: Path) -> mmap.mmap:
 
 def _with_suffix(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)  # Path.with_suffix would cut a name at its dot
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

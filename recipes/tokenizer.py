@@ -19,7 +19,7 @@ import numpy as np
 import sentencepiece
 
 from recipes.cli import UserError
-from recipes.run_log import write_whole
+from recipes.whole_files import write_whole
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_PIECES))

@@ -12,6 +12,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import socket
 import sys
 import traceback
@@ -56,9 +57,7 @@ class Outcome:
 def run_world(world_size: int, task: Callable[..., Any], *arguments: Any) -> list[Outcome]:
     """Run `task(*arguments)` on every rank of a new world."""
     context = _fork_server()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
@@ -73,14 +72,17 @@ def run_world(world_size: int, task: Callable[..., Any], *arguments: Any) -> lis
         process.start()
         sender.close()
         ranks.append((process, receiver))
-    outcomes = [
-        receiver.recv() if receiver.poll(TIMEOUT_SECONDS) else Outcome(error=TimeoutError("hangs"))
-        for _, receiver in ranks
-    ]
+    outcomes = [_receive(receiver) for _, receiver in ranks]
     for process, _ in ranks:
         process.join(5)  # a loader's workers end with their rank, unless it is killed
         process.kill()
     return outcomes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def values(outcomes: list[Outcome]) -> list[Any]:
@@ -108,6 +110,15 @@ def _fork_server() -> Any:
     return context
 
 
+def _receive(receiver: Any) -> Outcome:
+    if not receiver.poll(TIMEOUT_SECONDS):
+        return Outcome(error=TimeoutError("hangs"))
+    try:
+        return pickle.loads(receiver.recv_bytes())
+    except EOFError:
+        return Outcome(error=RuntimeError("died"))
+
+
 def _rank(sender: Any, environment: dict[str, Any], task: Callable[..., Any], arguments) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
@@ -119,7 +130,8 @@ def _rank(sender: Any, environment: dict[str, Any], task: Callable[..., Any], ar
             outcome.error = error
             traceback.print_exc()
     outcome.output = printed.getvalue()
-    sender.send(outcome)
+    # Tensors by value: what multiprocessing itself would hand out ends with this rank.
+    sender.send_bytes(pickle.dumps(outcome))
 
 
 def write_data(directory: Path) -> Path:
@@ -209,9 +221,7 @@ def trained(output: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
 
 def build(arguments: list[str]) -> tuple[pretrain.Run, World, Any]:
     """A run up to its engine: settings, world and DeepSpeed's engine around a fresh model."""
-    settings = pretrain.resolve(
-        pretrain.parse_arguments(arguments), int(os.environ["WORLD_SIZE"])
-    )
+    settings = pretrain.resolve(pretrain.parse_arguments(arguments), int(os.environ["WORLD_SIZE"]))
     world = engine.initialize_world(settings.options.tensor_parallel)
     torch.manual_seed(settings.options.seed)
     model = MaskedLM(settings.model, settings.options.attention)
@@ -225,9 +235,7 @@ def one_step(settings: pretrain.Run, world: World, trainer: Any, step: int) -> f
     batches = pretrain.training_batches(settings, world, step)
     micro_batches, _ = pretrain.next_step(batches, settings.plan.accumulation, world)
     counts = pretrain.global_counts(micro_batches, world)
-    return pretrain.train_step(
-        trainer, micro_batches, counts, 1e-3, step, settings.options, world
-    )
+    return pretrain.train_step(trainer, micro_batches, counts, 1e-3, step, settings.options, world)
 
 
 def weights(trainer: Any) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from pretrain_scenarios import (
 from safetensors.torch import load_file, save_file
 
 from model.parallel import initialize_parallel
-from recipes import checkpoint, engine
+from recipes import checkpoint, engine, export
 from recipes.checkpoint import MANIFEST, Progress
 from recipes.cli import UserError
 
@@ -85,6 +85,12 @@ def manifest_of_another_kind(step: Path) -> None:
     (step / MANIFEST).write_text('{"files": {"mp_rank_00_model_states.pt": 3}}')
 
 
+def progress_missing(step: Path) -> None:
+    manifest = json.loads((step / MANIFEST).read_text())
+    del manifest["progress"]
+    (step / MANIFEST).write_text(json.dumps(manifest))
+
+
 def never_published(step: Path) -> None:
     step.rename(step.with_name(step.name + ".partial"))
 
@@ -96,18 +102,17 @@ DAMAGES = {
     manifest_missing: MANIFEST,
     manifest_garbled: MANIFEST,
     manifest_of_another_kind: MANIFEST,
+    progress_missing: MANIFEST,
     never_published: None,
 }
 
 
-def resumed(arguments: list[str], damage: Any = None) -> list[tuple[int | str, dict]]:
-    """Resume in this world after each of the damages; the steps it went on from."""
+def resumed(arguments: list[str]) -> Progress:
+    """How far the run is that goes on here."""
     settings, world, trainer = build(arguments)
     directory = settings.options.output / "checkpoints"
-    try:
-        done = checkpoint.resume(trainer, directory, world, expected=True)
-    finally:
-        engine.shut_down()
+    done = checkpoint.resume(trainer, directory, world, expected=True)
+    engine.shut_down()
     return done
 
 
@@ -148,6 +153,15 @@ def test_without_a_whole_checkpoint_a_run_does_not_start_over(copy):
     assert (run / "log.jsonl").read_bytes() == log
 
 
+def test_a_run_killed_in_its_first_save_starts_again(copy):
+    run, arguments = copy
+    shutil.rmtree(run / "checkpoints" / OLDER)
+    never_published(run / "checkpoints" / NEWEST)
+    outcomes = run_world(2, pretraining, arguments)
+    assert values(outcomes) == [0, 0]
+    assert "step 1/5" in outcomes[0].output
+
+
 def test_another_world_size_is_refused_with_the_right_one(copy):
     run, arguments = copy
     for outcome in run_world(1, pretraining, arguments):
@@ -180,6 +194,15 @@ def test_a_full_disk_ends_every_rank_and_leaves_the_older_checkpoint(finished, c
     assert not list((run / "checkpoints").glob("*.partial"))
 
 
+def test_a_full_disk_at_the_export_leaves_the_earlier_one(copy):
+    run, arguments = copy
+    before = trained(run)[1]
+    for outcome in run_world(2, limited, arguments, 0, 50_000):  # no step is left to be done
+        assert isinstance(outcome.error, UserError)
+        assert "export could not be written: rank 0" in str(outcome.error)
+    assert all(torch.equal(before[name], value) for name, value in trained(run)[1].items())
+
+
 def saved_thrice(arguments: list[str], keep: int) -> None:
     settings, world, trainer = build(arguments)
     directory = settings.options.output / "checkpoints"
@@ -209,9 +232,8 @@ def exported(arguments: list[str]) -> tuple[float, float]:
     for step in range(2):
         one_step(settings, world, trainer, step)
     output = settings.options.output
-    output.mkdir()
-    checkpoint.export(trainer, settings.model, settings.options.data, output, {"step": 2})
-    loaded = checkpoint.load_model(output)
+    export.export(trainer, settings.model, settings.options.data, output, {"step": 2})
+    loaded = export.load_model(output)
     masters = weights(trainer)
     weight_error = max(
         float((parameter - masters[name]).abs().max())
@@ -284,16 +306,12 @@ def test_a_damaged_export_is_refused(copy, damage, message):
     run, _ = copy
     damage(run / "export" / "model.safetensors")
     with pytest.raises(UserError, match=message):
-        load_in_a_world_of_one(run)
+        values(run_world(1, load, run))
 
 
-def load_in_a_world_of_one(run: Path) -> None:
-    values(run_world(1, _load, run))
-
-
-def _load(run: Path) -> None:
+def load(run: Path) -> None:
     initialize_parallel()
-    checkpoint.load_model(run)
+    export.load_model(run)
 
 
 def test_an_export_with_unknown_settings_is_refused(copy):
@@ -303,4 +321,4 @@ def test_an_export_with_unknown_settings_is_refused(copy):
     description["model"]["hidden_dropuot"] = 0.1
     path.write_text(json.dumps(description))
     with pytest.raises(UserError, match="hidden_dropuot"):
-        checkpoint.read_export(run)
+        export.read_tensors(run)

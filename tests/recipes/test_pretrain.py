@@ -17,6 +17,7 @@ import torch
 from pretrain_scenarios import (
     build,
     command_line,
+    free_port,
     one_step,
     pretraining,
     run_world,
@@ -45,7 +46,6 @@ def run(world_size: int, arguments: list[str]) -> str:
     outcomes = run_world(world_size, pretraining, arguments)
     assert values(outcomes) == [0] * world_size
     return outcomes[0].output
-
 
 
 # world size, micro-batch limit, ZeRO stage; the first one is what the others must equal
@@ -86,7 +86,7 @@ def test_a_global_batch_that_the_ranks_do_not_divide_is_announced_and_recorded(d
         pytest.param(1, 0, 4, 0, {}, id="fp32"),
         pytest.param(2, 2, 2, 1, {}, id="fp32-ZeRO1-workers"),
         pytest.param(2, 0, 2, 1, BF16, id="bf16-ZeRO1"),
-        pytest.param(1, 2, 4, 0, {"torch_autocast": {"enabled": True}}, id="autocast-workers"),
+        pytest.param(1, 2, 4, 1, BF16, id="bf16-workers"),
     ],
 )
 def test_a_resumed_run_equals_the_straight_one_to_the_bit(
@@ -126,10 +126,10 @@ def test_dropout_draws_anew_every_step_and_on_every_rank(data, tmp_path):
 def test_killed_and_started_again_through_the_launcher(data, tmp_path):
     config = write_config(tmp_path, 8, 4)
     output = tmp_path / "killed"
-    options = dict(model="rapidbert-tiny", duration=1600, save_every=20)
+    options = dict(model="rapidbert-tiny", duration=800, save_every=20)
     command = [
         *(sys.executable, Path(sys.executable).with_name("deepspeed"), "--num_gpus", "2"),
-        *("--master_port", "0", "recipes/pretrain.py"),
+        *("--master_port", str(free_port()), "recipes/pretrain.py"),
         *command_line(data, output, config, **options),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -159,7 +159,7 @@ def test_killed_and_started_again_through_the_launcher(data, tmp_path):
     launcher = launch()
     printed = launcher.communicate(timeout=120)[0].decode()
     assert launcher.returncode == 0, printed
-    assert "step   1/200" not in printed
+    assert "step   1/100" not in printed
 
     straight = tmp_path / "straight"
     run(2, command_line(data, straight, config, **options))
@@ -169,7 +169,7 @@ def test_killed_and_started_again_through_the_launcher(data, tmp_path):
     assert all(torch.equal(state[name], state_again[name]) for name in state)
     events = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 201))
+    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 101))
 
 
 def poisoned_step(arguments: list[str]) -> tuple[bool, str]:
@@ -203,18 +203,14 @@ def test_a_loss_that_is_not_finite_stops_every_rank_before_the_update(data, tmp_
 
 def test_the_loss_falls_far_below_the_unigram_entropy(data, tmp_path):
     output = tmp_path / "run"
+    options = dict(model="rapidbert-tiny", learning_rate=2e-3, duration=2400, eval_sequences=64)
     config = write_config(tmp_path, 32, 32)
-    run(
-        1,
-        command_line(
-            data, output, config, duration=4800, learning_rate=1e-2, log_every=50, save_every=0
-        ),
-    )
+    run(1, command_line(data, output, config, **options, log_every=25, save_every=0))
     entropy = json.loads((output / "config.json").read_text())["data"]["unigram_entropy_nats"]
-    records = trained(output)[0]
-    # Knowing the topic alone leaves ln(5) = 1.6 of the ln(60) = 4.1 nats.
-    assert records[-1]["loss/eval"] < entropy - 1
-    assert records[-1]["accuracy/eval"] > 1 / 5
+    last = trained(output)[0][-1]
+    # Of the ln(60) = 4.1 nats, knowing a document's topic takes away all but ln(5) = 1.6.
+    assert last["loss/eval"] < entropy - 1.5
+    assert last["accuracy/eval"] > 0.1  # 1/60 by chance, 1/5 from the topic alone
 
 
 def test_every_fault_is_named_at_once(data, tmp_path):

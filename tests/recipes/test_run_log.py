@@ -217,7 +217,7 @@ def test_the_console_line(tmp_path, capsys):
         "step 640/1000 loss nan lr - grad - tok/s - pad - MFU - ETA - $ -".split()
     )
     assert len(full) == len(bare), "columns stay where they are"
-    assert evaluation == "step  640/1000  evaluation: loss 4.5000  accuracy 23.4%"
+    assert evaluation == "step  640/1000  evaluation: loss 4.5000  accuracy 0.2340"
 
 
 @pytest.mark.parametrize(

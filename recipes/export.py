@@ -1,0 +1,134 @@
+"""The export: what leaves a run, and what every later stage reads.
+
+`model.safetensors` under the public checkpoint's names, `config.json` and the tokenizer. Nothing in
+it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.masked_lm import MaskedLM
+from model.public_layout import Head, from_public, gather_state, scatter_state, to_public
+from recipes.cli import UserError
+from recipes.engine import agree, full_precision_parameters
+from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.vocab")
+
+
+def export(
+    engine: Any,
+    config: ModelConfig,
+    tokenizer_dir: Path,
+    output: Path,
+    facts: dict[str, Any],
+    head: Head = "masked_lm",
+) -> Path:
+    """Write `output/export` from a trained engine. Call on every rank.
+
+    Weights are the optimizer's fp32 master weights.
+
+    Args:
+        facts: what else `config.json` should say (tokenizer fingerprint, sequence length).
+        head: which model the engine trains, `MaskedLM` or `SequenceClassifier`.
+
+    Raises:
+        UserError: the file system refused (full, read-only); an earlier export is untouched.
+    """
+    precise = dict(full_precision_parameters(engine))
+    state = gather_state(engine.module, lambda name, parameter: precise[name])
+    final = output / "export"
+    fault: Exception | None = None
+    try:
+        if dist.get_rank() == 0:
+            write_export(final, state, config, tokenizer_dir, facts, head)
+    except (OSError, SafetensorError) as error:
+        fault = error
+    agree(fault, str(final))
+    return final
+
+
+def write_export(
+    final: Path,
+    state: dict[str, Tensor],
+    config: ModelConfig,
+    tokenizer_dir: Path,
+    facts: dict[str, Any],
+    head: Head = "masked_lm",
+) -> None:
+    """Publish whole weights (as our model names them) with configuration and tokenizer."""
+    partial = final.with_name(final.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    public = {name: value.contiguous() for name, value in to_public(state, config, head).items()}
+    save_file(public, str(partial / WEIGHTS), metadata={"format": "pt"})
+    description = {"model": config.to_dict(), **facts}
+    write_whole(partial / CONFIG, json.dumps(description, indent=1).encode())
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer_dir / name, partial / name)
+    for path in partial.iterdir():
+        sha256(path, sync=True)
+    previous = final.with_name(final.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if final.exists():
+        os.replace(final, previous)
+    os.replace(partial, final)
+    sync_directory(final.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def export_directory(checkpoint: Path) -> Path:
+    """The export of a run's directory; any other directory is taken for an export itself."""
+    return checkpoint / "export" if (checkpoint / "export").is_dir() else checkpoint
+
+
+def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+    """Configuration, weights under their public names and `config.json` of an export.
+
+    Args:
+        checkpoint: an export, or the directory of a run that has one.
+
+    Raises:
+        UserError: no export there, or a damaged one.
+    """
+    directory = export_directory(checkpoint)
+    try:
+        description = json.loads((directory / CONFIG).read_bytes())
+        config = ModelConfig.from_dict(description["model"])
+        return config, load_file(directory / WEIGHTS), description
+    except (FileNotFoundError, NotADirectoryError) as error:
+        missing = error.filename or directory / WEIGHTS  # safetensors gives no name
+        raise UserError(
+            f"{checkpoint}: no export there ({missing} is missing); a run writes its export/ when "
+            "it has finished"
+        ) from None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory}: damaged export: {error}") from None
+
+
+def load_model(checkpoint: Path, attention_backend: str = "reference") -> MaskedLM:
+    """The exported masked language model in evaluation mode.
+
+    Raises:
+        UserError: as `read_tensors`, or weights that do not fit.
+    """
+    config, public, _ = read_tensors(checkpoint)
+    model = MaskedLM(config, attention_backend)
+    try:
+        scatter_state(model, from_public(public, config))
+    except ValueError as error:
+        raise UserError(f"{export_directory(checkpoint)}: {error}") from None
+    return model.eval()

@@ -1,0 +1,400 @@
+"""The whole benchmark: every task and seed through `recipes/finetune.py`, then the score table.
+
+    python recipes/glue.py --checkpoint runs/base --output runs/base/glue
+    python recipes/glue.py --checkpoint runs/base --tasks cola rte --seeds 1 -- --epochs 2
+
+MNLI runs first; RTE, MRPC and STS-B start from its result, everything else runs beside it. Each job
+is a process of its own, on a GPU of its own where there are any, so that one that dies takes
+nothing with it. Whether a result is there already is for `finetune.py` to say, which knows the
+settings that decide it: a restart asks it again for every job, at the cost of its start.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.glue_tasks import TASKS, Task  # noqa: E402
+from recipes.run_log import duration  # noqa: E402
+from recipes.score_table import describe, load_results, read_result, write_scores  # noqa: E402
+
+FINETUNE = Path(__file__).with_name("finetune.py")
+FIRST_SEED = 17
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 10
+"""Time that a job gets to end by itself before it is killed."""
+
+State = Literal["waiting", "running", "done", "failed", "skipped"]
+
+
+@dataclass
+class Job:
+    """One task with one seed; `after` is the job whose result it starts from."""
+
+    task: Task
+    seed: int
+    command: list[str]
+    output: Path
+    after: Job | None = None
+    state: State = "waiting"
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}-seed{self.seed}"
+
+    @property
+    def result(self) -> Path:
+        return self.output / f"{self.name}.json"
+
+    @property
+    def log(self) -> Path:
+        return self.output / "logs" / f"{self.name}.log"
+
+
+@dataclass(frozen=True, eq=False)  # two slots on one GPU are two
+class Slot:
+    """Where a job runs: the GPU, as `CUDA_VISIBLE_DEVICES` names it, or None for CPU threads."""
+
+    name: str
+    gpu: str | None
+    threads: int
+
+    def environment(self) -> dict[str, str]:
+        """What a job here gets beside its parent's environment: a world of one, by itself."""
+        world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        # A user's own choice of threads is kept only where it cannot oversubscribe the cores.
+        threads = min(self.threads, int(os.environ.get("OMP_NUM_THREADS") or self.threads))
+        device = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
+        return world | address | device | {"OMP_NUM_THREADS": str(threads)}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Running:
+    """A started job."""
+
+    job: Job
+    slot: Slot
+    process: subprocess.Popen
+    began: float
+    before: dict[str, Any] | None
+    """The result that was there when it started."""
+
+
+def plan(
+    tasks: Sequence[Task],
+    *,
+    checkpoint: Path,
+    output: Path,
+    seeds: int | None = None,
+    from_scratch: bool = False,
+    extra: Sequence[str] = (),
+    finetune: Path = FINETUNE,
+) -> list[Job]:
+    """The jobs in the order in which they should start.
+
+    MNLI comes first, since others wait for it, then the longest, so that none is left for the end.
+
+    Args:
+        seeds: at most so many per task; None for each task's own number.
+        from_scratch: random weights instead of the checkpoint's. Jobs that start from MNLI still
+            do: it is MNLI that is then trained from scratch.
+        extra: options handed to `finetune`.
+        finetune: the script that runs one job.
+    """
+    mnli_name = f"mnli-seed{FIRST_SEED}"
+    # Read once: MNLI runs below write it only when it is a job itself.
+    earlier_mnli = (output / f"{mnli_name}.json").exists() and (output / mnli_name).exists()
+
+    def job(task: Task, seed: int, after: Job | None) -> Job:
+        start, scratch = checkpoint, from_scratch
+        if task.start == "mnli" and (after or earlier_mnli):
+            start, scratch = output / mnli_name, False
+        command = [sys.executable, str(finetune), "--task", task.name, "--seed", str(seed)]
+        command += ["--checkpoint", str(start), "--output", str(output)]
+        command += ["--from-scratch"] * scratch + list(extra)
+        return Job(task, seed, command, output, after)
+
+    order = sorted(tasks, key=lambda t: (t.name != "mnli", -t.train_count * t.epochs))
+    jobs: list[Job] = []
+    for task in order:
+        first = jobs[0] if jobs and jobs[0].task.name == "mnli" else None
+        after = first if task.start == "mnli" else None
+        count = task.seeds if seeds is None else min(seeds, task.seeds)
+        jobs += [job(task, FIRST_SEED + k, after) for k in range(count)]
+    return jobs
+
+
+def slots(count: int | None) -> list[Slot]:
+    """One slot per visible GPU, or one per two cores; or `count` that share what there is."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    gpus = [str(index) for index in range(torch.cuda.device_count())]
+    if gpus and (visible := os.environ.get("CUDA_VISIBLE_DEVICES")):
+        gpus = visible.split(",")[: len(gpus)]  # as the machine names them
+    number = count or len(gpus) or max(1, cores // 2)
+    threads = max(1, cores // number)
+    if not gpus:
+        return [Slot(f"slot {index}", None, threads) for index in range(number)]
+    chosen = [gpus[index % len(gpus)] for index in range(number)]
+    return [Slot(f"GPU {gpu}", gpu, threads) for gpu in chosen]
+
+
+def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], signals: Sequence[int] = ()) -> None:
+    """Run the jobs, as many at once as there are places; each job's `state` is then final.
+
+    Prints a line for each job that ends; a terminal also shows the running ones.
+
+    Args:
+        signals: watched; as soon as it is not empty, running jobs are ended, no more are started,
+            and the states stay as they were.
+    """
+    running: list[Running] = []
+    quiet = not sys.stderr.isatty()
+    bars = [tqdm(bar_format="{desc}", position=i, disable=quiet) for i in range(len(places))]
+    total = tqdm(total=len(jobs), desc="jobs", position=len(places), disable=quiet)
+    try:
+        while not signals and any(job.state in ("waiting", "running") for job in jobs):
+            for job in jobs:
+                if job.state == "waiting" and job.after and job.after.state == "failed":
+                    job.state = "skipped"
+                    _finished(total, job, f"{job.after.name}, from which it starts, failed")
+            free = [place for place in places if place not in [other.slot for other in running]]
+            ready = [job for job in jobs if job.state == "waiting" and _may_start(job)]
+            for slot, job in zip(free, ready, strict=False):
+                running.append(_start(job, slot))
+            for bar, slot in zip([] if quiet else bars, places, strict=False):
+                bar.set_description_str(_doing(slot, running))
+            time.sleep(POLL_SECONDS)
+            for each in [each for each in running if each.process.poll() is not None]:
+                running.remove(each)
+                _kill_group(each.process, signal.SIGKILL)  # what the job may have left behind
+                _finished(total, each.job, _outcome(each))
+    finally:
+        stop([each.process for each in running])
+        for bar in (*bars, total):
+            bar.close()
+
+
+def _may_start(job: Job) -> bool:
+    return job.after is None or job.after.state == "done"
+
+
+def _start(job: Job, slot: Slot) -> Running:
+    job.state = "running"
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    before = _result(job)
+    with job.log.open("wb") as log:
+        log.write(f"$ {shlex.join(job.command)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            job.command,
+            env=os.environ | slot.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a process group of its own, ended as a whole
+        )
+    return Running(job, slot, process, time.monotonic(), before)
+
+
+def _outcome(each: Running) -> str:
+    """Set the state of a job that has ended; returns what there is to say about it."""
+    job, status = each.job, each.process.returncode
+    result = _result(job) if status == 0 else None
+    if result is None:
+        job.state = "failed"
+        how = f"exit status {status}" if status else f"no result in {job.result}"
+        return f"{how}; {job.log}: {_last_line(job.log)}"
+    job.state = "done"
+    took = duration(time.monotonic() - each.began)
+    if result == each.before:
+        return f"{describe(result)}, there already"
+    again = ", again: the settings have changed" if each.before else ""
+    return f"{describe(result)}, {took} on {each.slot.name}{again}"
+
+
+def _result(job: Job) -> dict[str, Any] | None:
+    try:
+        return read_result(job.result)
+    except (FileNotFoundError, UserError):
+        return None
+
+
+def _finished(total: tqdm, job: Job, what: str) -> None:
+    with total.external_write_mode(file=sys.stdout):
+        print(f"{job.state:<8}{job.name:<14}{what}", flush=True)
+    total.update()
+
+
+def _doing(slot: Slot, running: Sequence[Running]) -> str:
+    for each in running:
+        if each.slot is slot:
+            passed = duration(time.monotonic() - each.began)
+            return f"{slot.name:<8}{each.job.name:<14}{passed:>7}  {_last_line(each.job.log)[:90]}"
+    return f"{slot.name:<8}-"
+
+
+def _last_line(log: Path) -> str:
+    """The last line that says something; the command alone where nothing was said."""
+    with log.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    # Of a progress bar, what a terminal would show last.
+    said = [line.split("\r")[-1].strip() or line.strip() for line in lines]
+    return next((line for line in reversed(said) if line), "")
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """End processes with everything they started, those that do not listen by SIGKILL."""
+    for process in processes:
+        _kill_group(process, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+        _kill_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _kill_group(process: subprocess.Popen, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+@contextmanager
+def received_signals() -> Iterator[list[int]]:
+    """The signals to stop (Ctrl-C, SIGTERM, SIGHUP) that have arrived, instead of their effect.
+
+    An exception from a handler could fall between the start of a job and its being noted down.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: Sequence[str] | None = None, finetune: Path = FINETUNE) -> int:
+    options = parse_arguments(arguments)
+    jobs = resolve(options, finetune)
+    places = slots(options.jobs)
+    if options.dry_run:
+        for job in jobs:
+            print(shlex.join(job.command) + (f"  # after {job.after.name}" if job.after else ""))
+        print(f"{len(jobs)} jobs, {len(places)} at a time, {places[0].threads} threads each")
+        return 0
+    options.output.mkdir(parents=True, exist_ok=True)
+    with received_signals() as signals:
+        run_jobs(jobs, places, signals)
+    if signals:
+        left = sum(job.state in ("waiting", "running") for job in jobs)
+        print(f"stopped with {left} jobs to do; the same command goes on", file=sys.stderr)
+        return 128 + signals[0]
+    unfinished = [job for job in jobs if job.state != "done"]
+    # What an unfinished job has left from an earlier time has other settings or another start.
+    results = load_results(options.output, without=[job.result for job in unfinished])
+    if results:
+        print(f"\n{write_scores({str(options.output): results}, options.output)}")
+    for job in unfinished:
+        print(f"error: {job.name} {job.state}: {job.log}", file=sys.stderr)
+    return 1 if unfinished else 0
+
+
+def resolve(options: Any, finetune: Path = FINETUNE) -> list[Job]:
+    """The jobs that the options ask for.
+
+    Raises:
+        UserError: all faults of the options at once.
+    """
+    faults = [f"--{name}: at least 1" for name in ("seeds", "jobs") if _below_one(options, name)]
+    unknown = [name for name in options.tasks if name not in TASKS]
+    if unknown:
+        faults.append(f"--tasks: no task {', '.join(unknown)}; the tasks are {', '.join(TASKS)}")
+    if not options.checkpoint.is_dir():
+        faults.append(f"--checkpoint {options.checkpoint}: no such directory")
+    if options.output is None:
+        options.output = options.checkpoint / ("glue-from-scratch" * options.from_scratch or "glue")
+    if faults:
+        raise UserError(*faults)
+    jobs = plan(
+        [TASKS[name] for name in dict.fromkeys(options.tasks)],
+        checkpoint=options.checkpoint,
+        output=options.output,
+        seeds=options.seeds,
+        from_scratch=options.from_scratch,
+        extra=(["--data", str(options.data)] if options.data else []) + options.finetune,
+        finetune=finetune,
+    )
+    for job in jobs:
+        result = _result(job)
+        if job.task.start == "pretrained" and result:
+            if result.get("from_scratch", False) != options.from_scratch:
+                faults.append(f"{job.result}: from_scratch is {not options.from_scratch} there")
+    if faults:
+        raise UserError(
+            "give another --output; this one has the results of the other kind", *faults
+        )
+    return jobs
+
+
+def _below_one(options: Any, name: str) -> bool:
+    value = getattr(options, name)
+    return value is not None and value < 1
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> Any:
+    parser = ArgumentParser(
+        description="Finetune on GLUE, all tasks and seeds, and write the score table.",
+        epilog="Options after a bare -- go to recipes/finetune.py, for all tasks alike.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="directory of a run, or its export")
+    add(
+        "--output",
+        type=Path,
+        help="directory of the results; glue (glue-from-scratch) in --checkpoint if not given",
+    )
+    add("--tasks", nargs="+", default=list(TASKS), metavar="TASK", help="which to run")
+    add("--seeds", type=int, help="at most so many per task; 1 to 5 by task if not given")
+    add("--data", type=Path, help="directory with the tasks; the hub's GLUE if not given")
+    add("--jobs", type=int, help="at a time; one per GPU, or per two cores, if not given")
+    add("--from-scratch", action="store_true", help="control: the same without pretraining")
+    add("--dry-run", action="store_true", help="print the jobs and exit")
+    add("finetune", nargs="*", metavar="-- OPTION", help="options for recipes/finetune.py")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,45 @@
+"""Files that are whole or not there: written aside, brought to the disk, renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+PARTIAL = ".partial"
+"""Ending of what is not finished; nothing with this name is ever read."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader, or a crash, sees the old or the new, never half.
+
+    Raises:
+        OSError: the file system's own (full, read-only); `path` is then as it was.
+    """
+    aside = path.with_name(path.name + PARTIAL)
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Bring the names in `directory` to the disk: a rename before this can be lost in a crash."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path, *, sync: bool = False) -> str:
+    """Checksum of a file, in hexadecimal; with `sync` its contents are on the disk afterwards."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if sync:
+            os.fsync(file.fileno())
+        return digest

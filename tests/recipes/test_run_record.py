@@ -1,0 +1,115 @@
+"""`config.json`: written once, compared when a run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretrain_scenarios import Outcome, command_line, run_world, values, write_config, write_data
+
+from recipes import engine, pretrain, run_record
+from recipes.cli import UserError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("prepared") / "data")
+
+
+def started(*command_lines: list[str]) -> list[bool | str]:
+    """Start these runs one after the other; whether each had made progress, or its refusal."""
+    results: list[bool | str] = []
+    for arguments in command_lines:
+        options = pretrain.parse_arguments(arguments)
+        settings = pretrain.resolve(options, engine.launched_world_size())
+        if not torch.distributed.is_initialized():
+            world = engine.initialize_world()
+        try:
+            results.append(run_record.start(settings, world))
+        except UserError as error:
+            results.append(str(error))
+    engine.shut_down()
+    return results
+
+
+def test_what_is_recorded(data, tmp_path):
+    config = write_config(tmp_path, 17, 4)
+    output = tmp_path / "run"
+    arguments = command_line(data, output, config, duration=100)
+    [outcome] = run_world(1, started, arguments)
+    assert values([outcome]) == [[False]]
+    record = json.loads((output / "config.json").read_text())
+    assert record["versions"]["torch"] == torch.__version__
+    assert {"python", "deepspeed", "megatron-core"} <= record["versions"].keys()
+    assert record["git_revision"] == run_record.git_revision()
+    assert record["run"]["duration"] == "100" and record["run"]["seed"] == 17
+    assert record["deepspeed"]["train_batch_size"] == record["requested_global_batch"] == 17
+    assert (record["micro_batch"], record["accumulation"], record["global_batch"]) == (4, 4, 16)
+    assert record["sequences"] == record["total_steps"] * 16 == 112
+    # The published decay per step at peak learning rate, handed to AdamW.
+    assert record["adamw_weight_decay"] * record["run"]["learning_rate"] == pytest.approx(1e-5)
+    for line in ("rounded from 17", "7 steps, 112 sequences", "fp32, ZeRO stage 1"):
+        assert line in outcome.output
+
+
+def test_other_settings_are_named_and_free_ones_may_change(data, tmp_path):
+    config, other = write_config(tmp_path, 8, 4), write_config(tmp_path, 16, 4)
+    output = tmp_path / "run"
+    first = command_line(data, output, config, learning_rate=2e-3)
+    free = dict(log_every=7, save_every=11, eval_every=5, keep=4, price_per_gpu_hour=9)
+    changed = dict(seed=18, mask_probability=0.15, model="dropout-tiny", learning_rate=1e-4)
+    [results] = values(
+        run_world(
+            2,
+            started,
+            first,
+            command_line(data, output, config, learning_rate=2e-3, **free),
+            command_line(data, output, other, **changed),
+            first,
+        )
+    )[:1]
+    assert results[0] is results[1] is results[3] is False
+    refusal = str(results[2])
+    assert str(output) in refusal
+    for difference in (
+        "seed: was 17, is 18",
+        "mask_probability: was 0.3, is 0.15",
+        "model.hidden_dropout: was 0.0, is 0.1",
+        "learning_rate: was 0.002, is 0.0001",
+        "global_batch: was 8, is 16",
+    ):
+        assert difference in refusal
+
+
+def test_a_micro_batch_of_another_size_is_the_same_run(data, tmp_path):
+    """It only cuts the same global batch differently, when memory asks for it."""
+    output = tmp_path / "run"
+    lines = [command_line(data, output, write_config(tmp_path, 8, size)) for size in (8, 4)]
+    assert values(run_world(1, started, *lines)) == [[False, False]]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"identity": 1}'])
+def test_a_file_that_is_no_record(data, tmp_path, content):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "config.json").write_text(content)
+    arguments = command_line(data, output, write_config(tmp_path, 8, 4))
+    for outcome in run_world(2, started, arguments):
+        assert "not the record of a run" in _only(outcome)
+
+
+def test_an_output_that_is_a_file(data, tmp_path):
+    output = tmp_path / "run"
+    output.write_text("mine")
+    arguments = command_line(data, output, write_config(tmp_path, 8, 4))
+    for outcome in run_world(2, started, arguments):
+        assert str(output) in _only(outcome)
+    assert output.read_text() == "mine"
+
+
+def _only(outcome: Outcome) -> Any:
+    [result] = values([outcome])[0]
+    return result
