@@ -207,11 +207,10 @@ def _config_faults(config: dict[str, Any], batch_sizes: bool) -> list[str]:
             faults.append(f"{key} must be a positive whole number, got {value!r}")
     stage = config.get("zero_optimization", {})
     stage = stage.get("stage", 0) if isinstance(stage, dict) else 0
-    fp32_accumulation = config.get("data_types", {}) == {"grad_accum_dtype": "fp32"}
-    if _enabled(config, "bf16") and stage == 0 and fp32_accumulation:
-        faults.append(
-            "bf16 with fp32 gradient accumulation needs ZeRO: set zero_optimization.stage to 1"
-        )
+    if _enabled(config, "bf16") and stage == 0:
+        # Without ZeRO gradients accumulate in bf16, and the fp32 master weights are out of reach of
+        # the export, which would silently be bf16.
+        faults.append("bf16 needs ZeRO: set zero_optimization.stage to 1")
     return faults
 
 
@@ -272,7 +271,7 @@ def _zero_faults(section: dict[str, Any]) -> list[str]:
 
 def _enabled(config: dict[str, Any], section: str) -> bool:
     value = config.get(section, {})
-    return isinstance(value, dict) and bool(value.get("enabled"))
+    return isinstance(value, dict) and value.get("enabled") is True
 
 
 def precision(config: dict[str, Any]) -> str:

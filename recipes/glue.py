@@ -37,6 +37,7 @@ from recipes.score_table import describe, load_results, read_result, write_score
 
 FINETUNE = Path(__file__).with_name("finetune.py")
 FIRST_SEED = 17
+CPU_JOBS = 4
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10
 """Time that a job gets to end by itself before it is killed."""
@@ -149,13 +150,17 @@ def plan(
 
 
 def slots(count: int | None) -> list[Slot]:
-    """One slot per visible GPU, or one per two cores; or `count` that share what there is."""
+    """One slot per visible GPU, or on the CPU up to four; or `count` that share what there is.
+
+    Two jobs with one thread each finish a third sooner than one after the other with two; more than
+    four of Base's would need more memory than a laptop has.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
     gpus = [str(index) for index in range(torch.cuda.device_count())]
     if gpus and (visible := os.environ.get("CUDA_VISIBLE_DEVICES")):
         gpus = visible.split(",")[: len(gpus)]  # as the machine names them
-    number = count or len(gpus) or max(1, cores // 2)
+    number = count or len(gpus) or min(cores, CPU_JOBS)
     threads = max(1, cores // number)
     if not gpus:
         return [Slot(f"slot {index}", None, threads) for index in range(number)]
@@ -389,7 +394,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Any:
     add("--tasks", nargs="+", default=list(TASKS), metavar="TASK", help="which to run")
     add("--seeds", type=int, help="at most so many per task; 1 to 5 by task if not given")
     add("--data", type=Path, help="directory with the tasks; the hub's GLUE if not given")
-    add("--jobs", type=int, help="at a time; one per GPU, or per two cores, if not given")
+    add(
+        "--jobs",
+        type=int,
+        help="at a time; one per GPU, or on the CPU one per core up to 4, if not given",
+    )
     add("--from-scratch", action="store_true", help="control: the same without pretraining")
     add("--dry-run", action="store_true", help="print the jobs and exit")
     add("finetune", nargs="*", metavar="-- OPTION", help="options for recipes/finetune.py")

@@ -80,6 +80,9 @@ class Series:
     tasks: list[TaskScores]
     stand_in: bool
     notes: list[str]
+    """What makes these scores other than the published recipe's."""
+    task_notes: list[str]
+    """What the jobs noted about their data, by task."""
 
     @property
     def average(self) -> float:
@@ -160,7 +163,8 @@ def summarize(name: str, results: Sequence[Result]) -> Series:
         )
     by_task = {task: [r for r in results if r["task"] == task] for task in TASKS}
     tasks = [_task_scores(task, found) for task, found in by_task.items() if found]
-    return Series(name, tasks, bool(stand_ins), _notes(results, tasks))
+    told = [f"{r['task']}: {note}" for r in results for note in r.get("notes", ())]
+    return Series(name, tasks, bool(stand_ins), _notes(results, tasks), list(dict.fromkeys(told)))
 
 
 def _task_scores(task: str, results: Sequence[Result]) -> TaskScores:
@@ -203,16 +207,17 @@ def _notes(results: Sequence[Result], tasks: Sequence[TaskScores]) -> list[str]:
         for task in tasks
         if TASKS[task.task].start == "mnli" and task.start != "MNLI"
     ]
-    notes += [
-        f"{task.task} has {len(task.scores)} of {TASKS[task.task].seeds} seeds"
+    fewer = [
+        f"{task.task} {len(task.scores)} of {TASKS[task.task].seeds}"
         for task in tasks
         if len(task.scores) < TASKS[task.task].seeds
     ]
+    if fewer:
+        notes.append(f"fewer seeds than published: {', '.join(fewer)}")
     origins = {r.get("checkpoint_sha256") for r in results if _start(r) == "pretrained"}
     if len(origins) > 1:
         notes.append(f"the results start from {len(origins)} different pretrained checkpoints")
-    told = [f"{r['task']}: {note}" for r in results for note in r.get("notes", ())]
-    return notes + list(dict.fromkeys(told))
+    return notes
 
 
 def table(series: Series) -> list[tuple[str, ...]]:
@@ -250,7 +255,11 @@ def console(all_series: Sequence[Series]) -> str:
     parts = [title(all_series)]
     for series in all_series:
         named = [f"{series.name}"] if len(all_series) > 1 else []
-        parts.append("\n".join([*named, aligned(table(series)), *_listed(series.notes)]))
+        notes = list(series.notes)
+        if series.task_notes:
+            count = len(series.task_notes)
+            notes.append(f"{count} note{'s' * (count > 1)} about the data in scores.md")
+        parts.append("\n".join([*named, aligned(table(series)), *_listed(notes)]))
     return "\n\n".join(parts)
 
 
@@ -271,7 +280,7 @@ def markdown(all_series: Sequence[Series]) -> str:
         header, *rows = table(series)
         lines += ["", f"## {series.name}", "", _row(header), _row(["---"] * len(header))]
         lines += [_row(row) for row in rows]
-        lines += ["", *_listed(series.notes)] if series.notes else []
+        lines += ["", *_listed([*series.notes, *series.task_notes])]
     return "\n".join([*lines, "", "![scores](scores.png)", ""])
 
 
@@ -312,7 +321,7 @@ def record(all_series: Sequence[Series]) -> dict[str, Any]:
                 },
                 "seconds": sum(task.seconds for task in series.tasks),
                 "dollars": sum(task.dollars for task in series.tasks),
-                "notes": series.notes,
+                "notes": [*series.notes, *series.task_notes],
             }
             for series in all_series
         ],

@@ -252,7 +252,9 @@ STAND_INS = {
 
 _MADE = """\
 STAND-IN, not GLUE: made by recipes/stand_in_tasks.py from the documentation that comes with Python.
-{what}
+"""
+_MADE_SO = """\
+{made}
 Labels are balanced and do not depend on lengths; dev examples come from other documents than
 training examples. A demonstration is pretrained on this same text, the dev documents included.
 """
@@ -341,12 +343,12 @@ def write_tasks(
         raise UserError(f"too little text: no sentences of two documents for {', '.join(scarce)}")
     output.mkdir(parents=True, exist_ok=True)
     # First, so that no interruption leaves tasks that could be taken for GLUE's.
-    what = "\n".join(f"{folder}: {task.made}" for folder, task in STAND_INS.items())
-    write_whole(output / STAND_IN_FILE, _MADE.format(what=what).encode())
+    write_whole(output / STAND_IN_FILE, _MADE.encode())
     counts: dict[str, dict[str, int]] = {}
     for number, (folder, task) in enumerate(STAND_INS.items()):
         (output / folder).mkdir(exist_ok=True)
-        write_whole(output / folder / STAND_IN_FILE, _MADE.format(what=task.made).encode())
+        made_so = _MADE + _MADE_SO.format(made=task.made)
+        write_whole(output / folder / STAND_IN_FILE, made_so.encode())
         files = {"train.tsv": ("train", train), "dev.tsv": ("dev", dev)}
         if folder == "MNLI":
             files = {"train.tsv": ("train", train), "dev_matched.tsv": ("dev", dev)}
@@ -395,7 +397,7 @@ def main() -> None:
     print("STAND-IN TASKS: not GLUE")
     for folder, files in counts.items():
         print(f"{folder:<6}" + ", ".join(f"{name} {count:,}" for name, count in files.items()))
-    print(f"{options.output}: {STAND_IN_FILE} says how they were made")
+    print(f"{options.output}: {STAND_IN_FILE} in each folder says what its labels mean")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ FAULTS = {
     '"zero_optimization": {"stages": 1}': "zero_optimization.stages",
     '"zero_optimization": {"stage": 4}': "zero_optimization.stage",
     '"zero_optimization": {"stage": 3}': "use 0, 1 or 2",
-    '"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}': "offload_optimizer",
+    '"zero_optimization": {"offload_optimizer": {"device": "cpu"}}': "offload_optimizer",
     '"zero_optimization": []': "zero_optimization must be an object",
     '"data_types": {"grad_accum_dtype": "fp8"}': "data_types.grad_accum_dtype must be 'fp32' or",
     '"data_types": {"grad_acum_dtype": "fp32"}': "'data_types.grad_acum_dtype'; known: grad_accum",
@@ -134,7 +134,7 @@ FAULTS = {
     '"prescale_gradients": "yes"': "prescale_gradients must be bool",
     '"gradient_predivide_factor": true': "gradient_predivide_factor must be float",
     '"steps_per_print": "never"': "steps_per_print must be int",
-    '"bf16": {"enabled": true}, "data_types": {"grad_accum_dtype": "fp32"}': "needs ZeRO",
+    '"bf16": {"enabled": true}': "needs ZeRO",
     '"bf16": {}, "bf16": {}': "key bf16 given twice",
     '"zero_optimization": {"stage": 1, "stage": 2}': "key stage given twice",
 }

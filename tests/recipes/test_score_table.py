@@ -108,7 +108,7 @@ def test_the_table_by_hand():
         ("MRPC", "accuracy", "70.0", "-", "70.0", "1", "MNLI", "f1 75.0", "1m30s", "$0.25"),
         ("average of 3 tasks", "", "82.3", "", "", "4", "", "", "1h04m", "$2.25"),
     ]
-    assert series.notes == ["sst2 has 2 of 3 seeds", "mrpc has 1 of 5 seeds"]
+    assert series.notes == ["fewer seeds than published: sst2 2 of 3, mrpc 1 of 5"]
 
 
 def test_what_differs_from_the_recipe_is_said():
@@ -122,7 +122,9 @@ def test_what_differs_from_the_recipe_is_said():
     notes = "\n".join(series.notes)
     assert "rte starts from pretrained, not from MNLI's result" in notes
     assert "2 different pretrained checkpoints" in notes
-    assert "cola: 9 records skipped" in notes
+    assert series.task_notes == ["cola: 9 records skipped"]
+    assert "- cola: 9 records skipped" in markdown([series])
+    assert "1 note about the data" in console([series])
     scratch = summarize("none", [result("rte", 17, 0.5, from_scratch=True)])
     assert scratch.tasks[0].start == "random weights"
 
