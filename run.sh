@@ -2,7 +2,7 @@
 # RapidBERT from a fresh clone.
 #
 #   ./run.sh          set up, then the whole pipeline on this machine: text -> tokenizer -> shards ->
-#                     pretraining -> evaluation -> report, on its GPUs or on the CPU in minutes
+#                     pretraining -> finetuning -> report, on its GPUs or on the CPU in minutes
 #   ./run.sh test     set up and run the tests (more words go to pytest)
 #   ./run.sh setup    only the environment, in .venv
 #   ./run.sh lint     formatting, lint, types and shell scripts
@@ -52,20 +52,30 @@ processes() {
 
 demo() {
   local data=data/demo output=runs/demo
-  say "1/4  text to tokenizer and token shards"
+  say "1/5  text to tokenizer and token shards"
   "$python" recipes/prepare_data.py --output "$data" --vocab-size 4096 --validation-fraction 0.05
-  say "2/4  pretraining, through the DeepSpeed launcher"
+  say "2/5  pretraining, through the DeepSpeed launcher"
   "$venv/bin/deepspeed" --num_gpus "$(processes)" recipes/pretrain.py \
     --model rapidbert-tiny --data "$data" --output "$output" \
     --deepspeed_config ds_configs/tiny_cpu.json \
-    --duration 36000 --loader-workers 0 --log-every 20 --eval-every 100 --save-every 100
-  say "3/4  held-out sentences with a word masked"
+    --duration 26000 --learning-rate 1.5e-3 \
+    --loader-workers 0 --log-every 50 --eval-every 400 --save-every 400
+  say "3/5  held-out sentences with a word masked"
   "$python" recipes/fill_mask.py --checkpoint "$output" --data "$data"
-  say "4/4  report"
+  say "4/5  finetuning on eight tasks made from the same text: stand-ins, not GLUE"
+  "$python" recipes/stand_in_tasks.py --output data/demo-glue
+  # Higher than Table S1's learning rates, which are for models fifty times as large.
+  "$python" recipes/glue.py --checkpoint "$output" --data data/demo-glue --seeds 1 \
+    -- --learning-rate 4e-4 --epochs 2 --batch-size 16
+  # The control: the same architecture on the first task without pretraining.
+  "$python" recipes/glue.py --checkpoint "$output" --data data/demo-glue --seeds 1 --tasks cola \
+    --from-scratch -- --learning-rate 4e-4 --epochs 2 --batch-size 16
+  say "5/5  report"
   "$python" recipes/report.py "$output"
   echo
   echo "data        $data"
   echo "run         $output (weights, configuration and tokenizer in $output/export)"
+  echo "scores      $output/glue/scores.md, scores.png"
   echo "curves      $venv/bin/tensorboard --logdir runs"
 }
 
