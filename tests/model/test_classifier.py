@@ -12,9 +12,7 @@ from model.padding import unpad
 from model.public_layout import from_public, scatter_state, to_public
 
 SIZES = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, vocab_size=128)
-BERT = ModelConfig(
-    "bert", **SIZES, feed_forward="standard", positions="learned", ffn_dropout=0.0
-)
+BERT = ModelConfig("bert", **SIZES, feed_forward="standard", positions="learned", ffn_dropout=0.0)
 
 
 def batch(lengths=(5, 9, 1)):
@@ -56,7 +54,9 @@ def test_equals_transformers():
 
 def test_the_public_layout_comes_back():
     config = ModelConfig("rapidbert", **SIZES)
-    state = {name: value.detach() for name, value in SequenceClassifier(config, 2).named_parameters()}
+    state = {
+        name: value.detach() for name, value in SequenceClassifier(config, 2).named_parameters()
+    }
     again = from_public(to_public(state, config, "classifier"), config, "classifier")
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], state[name]) for name in state)
