@@ -35,7 +35,10 @@ def initialize_parallel(tensor_parallel: int = 1) -> None:
         raise ValueError(
             f"tensor-parallel size {tensor_parallel} does not divide the world size {world}"
         )
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
+    # Megatron's second set of groups, on gloo, is for its own optimizer and checkpoints.
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_parallel, create_gloo_process_groups=False
+    )
 
 
 def own_dropout(device: torch.device) -> contextlib.AbstractContextManager:

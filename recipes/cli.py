@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 Result = TypeVar("Result")
+
+
+# What the user mends, not us: no space, quota, read-only, no permission.
+_SYSTEM_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 
 class UserError(ValueError):
@@ -100,7 +105,16 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         for fault in error.faults:
             print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         # What is still buffered has no reader; shutdown would try to write it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in _SYSTEM_REFUSALS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        sys.exit(2)

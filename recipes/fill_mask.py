@@ -37,6 +37,9 @@ class Filled(NamedTuple):
 
 def main() -> int:
     options = parse_arguments()
+    faults = [f"--{name}: at least 1" for name in ("top", "count") if getattr(options, name) < 1]
+    if faults:
+        raise UserError(*faults)
     initialize_parallel()
     model = load_model(options.checkpoint)
     tokenizer = Tokenizer(export_directory(options.checkpoint) / "tokenizer.model")

@@ -459,6 +459,10 @@ def _option_faults(options: Any) -> list[str]:
             "give --task or --train-file",
         ),
         (options.max_length >= 8, f"--max-length {options.max_length}: at least 8 tokens"),
+        (
+            options.output.is_dir() or not options.output.exists(),
+            f"--output {options.output}: is a file; name a directory",
+        ),
         (0 <= options.seed < 2**63, f"--seed {options.seed}: 0 to 2**63 - 1"),
         (options.epochs is None or options.epochs >= 1, "--epochs: at least 1"),
         (options.batch_size is None or options.batch_size >= 1, "--batch-size: at least 1"),
@@ -513,7 +517,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     add("--max-train", type=int, help="use so many training examples only")
     add("--attention", choices=tuple(BACKENDS), default="sdpa", help="attention backend")
-    add("--save-model", action="store_true", default=None, help="keep the finetuned model")
+    add(
+        "--save-model",
+        action="store_true",
+        default=None,
+        help="keep the finetuned model, as is always done for MNLI and for own data",
+    )
     add("--predict-test", action="store_true", help="write prediction files for the GLUE server")
     add("--log-every", type=int, default=50, help="steps")
     add("--price-per-gpu-hour", type=float, default=2.5, help="dollars (appendix E)")

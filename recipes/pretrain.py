@@ -34,7 +34,7 @@ from recipes import checkpoint, engine, run_record
 from recipes.checkpoint import Progress
 from recipes.cli import ArgumentParser, Faults, UserError, run
 from recipes.engine import BatchPlan, World
-from recipes.export import export
+from recipes.export import TOKENIZER_FILES, export
 from recipes.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
 from recipes.run_log import RunLog
 from recipes.schedule import adamw_weight_decay, duration_in_sequences, learning_rate
@@ -85,6 +85,9 @@ def train(settings: Run, world: World) -> None:
     model = MaskedLM(settings.model, options.attention)
     trainer = engine.build_engine(model, settings.deepspeed, plan, world, **optimizer(options))
     done = checkpoint.resume(trainer, options.output / "checkpoints", world, expected=started)
+    if world.rank == 0 and done.step:
+        where = "finished already" if done.step == total_steps else f"resumed at step {done.step}"
+        print(f"{where}, {done.sequences:,} sequences so far")
     log = RunLog(
         options.output,
         total_steps=total_steps,
@@ -308,6 +311,12 @@ def resolve(options: Any, world_size: int) -> Run:
     if tokenizer:
         fingerprint = tokenizer.fingerprint
         collect(lambda: open_shards(options.data, "train", tokenizer_fingerprint=fingerprint))
+    if train:
+        faults += [
+            f"{options.data / name}: missing, the export needs it; prepare the data again"
+            for name in TOKENIZER_FILES
+            if not (options.data / name).is_file()
+        ]
     if world_size % options.tensor_parallel:
         faults.append(
             f"--tensor-parallel {options.tensor_parallel} does not divide {world_size} processes"
@@ -333,6 +342,10 @@ def resolve(options: Any, world_size: int) -> Run:
 def _option_faults(options: Any) -> list[str]:
     checks = [
         (options.sequence_length >= 8, f"--sequence-length {options.sequence_length}: at least 8"),
+        (
+            options.output.is_dir() or not options.output.exists(),
+            f"--output {options.output}: is a file; name a directory",
+        ),
         (0 <= options.seed < 2**63, f"--seed {options.seed}: 0 to 2**63 - 1"),
         (0 < options.mask_probability < 1, "--mask-probability: between 0 and 1"),
         (0 <= options.warmup_fraction <= 1, "--warmup-fraction: from 0 to 1"),

@@ -342,6 +342,8 @@ def _png(figure: Figure) -> bytes:
 
 def write_report(runs: Sequence[Run], output: Path) -> Path:
     """Write `report.md`, `loss.png` and `throughput.png` into `output`; returns the report."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is a file; name a directory")
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "loss.png", _png(loss_figure(runs)))
     write_whole(output / "throughput.png", _png(throughput_figure(runs)))

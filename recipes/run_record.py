@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -68,6 +69,7 @@ def start(settings: Run, world: World) -> bool:
 def _start(settings: Run, world: World) -> bool:
     output = settings.options.output
     output.mkdir(parents=True, exist_ok=True)
+    _lock(output)
     path = output / CONFIG
     record = _record(settings, world)
     if path.exists():
@@ -85,6 +87,24 @@ def _start(settings: Run, world: World) -> bool:
     write_whole(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
     # One that a crash left unfinished, the first of a run, is no progress to go on from.
     return any(path.suffix != PARTIAL for path in (output / "checkpoints").glob("step-*"))
+
+
+_locks: dict[Path, IO[bytes]] = {}  # held until the process ends, however it ends
+
+
+def _lock(output: Path) -> None:
+    """Two runs writing one directory would mix their checkpoints and logs."""
+    if output.resolve() in _locks:
+        return
+    file = (output / ".lock").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{output}: another process is training into it right now") from None
+    except OSError as error:  # some network file systems have no locks
+        print(f"{output}: cannot be locked ({error.strerror}); start no second run into it")
+    _locks[output.resolve()] = file
 
 
 def _read(path: Path) -> dict[str, Any]:

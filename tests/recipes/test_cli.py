@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes import cli
 from recipes.cli import ArgumentParser, UserError, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,3 +124,28 @@ def test_a_closed_pipe_ends_quietly():
     finally:
         os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        (OSError(28, "No space left on device", "runs/base/log.jsonl"), 2, "log.jsonl: No space"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_the_system_or_the_user_stops_is_said_in_a_line(fault, status, said, capsys):
+    def main() -> int:
+        raise fault
+
+    with pytest.raises(SystemExit) as error:
+        cli.run(main)
+    assert error.value.code == status
+    assert said in capsys.readouterr().err
+
+
+def test_other_system_errors_keep_their_traceback():
+    def main() -> int:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        cli.run(main)
