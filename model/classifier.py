@@ -57,7 +57,10 @@ class SequenceClassifier(nn.Module):
             input_ids, sequence_offsets, max_sequence_length, token_type_ids, keep=first
         )
         pooled = F.dropout(torch.tanh(self.pooler(hidden)), self.dropout, self.training)
-        return self.classifier(pooled).float()
+        # In fp32: regression values on bf16's grid would be full of ties.
+        return F.linear(
+            pooled.float(), self.classifier.weight.float(), self.classifier.bias.float()
+        )
 
     def forward(
         self,

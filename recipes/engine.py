@@ -252,10 +252,22 @@ def _section_faults(key: str, value: Any) -> list[str]:
     if key == "zero_optimization":
         return _zero_faults(value)
     # pydantic takes "false" for False, everything else here would take it for true.
-    return _value_faults(f"{key}.enabled", value.get("enabled", False), bool)
+    faults = [
+        f"{key}.{name}: master weights, Adam's state and the overflow check stay as they are, "
+        "remove it"
+        for name in (
+            "bf16_master_weights_and_grads",
+            "bf16_optimizer_states",
+            "check_grad_overflow",
+        )
+        if name in value
+    ]
+    return faults + _value_faults(f"{key}.enabled", value.get("enabled", False), bool)
 
 
 def _zero_faults(section: dict[str, Any]) -> list[str]:
+    if type(section.get("stage", 0)) is not int:  # pydantic takes "1" for 1
+        return [f"zero_optimization.stage must be a whole number, got {section['stage']!r}"]
     faults = [
         f"zero_optimization.{name}: the recipe's AdamW keeps its state on the device, remove it"
         for name in ("offload_optimizer", "offload_param", "zenflow")

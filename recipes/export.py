@@ -81,9 +81,10 @@ def write_export(
         shutil.copyfile(tokenizer_dir / name, partial / name)
     for path in partial.iterdir():
         sha256(path, sync=True)
+    sync_directory(partial)
     previous = final.with_name(final.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
     if final.exists():
+        shutil.rmtree(previous, ignore_errors=True)
         os.replace(final, previous)
     os.replace(partial, final)
     sync_directory(final.parent)

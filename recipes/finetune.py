@@ -10,6 +10,7 @@ epoch and no seed is picked by looking at the development set.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -323,7 +324,8 @@ def is_done(work: Finetuning) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     model = work.options.output / work.name / "export" / "config.json"
-    return settings == work.settings and (not work.options.save_model or model.exists())
+    missing = work.options.save_model and not model.exists()
+    return settings == work.settings and not missing and not work.options.predict_test
 
 
 def resolve(options: Any, world_size: int) -> Finetuning:
@@ -370,6 +372,7 @@ def resolve(options: Any, world_size: int) -> Finetuning:
         "data": str(options.data or options.train_file or "hub"),
         "checkpoint_sha256": sha256(weights_path),
         "from_scratch": options.from_scratch,
+        "examples_sha256": data_checksum(data),
         "seed": options.seed,
         "learning_rate": task.learning_rate,
         "betas": list(task.betas),
@@ -385,6 +388,15 @@ def resolve(options: Any, world_size: int) -> Finetuning:
         "model": config.to_dict(),
     }
     return Finetuning(options, task, data, config, weights, tokenizer, deepspeed, settings)
+
+
+def data_checksum(data: TaskData) -> str:
+    """Of every text and label that is trained or scored on: other data are other work."""
+    digest = hashlib.sha256()
+    for name, examples in (("train", data.train), *sorted(data.dev.items())):
+        digest.update(repr((name, examples.first, examples.second)).encode())
+        digest.update(b"" if examples.labels is None else examples.labels.tobytes())
+    return digest.hexdigest()
 
 
 def _load(options: Any, task: Task | None) -> TaskData:

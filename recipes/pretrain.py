@@ -175,6 +175,12 @@ def train_step(
                     "longer --warmup-fraction is the usual cure."
                 )
         trainer.step()
+    norm = engine.gradient_norm(trainer)
+    if norm is not None and not math.isfinite(float(norm)):
+        raise UserError(
+            f"step {step + 1}: the gradient is not finite though the loss is {mean:.4g}; DeepSpeed "
+            "skipped the update. Resuming goes back to the last checkpoint."
+        )
     return mean
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "triton")
 
-# Options that a resumed run may change: none of them changes what is computed.
+# Options that a resumed run may change: what they change is speed, or rounding at most. What the
+# DeepSpeed JSON decides is compared by content.
 FREE_OPTIONS = {
     "output",
     "data",
@@ -154,7 +155,10 @@ def _record(settings: Run, world: World) -> dict[str, Any]:
             **{name: value for name, value in values.items() if name not in FREE_OPTIONS},
             **{f"model.{name}": value for name, value in settings.model.to_dict().items()},
             "global_batch": plan.global_batch,
-            "precision": precision(settings.deepspeed),
+            **{
+                f"deepspeed.{key}": settings.deepspeed.get(key)
+                for key in ("bf16", "zero_optimization", "data_types", "communication_data_type")
+            },
             "tokenizer": train["tokenizer"]["fingerprint"],
             "train_shards": [shard["bin_sha256"] for shard in train["splits"]["train"]["shards"]],
         },

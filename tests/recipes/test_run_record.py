@@ -107,8 +107,8 @@ def test_an_output_that_is_a_file(data, tmp_path):
     output = tmp_path / "run"
     output.write_text("mine")
     arguments = command_line(data, output, write_config(tmp_path, 8, 4))
-    for outcome in run_world(2, started, arguments):
-        assert str(output) in _only(outcome)
+    with pytest.raises(UserError, match="is a file"):
+        pretrain.resolve(pretrain.parse_arguments(arguments), 2)
     assert output.read_text() == "mine"
 
 
