@@ -67,6 +67,7 @@ class ArgumentParser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", _HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        self._misspelt: list[str] = []
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         words = list(sys.argv[1:] if args is None else args)
@@ -76,11 +77,24 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
-        parsed, unknown = self.parse_known_args(args, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        options = words[: words.index("--")] if "--" in words else words
+        # argparse complains about a missing --output before it looks at an --ouput.
+        self._misspelt = [
+            _explain(word, known)
+            for word in options
+            if word.startswith("--") and _dashed(word).partition("=")[0] not in known
+        ]
+        parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            known = [option for option in self._option_string_actions if option.startswith("--")]
             self.error("; ".join(_explain(word, known) for word in unknown))
         return parsed
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            message = "; ".join([*self._misspelt, message])
+        super().error(message)
 
 
 def _dashed(word: str) -> str:

@@ -149,3 +149,12 @@ def test_other_system_errors_keep_their_traceback():
 
     with pytest.raises(OSError, match="Input/output"):
         cli.run(main)
+
+
+def test_a_misspelt_required_option_is_named(capsys):
+    made = parser()
+    made.add_argument("--data", required=True, help="directory")
+    with pytest.raises(SystemExit) as error:
+        made.parse_args(["--dtaa=x"])
+    assert error.value.code == 2
+    assert "--dtaa=x' (did you mean --data?)" in capsys.readouterr().err
