@@ -1,31 +1,52 @@
 """Resume state: a checkpoint is whole or it does not exist.
 
-DeepSpeed writes every rank's shard into `step-N.partial`; rank 0 then records size and checksum
-of every file in a manifest, brings all of it to the disk and renames the directory. Only a
-directory with its final name and a manifest that its files match is ever loaded, the newest first.
-DeepSpeed's own `latest` is not used: it is written before the other ranks have finished.
+Every rank copies its pieces of the state (`optimizer_state.py`) to host memory, which is all that
+training waits for; a thread then writes them, as safetensors, into `step-N.<run>.partial`. When
+every rank's file is there, rank 0 records sizes and checksums in a manifest and renames the
+directory. Only a directory with its final name and a manifest that its files match is ever loaded,
+the newest first. There is no pointer that could be stale: the name is the pointer.
 
-The resume state is pickle (DeepSpeed's format) and only for the run that wrote it. What leaves the
-run is the export (`export.py`).
+A process of an earlier start that was thought dead (a stopped node that wakes up) cannot do harm:
+every start has a token of its own, its partial directories carry the token, and rank 0 publishes
+nothing when the `owner` file names another one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
+import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
 
+from recipes import optimizer_state
 from recipes.cli import UserError
 from recipes.engine import World, agree
 from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
 
 MANIFEST = "manifest.json"
+OWNER = "owner"
+FORMAT = 2
+POLL_SECONDS = 0.02
+VISIBLE_SECONDS = 60
+"""How long another node's file may take to show on a network file system."""
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written; the older ones are untouched."""
 
 
 @dataclass(frozen=True)
@@ -33,170 +54,404 @@ class Progress:
     """How far a run is."""
 
     step: int = 0
-    """Optimizer steps done."""
+    """Optimizer steps done, the skipped ones included."""
     sequences: int = 0
     """Sequences trained on, over all ranks."""
     tokens: int = 0
     """Real tokens trained on, over all ranks."""
     seconds: float = 0.0
     """Wall time up to here, earlier runs included."""
+    skipped: int = 0
+    """Steps without an update, because the loss or the gradient was not finite."""
 
 
-def save(engine: Any, directory: Path, progress: Progress, world: World, keep: int) -> Path:
-    """Write a checkpoint and drop all but the newest `keep`. Call on every rank.
+class Checkpoints:
+    """The checkpoints of one run. Make it, and call its methods, on every rank at the same time.
+
+    Args:
+        directory: of the checkpoints; all ranks must see the same one.
+        keep: how many of the newest stay.
+        keep_every: those of every so many steps stay as well; 0: none.
+        facts: what wrote them (versions, world size, ...); a later start announces what differs.
 
     Raises:
-        UserError: the file system refused (full, read-only); older checkpoints are untouched.
+        UserError: the directory cannot be written, or not every rank sees it.
     """
-    final = directory / f"step-{progress.step:09d}"
-    partial = final.with_name(final.name + PARTIAL)
-    fault: Exception | None = None
-    try:
-        if world.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-    except OSError as error:
-        fault = error
-    agree(fault, f"{directory}: the checkpoint")
-    agree(_write_shard(engine, partial), f"{directory}: the checkpoint")
-    try:
-        if world.rank == 0:
-            _publish(partial, final, progress, world)
-            for old in _published(directory)[keep:]:
-                shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        fault = error
-    agree(fault, f"{directory}: the checkpoint")
-    return final
 
+    def __init__(
+        self,
+        directory: Path,
+        world: World,
+        *,
+        keep: int = 2,
+        keep_every: int = 0,
+        facts: dict[str, Any] | None = None,
+    ):
+        self.directory = directory
+        self.keep = keep
+        self.keep_every = keep_every
+        self.facts = facts or {}
+        self.timings: dict[str, float] = {}
+        """Of the newest save: seconds that training stood still, seconds of writing, bytes."""
+        self._world = world
+        self._save: _Save | None = None
+        self._token = self._take_over()
 
-def _write_shard(engine: Any, partial: Path) -> Exception | None:
-    """Let DeepSpeed write this rank's part into `partial`; returns what went wrong.
+    @property
+    def failed(self) -> bool:
+        """Whether this rank could not write its part; `wait` tells everybody."""
+        return self._save is not None and self._save.fault is not None
 
-    Its `save_checkpoint` has barriers inside. A rank that left it with an exception would leave the
-    others waiting in them, so a failed write is kept until all are through.
-    """
-    fault: Exception | None = None
-    writer = engine.checkpoint_engine
-    write = writer.save
+    def save(self, engine: Any, progress: Progress) -> None:
+        """Begin a checkpoint; training may go on at once. Waits for the one before.
 
-    def attempt(*args: Any, **kwargs: Any) -> None:
-        nonlocal fault
+        Raises:
+            SaveError: the one before could not be written; this one has then not been begun.
+        """
+        self.wait()
+        began = time.perf_counter()
+        pieces = list(optimizer_state.pieces(engine, self._world))
+        copies = {
+            _key(kind, piece.name, piece.start): tensor.detach().clone().cpu()
+            for piece in pieces
+            for kind, tensor in piece.tensors.items()
+        }
+        extents = {piece.name: [piece.start, piece.numel] for piece in pieces}
+        stall = time.perf_counter() - began
+        self._save = _Save(self, progress, copies, extents, stall)
+
+    def wait(self) -> None:
+        """Return when the checkpoint begun last is published.
+
+        Raises:
+            SaveError: it could not be written, with each rank's reason.
+        """
+        save, self._save = self._save, None
+        if save is None:
+            return
+        what = f"{self.directory}: the checkpoint of step {save.progress.step}"
+        save.written.wait()
         try:
-            write(*args, **kwargs)
-        except (OSError, RuntimeError) as error:  # torch's zip writer raises the latter
-            fault = error
+            agree(save.fault, what)
+            if self._world.rank == 0:
+                save.published.wait(VISIBLE_SECONDS)
+                if not save.published.is_set():
+                    save.fault = UserError(
+                        "files of other ranks have not appeared; is --output on a file system that "
+                        "all nodes share?"
+                    )
+            agree(save.fault, what)
+        except UserError as error:
+            save.abandoned.set()
+            save.join()
+            raise SaveError(*error.faults) from None
+        save.join()
+        if self._world.rank == 0:
+            self.timings = save.timings
 
-    writer.save = attempt
-    # Conversion scripts, copied into every checkpoint, that look for the `latest` nobody writes.
-    engine._copy_recovery_script = lambda directory: None
+    def resume(self, engine: Any, *, expected: bool) -> Progress:
+        """Load the newest whole checkpoint, or start at zero where there is none.
+
+        Args:
+            expected: the run has checkpointed before, so that finding none is an error and not a
+                fresh start.
+
+        Raises:
+            UserError: checkpoints exist and none is whole; or the model, or the number of
+                tensor-parallel ranks, is another.
+        """
+        name, faults = self._newest_whole()
+        if self._world.rank == 0:
+            for fault in faults:
+                print(f"damaged checkpoint, going back to the one before: {fault}", flush=True)
+        if name is None:
+            if faults or expected:
+                raise UserError(
+                    f"{self.directory}: no whole checkpoint to resume from, but the run has made "
+                    "progress. Move the run's directory away to start again from zero.",
+                    *faults,
+                )
+            return Progress()
+        manifest = _read_manifest(self.directory / name)
+        wrote, here = manifest["tensor_parallel_size"], self._world.tensor_parallel_size
+        if wrote != here:
+            raise UserError(
+                f"{self.directory / name} was written by tensor-parallel groups of {wrote}, this "
+                f"run has {here}: resume with --tensor-parallel {wrote}"
+            )
+        progress = Progress(**manifest["progress"])
+        tensor_parallel_rank = self._world.rank % here
+        reader = PieceReader(self.directory / name, manifest, tensor_parallel_rank)
+        optimizer_state.load(engine, reader, progress.step - progress.skipped)
+        if self._world.rank == 0:
+            _announce(manifest["facts"], self.facts)
+        return progress
+
+    def _take_over(self) -> str:
+        """Become the run that writes here; returns this start's token."""
+        fault: Exception | None = None
+        token: list[Any] = [None]
+        if self._world.rank == 0:
+            token = [secrets.token_hex(4)]
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                for leftover in self.directory.glob(f"step-*{PARTIAL}"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                owner = {"token": token[0], "host": socket.gethostname(), "pid": os.getpid()}
+                write_whole(self.directory / OWNER, json.dumps(owner).encode())
+            except OSError as error:
+                fault = error
+        agree(fault, str(self.directory))
+        dist.broadcast_object_list(token, src=0)
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while self._owner() != token[0] and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if self._owner() != token[0]:
+            fault = UserError(
+                f"{socket.gethostname()} does not see what rank 0 wrote there; --output must be on "
+                "a file system that all nodes share"
+            )
+        agree(fault, str(self.directory))
+        return token[0]
+
+    def _owner(self) -> str | None:
+        try:
+            return json.loads((self.directory / OWNER).read_bytes())["token"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _newest_whole(self) -> tuple[str | None, list[str]]:
+        """Name of the newest whole checkpoint, and what is wrong with newer ones.
+
+        Rank 0 names the candidates: ranks that see different files must not load different steps.
+        All ranks share the reading.
+        """
+        names: list[Any] = [None]
+        if self._world.rank == 0:
+            names = [[path.name for path in published(self.directory)]]
+        dist.broadcast_object_list(names, src=0)
+        faults: list[str] = []
+        for name in names[0]:
+            part = (self._world.rank, self._world.world_size)
+            everyones: list[list[str]] = [[]] * self._world.world_size
+            dist.all_gather_object(everyones, list(damage(self.directory / name, part)))
+            found = list(dict.fromkeys(fault for faults in everyones for fault in faults))
+            if not found:
+                return name, faults
+            faults += found
+        return None, faults
+
+
+class _Save(threading.Thread):
+    """Writes one checkpoint beside the training."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        tensors: dict[str, Tensor],
+        extents: dict[str, list[int]],
+        stall: float,
+    ):
+        super().__init__(name=f"checkpoint-{progress.step}", daemon=True)
+        self.progress = progress
+        self.fault: Exception | None = None
+        self.timings: dict[str, float] = {}
+        self.written = threading.Event()
+        """This rank's file is there, or `fault` says why not."""
+        self.published = threading.Event()
+        """The same for the whole checkpoint; set on rank 0."""
+        self.abandoned = threading.Event()
+        """Another rank has failed, so there is nothing to wait for."""
+        self._checkpoints = checkpoints
+        self._tensors = tensors
+        self._extents = extents
+        self._stall = stall
+        name = f"step-{progress.step:09d}"
+        self._final = checkpoints.directory / name
+        self._partial = self._final.with_name(f"{name}.{checkpoints._token}{PARTIAL}")
+        self.start()
+
+    def run(self) -> None:
+        world = self._checkpoints._world
+        began = time.perf_counter()
+        try:
+            self._write(_file_name(world))
+        except (OSError, SafetensorError) as error:
+            self._fail(error)
+        self.written.set()
+        if world.rank == 0:
+            try:
+                if self.fault is None and self._publish():
+                    self._report(time.perf_counter() - began)
+            except (OSError, UserError) as error:
+                self._fail(error)
+            self.published.set()
+
+    def _fail(self, error: Exception) -> None:
+        self.fault = error
+        # The others learn of it between two steps; a long step should not hide it till then.
+        print(f"{self._final}: could not be written: {error}", flush=True)
+
+    def _write(self, name: str) -> None:
+        self._partial.mkdir(exist_ok=True)
+        data = serialize(self._tensors)
+        self._tensors = {}
+        write_whole(self._partial / name, data)
+        facts = {**_fingerprint(self._partial / name), "pieces": self._extents}
+        write_whole(self._partial / f"{name}.json", json.dumps(facts).encode())
+
+    def _publish(self) -> bool:
+        """Wait for every rank's file, then give the checkpoint its name; False if abandoned."""
+        world = self._checkpoints._world
+        descriptions = [
+            self._partial / f"{_file_name(world, rank)}.json" for rank in range(world.world_size)
+        ]
+        while not all(path.exists() for path in descriptions):
+            if self.abandoned.wait(POLL_SECONDS):
+                shutil.rmtree(self._partial, ignore_errors=True)
+                return False
+        files = {path.stem: json.loads(path.read_bytes()) for path in descriptions}
+        for path in descriptions:
+            path.unlink()
+        manifest = {
+            "format": FORMAT,
+            "tensor_parallel_size": world.tensor_parallel_size,
+            "progress": asdict(self.progress),
+            "facts": self._checkpoints.facts,
+            "files": files,
+        }
+        write_whole(self._partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        sync_directory(self._partial)
+        self._bytes = sum(file["bytes"] for file in files.values())
+        if self._checkpoints._owner() != self._checkpoints._token:
+            raise UserError("another start of this run has taken over; this one must end")
+        if self._final.exists():  # saved at this step before, and found damaged on resuming
+            shutil.rmtree(self._final)
+        os.replace(self._partial, self._final)
+        sync_directory(self._final.parent)
+        self._drop_old()
+        return True
+
+    def _drop_old(self) -> None:
+        every = self._checkpoints.keep_every
+        for old in published(self._checkpoints.directory)[self._checkpoints.keep :]:
+            if not every or int(old.name.removeprefix("step-")) % every:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _report(self, seconds: float) -> None:
+        self.timings = {
+            "checkpoint/stall_seconds": self._stall,
+            "checkpoint/write_seconds": seconds,
+            "checkpoint/gigabytes": self._bytes / 1e9,
+        }
+        print(
+            f"{self._final}: {self._bytes / 1e6:,.1f} MB in {seconds:.2f} s "
+            f"({self._bytes / 1e6 / seconds:,.0f} MB/s), training stood still {self._stall:.3f} s",
+            flush=True,
+        )
+
+
+class PieceReader:
+    """Reads what one rank needs from a checkpoint, however many ranks wrote it.
+
+    Args:
+        checkpoint: directory of the checkpoint.
+        manifest: its manifest.
+        tensor_parallel_rank: whose parts of the parameters to read.
+    """
+
+    def __init__(self, checkpoint: Path, manifest: dict[str, Any], tensor_parallel_rank: int = 0):
+        self._checkpoint = checkpoint
+        self._files: dict[str, Any] = {}
+        self._index: dict[str, list[tuple[int, int, str]]] = {}
+        for file, facts in manifest["files"].items():
+            if file.startswith(f"tp{tensor_parallel_rank:02}-"):
+                for name, (start, numel) in facts["pieces"].items():
+                    self._index.setdefault(name, []).append((start, numel, file))
+
+    def read(self, kind: str, name: str, start: int, numel: int) -> Tensor:
+        """Elements `start` to `start + numel` of a flattened parameter: fp32 [numel].
+
+        Raises:
+            UserError: the checkpoint does not have all of them.
+        """
+        end, position, parts = start + numel, start, []
+        for piece_start, piece_numel, file in sorted(self._index.get(name, [])):
+            first, last = max(position, piece_start), min(end, piece_start + piece_numel)
+            if first == position and first < last:
+                piece = self._open(file).get_slice(_key(kind, name, piece_start))
+                parts.append(piece[first - piece_start : last - piece_start])
+                position = last
+        if position != end:
+            raise UserError(
+                f"{self._checkpoint}: has {position - start} of the {numel} elements of {name} "
+                f"from {start} on; it is another model's"
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            self._files[file] = safe_open(self._checkpoint / file, "pt")
+        return self._files[file]
+
+
+def published(directory: Path) -> list[Path]:
+    """Checkpoints with a final name, newest first."""
+    found = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{9,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def damage(checkpoint: Path, part: tuple[int, int] = (0, 1)) -> Iterator[str]:
+    """Everything that keeps `checkpoint` from being whole.
+
+    Args:
+        part: (k, n): of the files, look at k, k + n, k + 2n, ... only.
+    """
     try:
-        engine.save_checkpoint(str(partial.parent), tag=partial.name, save_latest=False)
-    finally:
-        writer.save = write
-    return fault
-
-
-def _publish(partial: Path, final: Path, progress: Progress, world: World) -> None:
-    files = {
-        str(path.relative_to(partial)): _fingerprint(path, sync=True)
-        for path in sorted(partial.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {
-        "format": 1,
-        "world_size": world.world_size,
-        "tensor_parallel_size": world.tensor_parallel_size,
-        "progress": progress.__dict__,
-        "files": files,
-    }
-    write_whole(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-    sync_directory(partial)
-    if final.exists():  # saved at this step before, and found damaged on resuming
-        shutil.rmtree(final)
-    os.replace(partial, final)
-    sync_directory(final.parent)
-
-
-def _fingerprint(path: Path, sync: bool = False) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path, sync=sync)}
-
-
-def _published(directory: Path) -> list[Path]:
-    """Directories with a final name, newest first."""
-    return sorted(
-        (path for path in directory.glob("step-*") if path.suffix != PARTIAL), reverse=True
-    )
-
-
-def damage(checkpoint: Path) -> Iterator[str]:
-    """Everything that keeps `checkpoint` from being whole."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
-        sizes = {name: expected["bytes"] for name, expected in manifest["files"].items()}
-        Progress(**manifest["progress"])
+        manifest = _read_manifest(checkpoint)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield f"{checkpoint / MANIFEST}: unreadable ({error})"
         return
-    for name, expected_size in sizes.items():
+    for name, facts in list(manifest["files"].items())[part[0] :: part[1]]:
         path = checkpoint / name
         try:
-            size = path.stat().st_size
-            if size != expected_size:
-                yield f"{path}: {size} bytes, the manifest has {expected_size}"
-            elif _fingerprint(path) != manifest["files"][name]:
+            if (size := path.stat().st_size) != facts["bytes"]:
+                yield f"{path}: {size} bytes, the manifest has {facts['bytes']}"
+            elif sha256(path) != facts["sha256"]:
                 yield f"{path}: checksum differs from the manifest's"
         except OSError as error:
             yield f"{path}: {error.strerror}"
 
 
-def resume(engine: Any, directory: Path, world: World, *, expected: bool) -> Progress:
-    """Load the newest whole checkpoint, or start at zero where there is none. Call on every rank.
-
-    Args:
-        expected: the run has made progress before, so that finding no checkpoint at all is an
-            error and not a fresh start.
-
-    Raises:
-        UserError: checkpoints exist and none is whole; or another world size wrote them.
-    """
-    # Rank 0 decides for all: two ranks that see different files must not load different steps.
-    choice: list[Any] = [None]
-    if world.rank == 0:
-        choice = [_choose(directory)]
-    dist.broadcast_object_list(choice, src=0)
-    found, faults = choice[0]
-    if world.rank == 0:
-        for fault in faults:
-            print(f"damaged checkpoint, going back to the one before: {fault}", flush=True)
-    if found is None:
-        if faults or expected:
-            raise UserError(
-                f"{directory}: no whole checkpoint to resume from, but the run has made progress. "
-                "Move the run's directory away to start again from zero.",
-                *faults,
-            )
-        return Progress()
-    manifest = json.loads((directory / found / MANIFEST).read_bytes())
-    wrote = (manifest["world_size"], manifest["tensor_parallel_size"])
-    if wrote != (world.world_size, world.tensor_parallel_size):
-        raise UserError(
-            f"{directory / found} was written by {wrote[0]} processes (tensor-parallel "
-            f"{wrote[1]}), this run has {world.world_size} (tensor-parallel "
-            f"{world.tensor_parallel_size}): resume with {wrote[0]}."
-        )
-    loaded, _ = engine.load_checkpoint(str(directory), tag=found)
-    if loaded is None:
-        raise UserError(f"{directory / found}: DeepSpeed could not load it (its log says why)")
-    return Progress(**manifest["progress"])
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
+    Progress(**manifest["progress"])
+    for facts in manifest["files"].values():
+        facts["bytes"], facts["sha256"], facts["pieces"].items()
+    manifest["facts"].items(), manifest["tensor_parallel_size"]
+    return manifest
 
 
-def _choose(directory: Path) -> tuple[str | None, list[str]]:
-    """Name of the newest whole checkpoint, and what is wrong with newer ones."""
-    faults: list[str] = []
-    for candidate in _published(directory):
-        found = list(damage(candidate))
-        if not found:
-            return candidate.name, faults
-        faults += found
-    return None, faults
+def _announce(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say what is not as it was when the checkpoint was written."""
+    for name in before.keys() | now.keys():
+        if before.get(name) != now.get(name):
+            print(f"resuming with {name} {now.get(name)}, before {before.get(name)}", flush=True)
+
+
+def _file_name(world: World, rank: int | None = None) -> str:
+    # Megatron's order: tensor-parallel ranks are neighbours.
+    rank = world.rank if rank is None else rank
+    data_parallel, tensor_parallel = divmod(rank, world.tensor_parallel_size)
+    return f"tp{tensor_parallel:02}-dp{data_parallel:05}.safetensors"
+
+
+def _key(kind: str, name: str, start: int) -> str:
+    return f"{kind}/{name}/{start}"
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

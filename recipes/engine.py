@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
+import socket
+import statistics
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -438,12 +441,74 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def gradient_norm(engine: Any) -> Tensor | float | None:
-    """2-norm of the last step's gradients over all ranks, or None where nobody computed it.
+def step(engine: Any) -> float | None:
+    """After each micro-batch's backward; updates the weights after the last one.
 
-    ZeRO and the bf16 optimizers compute it in their step; plain fp32 (stage 0) does not.
+    Returns:
+        2-norm of the global batch's gradient. It is not finite where the gradient is not: the
+        update is then skipped, on every rank. None between updates.
     """
-    return engine.get_global_grad_norm()
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return None
+    norm = None
+    if not hasattr(next(engine.module.parameters()), "_hp_mapping"):
+        norm = _unsharded_norm(engine)
+        if not math.isfinite(norm):
+            # AdamW passes over parameters without a gradient: no update, no moment is touched.
+            for parameter in engine.module.parameters():
+                parameter.grad = None
+    engine.step()
+    # With ZeRO the optimizer computes it, and skips by itself.
+    return float(engine.get_global_grad_norm()) if norm is None else norm
+
+
+def _unsharded_norm(engine: Any) -> float:
+    """What DeepSpeed does not compute at ZeRO stage 0."""
+    parameters = list(engine.module.parameters())
+    parts = [  # those that all tensor-parallel ranks hold alike count once
+        parameter.grad
+        for parameter in parameters
+        if parameter.grad is not None
+        and (
+            getattr(parameter, "tensor_model_parallel", False)
+            or parallel_state.get_tensor_model_parallel_rank() == 0
+        )
+    ]
+    squares = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
+    if parts:
+        squares = torch.nn.utils.get_total_norm(parts).float().square()
+    dist.all_reduce(squares, group=parallel_state.get_tensor_model_parallel_group())
+    return math.sqrt(squares.item()) if squares.isfinite() else math.inf
+
+
+def check_replicas(engine: Any, world: World) -> None:
+    """Compare the bits of the parameters that data-parallel ranks hold alike.
+
+    Raises:
+        RuntimeError: some differ: a device or its memory is faulty.
+    """
+    mine = (checksum(engine.module), f"rank {world.rank} ({socket.gethostname()})")
+    group = world.data_parallel_group
+    sums: list[Any] = [None] * world.data_parallel_size
+    dist.all_gather_object(sums, mine, group=group)
+    usual = statistics.mode(value for value, _ in sums)
+    others = [where for value, where in sums if value != usual]
+    if others:
+        raise RuntimeError(
+            f"the parameters of {', '.join(others)} differ from those of the other ranks; a device "
+            "is faulty. Nothing was saved; start again without it, from the last checkpoint."
+        )
+
+
+def checksum(module: nn.Module) -> int:
+    """Of the bits of all parameters: equal on ranks whose parameters are equal."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    total = torch.zeros((), dtype=torch.int64, device=next(module.parameters()).device)
+    for number, parameter in enumerate(module.parameters()):
+        bits = parameter.detach().view(integers[parameter.element_size()])
+        total += (number + 1) * bits.sum(dtype=torch.int64)
+    return int(total)
 
 
 def full_precision_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:

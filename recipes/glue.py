@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -320,18 +320,37 @@ def main(arguments: Sequence[str] | None = None, finetune: Path = FINETUNE) -> i
             print(shlex.join(job.command) + (f"  # after {job.after.name}" if job.after else ""))
         print(f"{len(jobs)} jobs, {len(places)} at a time, {places[0].threads} threads each")
         return 0
+    if options.list_arrays:
+        # MNLI, where it is asked for, is number 0.
+        for name, waits in (("now", False), ("after-mnli", True)):
+            numbers = [str(n) for n, job in enumerate(jobs) if bool(job.after) == waits]
+            print(name, ",".join(numbers))
+        return 0
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.only is not None:
+        jobs = [replace(jobs[options.only], after=None)]
+    if options.report_only:
+        for job in jobs:
+            job.state = "done" if _result(job) else "failed"
+        return report(jobs, options.output)
     with received_signals() as signals:
         run_jobs(jobs, places, signals)
     if signals:
         left = sum(job.state in ("waiting", "running") for job in jobs)
         print(f"stopped with {left} jobs to do; the same command goes on", file=sys.stderr)
         return 128 + signals[0]
+    if options.only is not None:  # beside other processes that do the same
+        return int(jobs[0].state != "done")
+    return report(jobs, options.output)
+
+
+def report(jobs: Sequence[Job], output: Path) -> int:
+    """Write the score table, and name the jobs without a result; returns the exit status."""
     unfinished = [job for job in jobs if job.state != "done"]
     # What an unfinished job has left from an earlier time has other settings or another start.
-    results = load_results(options.output, without=[job.result for job in unfinished])
+    results = load_results(output, without=[job.result for job in unfinished])
     if results:
-        print(f"\n{write_scores({str(options.output): results}, options.output)}")
+        print(f"\n{write_scores({str(output): results}, output)}")
     for job in unfinished:
         print(f"error: {job.name} {job.state}: {job.log}", file=sys.stderr)
     return 1 if unfinished else 0
@@ -362,6 +381,8 @@ def resolve(options: Any, finetune: Path = FINETUNE) -> list[Job]:
         extra=(["--data", str(options.data)] if options.data else []) + options.finetune,
         finetune=finetune,
     )
+    if options.only is not None and not 0 <= options.only < len(jobs):
+        raise UserError(f"--only {options.only}: the jobs are numbered 0 to {len(jobs) - 1}")
     for job in jobs:
         result = _result(job)
         if job.task.start == "pretrained" and result:
@@ -401,6 +422,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Any:
     )
     add("--from-scratch", action="store_true", help="control: the same without pretraining")
     add("--dry-run", action="store_true", help="print the jobs and exit")
+    add("--only", type=int, metavar="N", help="run job N of the list, without the score table")
+    add("--report-only", action="store_true", help="run nothing, write the score table")
+    add("--list-arrays", action="store_true", help="print job numbers for job arrays, and exit")
     add("finetune", nargs="*", metavar="-- OPTION", help="options for recipes/finetune.py")
     return parser.parse_args(arguments)
 

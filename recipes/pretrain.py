@@ -10,6 +10,7 @@ the step, so an interrupted run and an uninterrupted one are the same run.
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import math
 import sys
@@ -30,20 +31,24 @@ from model.attention import BACKENDS
 from model.config import PRESETS, ModelConfig, preset, training_flops
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import seed_dropout
-from recipes import checkpoint, engine, run_record
-from recipes.checkpoint import Progress
+from recipes import engine, run_record
+from recipes.checkpoint import Checkpoints, Progress, SaveError
 from recipes.cli import ArgumentParser, Faults, UserError, run
 from recipes.engine import BatchPlan, World
 from recipes.export import TOKENIZER_FILES, export
+from recipes.interruption import INTERRUPTED, STOPPED, StopRequests, Watchdog
 from recipes.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
 from recipes.run_log import RunLog
 from recipes.schedule import adamw_weight_decay, duration_in_sequences, learning_rate
+from recipes.stragglers import RankTimes
 from recipes.throughput import ThroughputMeter, describe_peak
 from recipes.token_shards import TokenShards, open_shards
 from recipes.tokenizer import Tokenizer
 
 # Base and Large as published; XL and the toy scaled by width. Tiny belongs to a batch of 16.
 PEAK_LEARNING_RATE = {"tiny": 1e-3, "base": 5e-4, "large": 2e-4, "xl": 1e-4}
+MAX_SKIPPED_IN_A_ROW = 10
+SHUTDOWN_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -69,22 +74,36 @@ def main() -> int:
     if options.dry_run:
         print(run_record.describe(settings))
         return 0
+    watchdog = Watchdog(options.step_timeout)
+    watchdog.pause()
     world = engine.initialize_world(options.tensor_parallel)
     try:
-        train(settings, world)
-    finally:
+        status = train(settings, world, watchdog)
+    except UserError:
+        faulthandler.dump_traceback_later(SHUTDOWN_SECONDS, exit=True)  # others may not have failed
         engine.shut_down()
-    return 0
+        raise
+    engine.shut_down()
+    watchdog.close()
+    return status
 
 
-def train(settings: Run, world: World) -> None:
-    """The run, from building to export."""
+def train(settings: Run, world: World, watchdog: Watchdog) -> int:
+    """The run, from building to export; returns the exit status."""
     options, plan, total_steps = settings.options, settings.plan, settings.total_steps
-    started = run_record.start(settings, world)
+    requests = StopRequests(options.output, world.rank)
+    expected = run_record.start(settings, world)
+    checkpoints = Checkpoints(
+        options.output / "checkpoints",
+        world,
+        keep=options.keep,
+        keep_every=options.keep_every,
+        facts=run_record.facts(settings, world),
+    )
     torch.manual_seed(options.seed)
     model = MaskedLM(settings.model, options.attention)
     trainer = engine.build_engine(model, settings.deepspeed, plan, world, **optimizer(options))
-    done = checkpoint.resume(trainer, options.output / "checkpoints", world, expected=started)
+    done = checkpoints.resume(trainer, expected=expected)
     if world.rank == 0 and done.step:
         where = "finished already" if done.step == total_steps else f"resumed at step {done.step}"
         print(f"{where}, {done.sequences:,} sequences so far")
@@ -96,40 +115,113 @@ def train(settings: Run, world: World) -> None:
         hparams=vars(options),
     )
     meter = throughput_meter(settings, world, max(done.seconds, log.earlier_seconds))
+    times = RankTimes(world)
     batches = training_batches(settings, world, done.step)
+    first, skipped_in_a_row, status = done.step, 0, None
+
+    def save(wait: bool) -> None:
+        """Begin a checkpoint; `wait` until it is there."""
+        watchdog.pause()
+        with meter.pause():
+            log.flush()
+            engine.check_replicas(trainer, world)
+            try:
+                checkpoints.save(trainer, done)
+                if wait:
+                    checkpoints.wait()
+            except SaveError as error:
+                if wait or options.on_save_failure == "stop":
+                    raise
+                if world.rank == 0:
+                    print("\n".join((*error.faults, "going on without it")), flush=True)
 
     try:
-        while done.step < total_steps:
+        while done.step < total_steps and status is None:
+            if done.step > first:  # the first one compiles, and fills caches
+                watchdog.step()
             lr = learning_rate(done.step, total_steps, **schedule(options))
             micro_batches, waited = next_step(batches, plan.accumulation, world)
-            counts = global_counts(micro_batches, world)
-            loss = train_step(trainer, micro_batches, counts, lr, done.step, options, world)
+            asked = {
+                "signalled": requests.signalled,
+                "stop_file": requests.stop_file,
+                "save_failed": checkpoints.failed,
+            }
+            counts = global_counts(micro_batches, asked, world)
+            asked = {name: counts.pop(name) > 0 for name in asked}
+            loss, norm = train_step(
+                trainer, micro_batches, counts, lr, done.step, options, world, times
+            )
             meter.step(**counts, data_wait_seconds=waited)
+            times.step(waited)
+            skipped = not math.isfinite(norm)
+            skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
             done = Progress(
                 done.step + 1,
                 done.sequences + counts["sequences"],
                 done.tokens + counts["real_tokens"],
                 meter.elapsed_seconds(),
+                done.skipped + skipped,
             )
+            if skipped:
+                on_skipped(done, loss, norm, skipped_in_a_row, world)
             last = done.step == total_steps
             if last or done.step % options.log_every == 0:
-                scalars = {"loss/train": loss, "optimizer/lr": lr, **gradient_norm(trainer)}
+                scalars = {
+                    "loss/train": loss,
+                    "optimizer/lr": lr,
+                    "optimizer/grad_norm": norm,
+                    "optimizer/skipped_steps": done.skipped,
+                    **times.window(),
+                    **checkpoints.timings,
+                }
                 log.log(*position(done), {**scalars, **meter.window()})
             if last or due(done.step, options.eval_every):
+                watchdog.pause()
                 with meter.pause():
                     log.eval(*position(done), evaluate(trainer.module, settings, world))
-            if last or due(done.step, options.save_every):
-                with meter.pause():
-                    log.flush()
-                    directory = options.output / "checkpoints"
-                    checkpoint.save(trainer, directory, done, world, options.keep)
+            ending = not last and (asked["signalled"] or asked["stop_file"])
+            if ending:
+                status = INTERRUPTED if asked["signalled"] else STOPPED
+            if last or ending or asked["save_failed"] or due(done.step, options.save_every):
+                save(wait=last or ending)
     finally:
         log.close()
+    watchdog.pause()
+    if status is not None:
+        if world.rank == 0:
+            why = "a signal" if status == INTERRUPTED else options.output / "stop"
+            print(
+                f"ended by {why} after step {done.step} of {total_steps}, with a checkpoint; "
+                "the same command goes on"
+            )
+        requests.honoured()
+        return status
     exported = export(
         trainer, settings.model, options.data, options.output, run_record.export_facts(settings)
     )
     if world.rank == 0:
         print(f"finished {done.step} steps, {done.sequences:,} sequences; exported to {exported}")
+    return 0
+
+
+def on_skipped(done: Progress, loss: float, norm: float, in_a_row: int, world: World) -> None:
+    """Say that a step had no effect.
+
+    Raises:
+        UserError: too many in a row.
+    """
+    message = (
+        f"step {done.step}: loss {loss:.4g}, gradient norm {norm:.4g}: no update "
+        f"({done.skipped} skipped so far)"
+    )
+    if world.rank == 0:
+        print(message, flush=True)
+    if in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise UserError(
+            f"{message}; the last {in_a_row} steps were all without effect. Starting again goes "
+            "back to the last checkpoint; a lower --learning-rate or a longer --warmup-fraction "
+            "is the usual cure, in a new --output."
+        )
 
 
 def train_step(
@@ -140,48 +232,39 @@ def train_step(
     step: int,
     options: Any,
     world: World,
-) -> float:
+    times: RankTimes,
+) -> tuple[float, float]:
     """One optimizer step on the global batch.
 
     Returns:
-        Mean loss over the global batch's masked tokens, in nats.
-
-    Raises:
-        UserError: the loss is not finite; the weights are those from before the step.
+        Mean loss over the global batch's masked tokens, in nats, and the gradient's 2-norm. Where
+        either is not finite on any rank, neither weights nor optimizer have changed on any, and the
+        norm is not finite.
     """
     engine.set_learning_rate(trainer, lr)
     total = torch.zeros((), device=world.device)
     # DeepSpeed averages gradients over the ranks; with this factor the average is the gradient of
     # the sum over all masked tokens of the global batch divided by their number.
     scale = world.data_parallel_size / max(1, counts["masked_tokens"])
+    norm = None
     for micro_step, batch in enumerate(micro_batches):
         seed_dropout(options.seed, step, micro_step, world.data_parallel_rank)
-        loss = trainer(
-            batch.input_ids,
-            batch.sequence_offsets,
-            batch.max_sequence_length,
-            batch.masked_positions,
-            batch.labels,
-        )
-        trainer.backward(loss * scale, scale_wrt_gas=False)
+        with times.forward():
+            loss = trainer(
+                batch.input_ids,
+                batch.sequence_offsets,
+                batch.max_sequence_length,
+                batch.masked_positions,
+                batch.labels,
+            )
+        # 1, or not a number where the loss is not finite: the gradient must not be, either.
+        poison = loss.detach() * 0 + 1
+        trainer.backward(loss * (scale * poison), scale_wrt_gas=False)
         total += loss.detach()
-        if micro_step + 1 == len(micro_batches):
-            dist.all_reduce(total, group=world.data_parallel_group)
-            mean = total.item() / max(1, counts["masked_tokens"])
-            if not math.isfinite(mean):
-                raise UserError(
-                    f"step {step + 1}: the loss is {mean}; stopped before the update. "
-                    "Resuming goes back to the last checkpoint; a lower --learning-rate or a "
-                    "longer --warmup-fraction is the usual cure."
-                )
-        trainer.step()
-    norm = engine.gradient_norm(trainer)
-    if norm is not None and not math.isfinite(float(norm)):
-        raise UserError(
-            f"step {step + 1}: the gradient is not finite though the loss is {mean:.4g}; DeepSpeed "
-            "skipped the update. Resuming goes back to the last checkpoint."
-        )
-    return mean
+        norm = engine.step(trainer)
+    assert norm is not None
+    dist.all_reduce(total, group=world.data_parallel_group)
+    return total.item() / max(1, counts["masked_tokens"]), norm
 
 
 @torch.no_grad()
@@ -228,14 +311,20 @@ def next_step(
     return [batch.to(world.device, non_blocking=True) for batch in micro_batches], waited
 
 
-def global_counts(micro_batches: list[PackedBatch], world: World) -> dict[str, int]:
-    """What the global batch holds, summed over micro-batches and ranks."""
+def global_counts(
+    micro_batches: list[PackedBatch], flags: dict[str, bool], world: World
+) -> dict[str, int]:
+    """What the global batch holds, and how many ranks raise each flag, in one exchange."""
     names = ("sequences", "real_tokens", "masked_tokens", "token_pairs")
     sums = [sum(getattr(batch, name) for batch in micro_batches) for name in names]
     sums.append(sum(len(batch.input_ids) for batch in micro_batches))
-    counts = torch.tensor(sums, device=world.device)
+    # Tensor-parallel ranks hold the same batch and share their flags through a maximum.
+    raised = torch.tensor(list(flags.values()), dtype=torch.long, device=world.device)
+    if world.tensor_parallel_size > 1:
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+    counts = torch.cat([torch.tensor(sums, device=world.device), raised])
     dist.all_reduce(counts, group=world.data_parallel_group)
-    return dict(zip((*names, "padded_tokens"), counts.tolist(), strict=True))
+    return dict(zip((*names, "padded_tokens", *flags), counts.tolist(), strict=True))
 
 
 def training_batches(settings: Run, world: World, step: int) -> Iterator[PackedBatch]:
@@ -268,11 +357,6 @@ def throughput_meter(settings: Run, world: World, earlier_seconds: float) -> Thr
         dollars_per_device_hour=settings.options.price_per_gpu_hour if on_gpu else 0.0,
         earlier_seconds=earlier_seconds,
     )
-
-
-def gradient_norm(trainer: Any) -> dict[str, float]:
-    norm = engine.gradient_norm(trainer)
-    return {} if norm is None else {"optimizer/grad_norm": float(norm)}
 
 
 def position(done: Progress) -> tuple[int, int, int, float]:
@@ -365,6 +449,8 @@ def _option_faults(options: Any) -> list[str]:
         (options.eval_every >= 0, "--eval-every: not negative (0: at the end only)"),
         (options.eval_sequences >= 1, "--eval-sequences: at least 1"),
         (options.keep >= 1, "--keep: at least 1 checkpoint"),
+        (options.keep_every >= 0, "--keep-every: not negative (0: none)"),
+        (options.step_timeout > 0, "--step-timeout: positive"),
         (options.loader_workers >= 0, "--loader-workers: not negative"),
         (options.tensor_parallel >= 1, "--tensor-parallel: at least 1"),
         (options.price_per_gpu_hour >= 0, "--price-per-gpu-hour: not negative"),
@@ -440,6 +526,21 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     add("--eval-sequences", type=int, default=4096, help="held-out sequences per evaluation")
     add("--save-every", type=int, default=1000, help="steps; 0: at the end only")
     add("--keep", type=int, default=2, help="checkpoints kept, the newest")
+    add("--keep-every", type=int, default=0, help="keep those of every so many steps as well")
+    add(
+        "--on-save-failure",
+        choices=("continue", "stop"),
+        default="continue",
+        help="what to do when a checkpoint cannot be written, a full disk for instance; the older "
+        "ones stay",
+    )
+    add(
+        "--step-timeout",
+        type=float,
+        default=600.0,
+        help="seconds after which a step hangs, and the process ends; start-up, evaluation and "
+        "saving have at least half an hour",
+    )
     add("--price-per-gpu-hour", type=float, default=2.5, help="dollars (appendix E)")
     add("--dry-run", action="store_true", help="print the resolved run or its faults, and exit")
     add("--local-rank", type=int, default=0, help="set by the deepspeed launcher; not used")

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from recipes.checkpoint import PARTIAL
+from recipes.checkpoint import published
 from recipes.cli import UserError
 from recipes.engine import World, precision
 from recipes.schedule import adamw_weight_decay
@@ -38,6 +38,9 @@ FREE_OPTIONS = {
     "eval_sequences",
     "save_every",
     "keep",
+    "keep_every",
+    "on_save_failure",
+    "step_timeout",
     "price_per_gpu_hour",
     "dry_run",
     "local_rank",
@@ -81,13 +84,10 @@ def _start(settings: Run, world: World) -> bool:
                 f"{output} holds a run with other settings; give another --output, or the same:",
                 *differences,
             )
-        for name, version in record["versions"].items():
-            if before["versions"].get(name) != version:
-                print(f"resuming with {name} {version}, before {before['versions'].get(name)}")
     print(describe(settings))
     write_whole(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
     # One that a crash left unfinished, the first of a run, is no progress to go on from.
-    return any(path.suffix != PARTIAL for path in (output / "checkpoints").glob("step-*"))
+    return bool(published(output / "checkpoints")) or (output / "export").exists()
 
 
 _locks: dict[Path, IO[bytes]] = {}  # held until the process ends, however it ends
@@ -157,11 +157,24 @@ def _record(settings: Run, world: World) -> dict[str, Any]:
             "global_batch": plan.global_batch,
             **{
                 f"deepspeed.{key}": settings.deepspeed.get(key)
-                for key in ("bf16", "zero_optimization", "data_types", "communication_data_type")
+                for key in ("bf16", "data_types", "communication_data_type")
             },
             "tokenizer": train["tokenizer"]["fingerprint"],
             "train_shards": [shard["bin_sha256"] for shard in train["splits"]["train"]["shards"]],
         },
+    }
+
+
+def facts(settings: Run, world: World) -> dict[str, str]:
+    """What a checkpoint says about who wrote it, and a resume announces when it has changed."""
+    stage = settings.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    return {
+        **versions(),
+        "git_revision": git_revision(),
+        "device": settings.device_name,
+        "world_size": str(world.world_size),
+        "micro_batch": str(settings.plan.micro_batch),
+        "ZeRO stage": str(stage),
     }
 
 

@@ -32,6 +32,7 @@ from model.config import PRESETS, ModelConfig
 from model.masked_lm import MaskedLM
 from recipes import engine, pretrain
 from recipes.engine import World
+from recipes.stragglers import RankTimes
 from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
 from recipes.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, train_tokenizer
 
@@ -213,7 +214,7 @@ def pretraining(arguments: list[str]) -> int | None:
 
 def trained(output: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """The scalars of a run that do not depend on the clock, and its exported weights."""
-    timed = ("seconds", "time/", "throughput/", "cost/", "memory/")
+    timed = ("seconds", "time/", "throughput/", "cost/", "memory/", "checkpoint/")
     records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     scalars = [{k: v for k, v in r.items() if not k.startswith(timed)} for r in records]
     return scalars, load_file(output / "export" / "model.safetensors")
@@ -234,8 +235,10 @@ def one_step(settings: pretrain.Run, world: World, trainer: Any, step: int) -> f
     """The loop's step `step`; returns its loss."""
     batches = pretrain.training_batches(settings, world, step)
     micro_batches, _ = pretrain.next_step(batches, settings.plan.accumulation, world)
-    counts = pretrain.global_counts(micro_batches, world)
-    return pretrain.train_step(trainer, micro_batches, counts, 1e-3, step, settings.options, world)
+    counts = pretrain.global_counts(micro_batches, {}, world)
+    return pretrain.train_step(
+        trainer, micro_batches, counts, 1e-3, step, settings.options, world, RankTimes(world)
+    )[0]
 
 
 def weights(trainer: Any) -> dict[str, Tensor]:

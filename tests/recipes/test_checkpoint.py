@@ -27,8 +27,8 @@ from pretrain_scenarios import (
 from safetensors.torch import load_file, save_file
 
 from model.parallel import initialize_parallel
-from recipes import checkpoint, engine, export
-from recipes.checkpoint import MANIFEST, Progress
+from recipes import checkpoint, engine, export, pretrain
+from recipes.checkpoint import MANIFEST, Checkpoints, Progress, SaveError
 from recipes.cli import UserError
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -58,19 +58,32 @@ def copy(finished, tmp_path) -> tuple[Path, list[str]]:
 
 
 def truncated(step: Path) -> None:
-    shard = next(step.glob("zero_pp_rank_1_*"))
+    shard = step / "tp00-dp00001.safetensors"
     os.truncate(shard, shard.stat().st_size - 1)
 
 
 def bit_flipped(step: Path) -> None:
-    shard = step / "mp_rank_00_model_states.pt"
+    shard = step / "tp00-dp00000.safetensors"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
 
 
 def shard_missing(step: Path) -> None:
-    next(step.glob("zero_pp_rank_0_*")).unlink()
+    (step / "tp00-dp00000.safetensors").unlink()
+
+
+def zero_length(step: Path) -> None:
+    (step / "tp00-dp00001.safetensors").write_bytes(b"")
+
+
+def manifest_half_written(step: Path) -> None:
+    (step / MANIFEST).write_bytes((step / MANIFEST).read_bytes()[:-40])
+
+
+def of_another_format(step: Path) -> None:
+    manifest = json.loads((step / MANIFEST).read_text())
+    (step / MANIFEST).write_text(json.dumps({**manifest, "format": 1}))
 
 
 def manifest_missing(step: Path) -> None:
@@ -82,7 +95,7 @@ def manifest_garbled(step: Path) -> None:
 
 
 def manifest_of_another_kind(step: Path) -> None:
-    (step / MANIFEST).write_text('{"files": {"mp_rank_00_model_states.pt": 3}}')
+    (step / MANIFEST).write_text('{"files": {"tp00-dp00000.safetensors": 3}}')
 
 
 def progress_missing(step: Path) -> None:
@@ -92,11 +105,14 @@ def progress_missing(step: Path) -> None:
 
 
 def never_published(step: Path) -> None:
-    step.rename(step.with_name(step.name + ".partial"))
+    step.rename(step.with_name(step.name + ".0123abcd.partial"))
 
 
 DAMAGES = {
-    truncated: "zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    truncated: "tp00-dp00001.safetensors",
+    zero_length: "0 bytes",
+    manifest_half_written: MANIFEST,
+    of_another_format: "format 1",
     bit_flipped: "checksum differs",
     shard_missing: "No such file",
     manifest_missing: MANIFEST,
@@ -107,11 +123,14 @@ DAMAGES = {
 }
 
 
+def opened(settings: Any, world: Any, **options: Any) -> Checkpoints:
+    return Checkpoints(settings.options.output / "checkpoints", world, **options)
+
+
 def resumed(arguments: list[str]) -> Progress:
     """How far the run is that goes on here."""
     settings, world, trainer = build(arguments)
-    directory = settings.options.output / "checkpoints"
-    done = checkpoint.resume(trainer, directory, world, expected=True)
+    done = opened(settings, world).resume(trainer, expected=True)
     engine.shut_down()
     return done
 
@@ -148,13 +167,14 @@ def test_without_a_whole_checkpoint_a_run_does_not_start_over(copy):
     for outcome in run_world(2, pretraining, arguments):
         assert isinstance(outcome.error, UserError)
         assert "no whole checkpoint to resume from" in str(outcome.error)
-        assert f"{NEWEST}/mp_rank_00_model_states.pt" in str(outcome.error)
-        assert f"{OLDER}/zero_pp_rank_1" in str(outcome.error)
+        assert f"{NEWEST}/tp00-dp00000.safetensors" in str(outcome.error)
+        assert f"{OLDER}/tp00-dp00001.safetensors" in str(outcome.error)
     assert (run / "log.jsonl").read_bytes() == log
 
 
 def test_a_run_killed_in_its_first_save_starts_again(copy):
     run, arguments = copy
+    shutil.rmtree(run / "export")
     shutil.rmtree(run / "checkpoints" / OLDER)
     never_published(run / "checkpoints" / NEWEST)
     outcomes = run_world(2, pretraining, arguments)
@@ -162,11 +182,11 @@ def test_a_run_killed_in_its_first_save_starts_again(copy):
     assert "step 1/5" in outcomes[0].output
 
 
-def test_another_world_size_is_refused_with_the_right_one(copy):
+def test_a_finished_run_without_its_checkpoints_does_not_start_over(copy):
     run, arguments = copy
-    for outcome in run_world(1, pretraining, arguments):
-        assert isinstance(outcome.error, UserError)
-        assert "resume with 2" in str(outcome.error)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="no whole checkpoint to resume from"):
+        values(run_world(2, pretraining, arguments))
 
 
 def limited(arguments: list[str], rank: int, limit: int) -> Any:
@@ -182,16 +202,52 @@ def test_a_full_disk_ends_every_rank_and_leaves_the_older_checkpoint(finished, c
     run, arguments = copy
     shutil.rmtree(run / "checkpoints" / NEWEST)
     shutil.rmtree(run / "export")
-    for outcome in run_world(2, limited, arguments, rank, 50_000):
-        assert isinstance(outcome.error, UserError)
-        assert f"the checkpoint could not be written: rank {rank}" in str(outcome.error)
+    outcomes = run_world(2, limited, arguments, rank, 50_000)
+    for outcome in outcomes:
+        assert isinstance(outcome.error, SaveError)  # the last one, without which nothing is done
+        assert f"step 5 could not be written: rank {rank}" in str(outcome.error)
+    assert "File too large" in outcomes[rank].output
     assert not (run / "checkpoints" / NEWEST).exists()
+    assert (run / "checkpoints" / OLDER).exists()
     assert not (run / "export").exists()
 
     values(run_world(2, pretraining, arguments))
     state, state_again = trained(finished[0])[1], trained(run)[1]
     assert all(torch.equal(state[name], state_again[name]) for name in state)
     assert not list((run / "checkpoints").glob("*.partial"))
+
+
+def full_for_a_while(arguments: list[str], rank: int) -> Any:
+    """Pretrain with a disk that is full for one rank until step 6 is over."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    train_step = pretrain.train_step
+
+    def step(*args: Any) -> Any:
+        if os.environ["RANK"] == str(rank):
+            limit = 20_000 if args[4] < 6 else hard
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        return train_step(*args)
+
+    pretrain.train_step = step
+    return pretraining(arguments)
+
+
+@pytest.mark.parametrize("policy", ["continue", "stop"])
+def test_a_full_disk_in_between_is_said_and_the_run_goes_on_or_stops(data, tmp_path, policy):
+    config = write_config(tmp_path, 8, 4)
+    arguments = command_line(
+        data, tmp_path / "run", config, duration=72, save_every=2, on_save_failure=policy
+    )
+    outcomes = run_world(2, full_for_a_while, arguments, 1)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    if policy == "continue":
+        assert values(outcomes) == [0, 0]
+        assert "going on without it" in outcomes[0].output
+        assert kept == ["step-000000008", "step-000000009"]
+    else:
+        assert all(isinstance(outcome.error, SaveError) for outcome in outcomes)
+        assert "step 2 could not be written: rank 1" in str(outcomes[0].error)
+        assert kept == []
 
 
 def test_a_full_disk_at_the_export_leaves_the_earlier_one(copy):
@@ -203,24 +259,67 @@ def test_a_full_disk_at_the_export_leaves_the_earlier_one(copy):
     assert all(torch.equal(before[name], value) for name, value in trained(run)[1].items())
 
 
-def saved_thrice(arguments: list[str], keep: int) -> None:
+def saved_every_step(arguments: list[str], keep: int, keep_every: int) -> None:
     settings, world, trainer = build(arguments)
-    directory = settings.options.output / "checkpoints"
-    for step in range(3):
+    checkpoints = opened(settings, world, keep=keep, keep_every=keep_every)
+    for step in range(5):
         one_step(settings, world, trainer, step)
-        checkpoint.save(trainer, directory, Progress(step + 1), world, keep)
+        checkpoints.save(trainer, Progress(step + 1))
+    checkpoints.wait()
     engine.shut_down()
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-def test_the_newest_checkpoints_are_kept(data, tmp_path, keep):
+@pytest.mark.parametrize(
+    ("keep", "every", "expected"), [(1, 0, [5]), (2, 0, [4, 5]), (1, 2, [2, 4, 5])]
+)
+def test_the_newest_checkpoints_and_every_nth_are_kept(data, tmp_path, keep, every, expected):
     config = write_config(tmp_path, 8, 8)
     arguments = command_line(data, tmp_path / "run", config, duration=80)
-    values(run_world(1, saved_thrice, arguments, keep))
-    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert kept == ["step-000000002", "step-000000003"][-keep:]
-    for name in kept:
-        assert not list(checkpoint.damage(tmp_path / "run" / "checkpoints" / name))
+    values(run_world(1, saved_every_step, arguments, keep, every))
+    kept = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert [path.name for path in kept] == [f"step-{step:09d}" for step in expected]
+    for checkpoint_directory in kept:
+        assert not list(checkpoint.damage(checkpoint_directory))
+
+
+def taken_over(arguments: list[str]) -> tuple[str, bytes]:
+    """A start that was thought dead wakes up and saves; what it is told."""
+    settings, world, trainer = build(arguments)
+    stale = opened(settings, world)
+    one_step(settings, world, trainer, 0)
+    current = opened(settings, world)
+    current.save(trainer, Progress(1))
+    current.wait()
+    before = (current.directory / "step-000000001" / MANIFEST).read_bytes()
+    one_step(settings, world, trainer, 1)
+    stale.save(trainer, Progress(1, sequences=99))
+    with pytest.raises(SaveError, match="another start of this run has taken over") as refusal:
+        stale.wait()
+    assert (current.directory / "step-000000001" / MANIFEST).read_bytes() == before
+    engine.shut_down()
+    return str(refusal.value), before
+
+
+def test_a_stale_writer_publishes_nothing(data, tmp_path):
+    config = write_config(tmp_path, 8, 8)
+    values(run_world(1, taken_over, command_line(data, tmp_path / "run", config, duration=80)))
+
+
+def blind(arguments: list[str]) -> Any:
+    """Each rank has an `--output` of its own, as on nodes without a common file system."""
+    checkpoint.VISIBLE_SECONDS = 0.5
+    word = arguments.index("--output") + 1
+    arguments[word] += os.environ["RANK"]
+    return pretraining(arguments)
+
+
+def test_ranks_that_do_not_share_the_directory_are_told(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    arguments = command_line(data, tmp_path / "run", config, duration=80)
+    for outcome in run_world(2, blind, arguments):
+        assert isinstance(outcome.error, UserError)
+        assert "file system that all nodes share" in str(outcome.error)
+        assert "rank 1" in str(outcome.error)
 
 
 def exported(arguments: list[str]) -> tuple[float, float]:

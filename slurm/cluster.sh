@@ -1,0 +1,30 @@
+# shellcheck shell=bash
+# Everything that differs between clusters. The jobs read this file; read it yourself once per login
+# (`source slurm/cluster.sh`) if your cluster wants an account or a partition at submission.
+
+# Account and partition, for sbatch.
+#export SBATCH_ACCOUNT=my_project
+#export SBATCH_PARTITION=gpu
+
+# How a command runs on the nodes of a job: one task per GPU, all ended when one fails.
+on_nodes() { srun --kill-on-bad-exit=1 "$@"; }
+
+# 1. Modules and the environment that `./run.sh setup` made.
+#module load cuda/13.0
+# shellcheck source=/dev/null
+if [[ -f .venv/bin/activate ]]; then source .venv/bin/activate; fi
+
+# 2. A container through pyxis. The repository must be visible inside.
+#on_nodes() {
+#  srun --kill-on-bad-exit=1 --container-image="$PWD/rapidbert.sqsh" \
+#    --container-mounts="$PWD:$PWD" --container-workdir="$PWD" "$@"
+#}
+
+# 3. A container through apptainer.
+#on_nodes() { srun --kill-on-bad-exit=1 apptainer exec --nv --bind "$PWD" rapidbert.sif "$@"; }
+
+# Network interface for the rendezvous and for NCCL, where the default route is not the fast one.
+#export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
+#export NCCL_IB_HCA=mlx5
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Finetune on GLUE: an array job over tasks and seeds, RTE, MRPC and STS-B after MNLI, then a job
+# that writes the score table.
+#
+#   CHECKPOINT=runs/base sbatch slurm/finetune_glue.sh      submitted again, it skips what is done
+#
+# Submitted like this it takes seconds: it submits the others. Settings, from the environment:
+#   CHECKPOINT     runs/base             a run's directory, or an export
+#   GLUE_OUTPUT    $CHECKPOINT/glue
+#   GLUE_OPTIONS                         more options for recipes/glue.py (--data, --tasks,
+#                                        --seeds, and after -- those of recipes/finetune.py)
+#SBATCH --job-name=glue
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --time=8:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm/logs/%x-%A_%a.log
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:?submit this with sbatch}"
+source slurm/job.sh
+
+export CHECKPOINT=${CHECKPOINT:-runs/base}
+output=${GLUE_OUTPUT:-$CHECKPOINT/glue}
+read -ra options <<<"${GLUE_OPTIONS:-}"
+
+glue() { on_nodes python recipes/glue.py --checkpoint "$CHECKPOINT" --output "$output" "$@"; }
+
+case ${GLUE_STAGE:-plan} in
+  plan)
+    # Two lines: the jobs that can start at once, MNLI the first of them, and those after MNLI.
+    arrays=$(glue --list-arrays "${options[@]}")
+    mapfile -t lines < <(grep -E '^(now|after-mnli) ' <<<"$arrays")
+    export GLUE_STAGE=job
+    now=$(submit --job-name=glue-tasks --array="${lines[0]#now }" --gpus-per-node=1 \
+      --cpus-per-task=6 slurm/finetune_glue.sh)
+    all=$now
+    if [[ ${lines[1]} != "after-mnli " ]]; then
+      after=$(submit --job-name=glue-after-mnli --array="${lines[1]#after-mnli }" \
+        --gpus-per-node=1 --cpus-per-task=6 --dependency="afterok:${now}_0" \
+        --kill-on-invalid-dep=yes slurm/finetune_glue.sh)
+      all=$now:$after
+    fi
+    export GLUE_STAGE=report
+    report=$(submit --job-name=glue-report --dependency="afterany:$all" slurm/finetune_glue.sh)
+    echo "tasks: jobs ${all/:/ and }; report: job $report -> $output/scores.md"
+    ;;
+  job) glue --only "$SLURM_ARRAY_TASK_ID" "${options[@]}" ;;
+  report) glue --report-only "${options[@]}" ;;
+esac
