@@ -70,7 +70,7 @@ class Run:
 
 def main() -> int:
     options = parse_arguments()
-    settings = resolve(options, engine.launched_world_size())
+    settings = resolve(options, options.gpus or engine.launched_world_size())
     if options.dry_run:
         print(run_record.describe(settings))
         return 0
@@ -453,6 +453,8 @@ def _option_faults(options: Any) -> list[str]:
         (options.step_timeout > 0, "--step-timeout: positive"),
         (options.loader_workers >= 0, "--loader-workers: not negative"),
         (options.tensor_parallel >= 1, "--tensor-parallel: at least 1"),
+        (options.gpus is None or options.gpus >= 1, "--gpus: at least 1"),
+        (options.gpus is None or options.dry_run, "--gpus: only with --dry-run; a launcher starts"),
         (options.price_per_gpu_hour >= 0, "--price-per-gpu-hour: not negative"),
     ]
     options.tensor_parallel = max(1, options.tensor_parallel)
@@ -543,6 +545,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     add("--price-per-gpu-hour", type=float, default=2.5, help="dollars (appendix E)")
     add("--dry-run", action="store_true", help="print the resolved run or its faults, and exit")
+    add("--gpus", type=int, help="with --dry-run: as if there were so many, 8 to a node")
     add("--local-rank", type=int, default=0, help="set by the deepspeed launcher; not used")
     return parser.parse_args(arguments)
 

@@ -94,7 +94,10 @@ class RunLog:
 
         directory.mkdir(parents=True, exist_ok=True)
         last = self._drop_after(directory / LOG_NAME, resume_step)
-        self._file = (directory / LOG_NAME).open("a", encoding="utf-8")
+        self._path = directory / LOG_NAME
+        self._file = self._path.open("ab", buffering=0)
+        self._unwritten = b""
+        self._refused = False
         tensorboard = directory / "tensorboard"
         new = resume_step == 0 or not tensorboard.exists()
 
@@ -148,7 +151,7 @@ class RunLog:
     def flush(self) -> None:
         """Bring everything logged so far to the disk: before a checkpoint is published."""
         if self._writes:
-            self._file.flush()
+            self._append()
             os.fsync(self._file.fileno())
             for writer in (self._by_steps, self._by_sequences, self._by_tokens):
                 writer.flush()
@@ -157,6 +160,9 @@ class RunLog:
         """Flush and close; nothing can be logged afterwards."""
         if self._writes:
             self.flush()
+            if self._unwritten:
+                lines = self._unwritten.count(b"\n")
+                print(f"{self._path}: {lines} records could not be written", file=sys.stderr)
             self._file.close()
             for writer in (self._by_steps, self._by_sequences, self._by_tokens):
                 writer.close()
@@ -181,14 +187,25 @@ class RunLog:
         self, step: int, sequences: int, tokens: int, seconds: float, scalars: Mapping[str, float]
     ) -> None:
         where = dict(zip(_POSITION, (step, sequences, tokens, seconds), strict=True))
-        # One line is one write, so that only a crash of the machine can tear it.
-        self._file.write(_json_line({**where, **scalars}))
-        self._file.flush()
+        self._unwritten += _json_line({**where, **scalars}).encode()
+        self._append()
         for tag, value in scalars.items():
             self._by_steps.add_scalar(tag, value, step)
             if tag in KEY_CURVES:
                 self._by_sequences.add_scalar(f"by_sequences/{tag}", value, sequences)
                 self._by_tokens.add_scalar(f"by_tokens/{tag}", value, tokens)
+
+    def _append(self) -> None:
+        """Write what is unwritten; a full disk keeps it in memory until there is space again."""
+        try:
+            # One write: only a crash of the machine, or a full disk, can tear a line.
+            written = os.write(self._file.fileno(), self._unwritten)
+            self._unwritten = self._unwritten[written:]
+            self._refused = False
+        except OSError as error:
+            if not self._refused:
+                print(f"{self._path}: {error.strerror}; records wait in memory", flush=True)
+            self._refused = True
 
     def _position(self, step: int) -> str:
         return f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}"

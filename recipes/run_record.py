@@ -43,6 +43,7 @@ FREE_OPTIONS = {
     "step_timeout",
     "price_per_gpu_hour",
     "dry_run",
+    "gpus",
     "local_rank",
 }
 
@@ -224,6 +225,11 @@ def export_facts(settings: Run) -> dict[str, Any]:
     }
 
 
+def _nodes(gpus: int) -> str:
+    nodes = -(-gpus // 8)
+    return f"{nodes} nodes x 8 GPUs" if gpus % 8 == 0 else f"{nodes} nodes, {gpus} GPUs"
+
+
 def describe(settings: Run) -> str:
     """The resolved run in a few lines."""
     options, plan, model = settings.options, settings.plan, settings.model
@@ -242,6 +248,7 @@ def describe(settings: Run) -> str:
         f"{options.beta2:g}, eps {options.eps:g}, weight decay {decay:g} "
         f"(published convention: {options.weight_decay:g})",
         "precision": f"{precision(settings.deepspeed)}, ZeRO stage {stage}",
+        **({"nodes": _nodes(options.gpus)} if options.gpus else {}),
         "device": f"{settings.device_name}, {plan.data_parallel * options.tensor_parallel} of them",
         "output": str(options.output),
     }

@@ -26,5 +26,10 @@ if [[ -f .venv/bin/activate ]]; then source .venv/bin/activate; fi
 # Network interface for the rendezvous and for NCCL, where the default route is not the fast one.
 #export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 #export NCCL_IB_HCA=mlx5
+# Where rank 0 is, if the first node's name in SLURM is not one that the others can reach.
+#export MASTER_ADDR=...
+
+# CPU cores for each GPU of a finetuning job; the pretraining jobs say it in their #SBATCH lines.
+export CPUS_PER_GPU=${CPUS_PER_GPU:-6}
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -33,11 +33,11 @@ case ${GLUE_STAGE:-plan} in
     mapfile -t lines < <(grep -E '^(now|after-mnli) ' <<<"$arrays")
     export GLUE_STAGE=job
     now=$(submit --job-name=glue-tasks --array="${lines[0]#now }" --gpus-per-node=1 \
-      --cpus-per-task=6 slurm/finetune_glue.sh)
+      --cpus-per-task="$CPUS_PER_GPU" slurm/finetune_glue.sh)
     all=$now
     if [[ ${lines[1]} != "after-mnli " ]]; then
       after=$(submit --job-name=glue-after-mnli --array="${lines[1]#after-mnli }" \
-        --gpus-per-node=1 --cpus-per-task=6 --dependency="afterok:${now}_0" \
+        --gpus-per-node=1 --cpus-per-task="$CPUS_PER_GPU" --dependency="afterok:${now}_0" \
         --kill-on-invalid-dep=yes slurm/finetune_glue.sh)
       all=$now:$after
     fi

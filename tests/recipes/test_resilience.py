@@ -74,11 +74,13 @@ def test_a_run_goes_on_with_any_number_of_processes_at_any_stage(data, tmp_path,
     for number, (world_size, stage) in enumerate(journey):
         config = write_config(tmp_path, 16, 2, stage, **keys)
         arguments = command_line(data, moved, config, **options)
-        step = 2 * number + 2
-        outcomes = run_world(
-            world_size, interrupted, arguments, step, world_size - 1, signal.SIGUSR1
-        )
+        step = 2 * number + 1  # known to all, and acted on, in the step after it
         last = number == len(journey) - 1
+        outcomes = (
+            run_world(world_size, pretraining, arguments)
+            if last
+            else run_world(world_size, interrupted, arguments, step, world_size - 1, signal.SIGUSR1)
+        )
         assert values(outcomes) == [0 if last else INTERRUPTED] * world_size
         if number:
             assert f"resuming with world_size {world_size}" in outcomes[0].output
@@ -125,9 +127,9 @@ def test_what_is_written_beside_the_training_is_the_state_of_its_step(data, tmp_
 @pytest.mark.parametrize(
     ("step", "rank", "numbers"),
     [
-        pytest.param(2, 1, [signal.SIGUSR1], id="one rank"),
-        pytest.param(2, 0, [signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1], id="twice"),
-        pytest.param(3, 1, [signal.SIGINT], id="at a step that saves anyway"),
+        pytest.param(1, 1, [signal.SIGUSR1], id="one rank"),
+        pytest.param(3, 0, [signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1], id="twice"),
+        pytest.param(2, 1, [signal.SIGINT], id="before a step that saves anyway"),
     ],
 )
 def test_an_interrupted_run_equals_the_straight_one_to_the_bit(data, tmp_path, step, rank, numbers):
@@ -138,7 +140,7 @@ def test_an_interrupted_run_equals_the_straight_one_to_the_bit(data, tmp_path, s
     arguments = command_line(data, stopped, config, **options)
     outcomes = run_world(2, interrupted, arguments, step, rank, *numbers)
     assert values(outcomes) == [INTERRUPTED] * 2
-    assert f"ended by a signal after step {step} of 5, with a checkpoint" in outcomes[0].output
+    assert f"ended by a signal after step {step + 1} of 5, with a checkpoint" in outcomes[0].output
     assert not (stopped / "export").exists()
     assert values(run_world(2, pretraining, arguments)) == [0, 0]
     records, state = trained(straight)

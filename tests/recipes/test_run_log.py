@@ -1,6 +1,8 @@
 import itertools
 import json
 import math
+import resource
+import signal
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipes.run_log import RunLog, duration, read_records, write_whole
+from recipes.run_log import LOG_NAME, RunLog, duration, read_records, write_whole
 
 AXES = ("", "by_sequences", "by_tokens")
 SEQUENCES, TOKENS = 16, 1234  # per step
@@ -250,3 +252,24 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_records_wait_for_space_on_a_full_disk(tmp_path, capsys):
+    log = RunLog(tmp_path, total_steps=9)
+    log.log(1, 8, 80, 1.0, {"loss/train": 1.0})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    size = (tmp_path / LOG_NAME).stat().st_size
+    try:
+        # Room for half a line.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+        log.log(2, 16, 160, 2.0, {"loss/train": 0.9})
+        log.log(3, 24, 240, 3.0, {"loss/train": 0.8})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "File too large; records wait in memory" in capsys.readouterr().out
+    log.log(4, 32, 320, 4.0, {"loss/train": 0.7})
+    log.close()
+    records, broken = read_records(tmp_path / LOG_NAME)
+    assert ([record["step"] for record in records], broken) == ([1, 2, 3, 4], 0)

@@ -1,9 +1,223 @@
+"""The repository's own job scripts, submitted unmodified to a real SLURM, and broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
 import pytest
+from pretrain_scenarios import trained, write_config, write_data
 
-pytestmark = pytest.mark.slurm
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+STEPS = 24
+BATCH = 8
 
 
-def test_up(cluster):
-    print(cluster.command("sinfo"))
-    job = cluster.submit("/dev/stdin") if False else None
-    assert job is None
+@pytest.fixture(scope="module")
+def settings(cluster, tmp_path_factory) -> dict[str, str]:
+    """The environment that makes the runs tiny."""
+    directory = tmp_path_factory.mktemp("jobs")
+    write_data(directory / "data")
+    return {
+        "MODEL": "rapidbert-tiny",
+        "DATA": str(directory / "data"),
+        "DEEPSPEED_CONFIG": str(write_config(directory, BATCH, 4)),
+        "PRETRAIN_OPTIONS": f"--duration {STEPS * BATCH} --sequence-length 32 --log-every 1 "
+        "--loader-workers 0 --eval-every 0 --eval-sequences 8 --save-every 1000 --step-timeout 8",
+        "FINETUNE": "no",
+        "MASTER_ADDR": "127.0.0.1",  # the nodes' names are SLURM's only
+        # What tells these jobs' processes from others' on this machine.
+        "RAPIDBERT_TEST": str(directory),
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_job_left(cluster) -> Iterator[None]:
+    yield
+    for job in cluster.jobs():
+        cluster.command("scancel", job)
+    deadline = time.monotonic() + 30
+    while cluster.jobs() and time.monotonic() < deadline:
+        time.sleep(0.3)
+
+
+def ranks(output: Path) -> list[psutil.Process]:
+    """The trainer's processes that write into `output`, by rank."""
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if words[:1] and "python" in words[0] and str(output) in words:
+            try:
+                found[int(process.environ()["SLURM_PROCID"])] = process
+            except (psutil.Error, KeyError):
+                continue
+    return [found[rank] for rank in sorted(found)]
+
+
+def steps_logged(output: Path) -> int:
+    log = output / "log.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def wait_for_steps(cluster, job: str, output: Path, steps: int) -> None:
+    deadline = time.monotonic() + 120
+    while steps_logged(output) < steps:
+        assert time.monotonic() < deadline, cluster.log(job)
+        time.sleep(0.02)
+
+
+def attempts(output: Path) -> list[str]:
+    return [line.split(" ", 3)[3] for line in (output / "attempts.log").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(cluster, settings, tmp_path_factory) -> Path:
+    """A run on two nodes that nothing happens to."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    job = cluster.submit("slurm/pretrain_base.sh", "--nodes=2", **settings, OUTPUT=str(output))
+    ended = cluster.wait_for(job)
+    assert ended["JobState"] == "COMPLETED", cluster.log(job)
+    assert json.loads((output / "config.json").read_text())["world_size"] == 2
+    assert attempts(output) == ["starts from nothing", "ends with status 0"]
+    return output
+
+
+def assert_same_run(run: Path, straight: Path) -> None:
+    assert trained(run)[0] == trained(straight)[0]
+    state, other = trained(run)[1], trained(straight)[1]
+    assert all((state[name] == other[name]).all() for name in state)
+
+
+def one_signalled(cluster, job: str, output: Path) -> str:
+    """Preemption's signal reaches one rank only."""
+    wait_for_steps(cluster, job, output, 3)
+    ranks(output)[1].send_signal(signal.SIGUSR1)
+    return "ends with status 75"
+
+
+def all_signalled(cluster, job: str, output: Path) -> str:
+    """What comes before the time limit, twice."""
+    wait_for_steps(cluster, job, output, 3)
+    cluster.command("scancel", "--signal=USR1", job)
+    cluster.command("scancel", "--signal=USR1", job)
+    return "ends with status 75"
+
+
+def killed(cluster, job: str, output: Path) -> str:
+    wait_for_steps(cluster, job, output, 3)
+    ranks(output)[1].kill()
+    return "ends with status 137"
+
+
+def hung(cluster, job: str, output: Path) -> str:
+    wait_for_steps(cluster, job, output, 3)
+    ranks(output)[1].suspend()
+    return "ends with status"
+
+
+def node_down(cluster, job: str, output: Path) -> str:
+    wait_for_steps(cluster, job, output, 3)
+    node = cluster.job(job)["BatchHost"]
+    nodes = cluster.command("scontrol", "show", "hostnames", cluster.job(job)["NodeList"]).split()
+    other = next(name for name in nodes if name != node)
+    cluster.command("scontrol", "update", f"nodename={other}", "state=down", "reason=test")
+    cluster.wait_for(job, "PENDING", seconds=60)
+    cluster.command("scontrol", "update", f"nodename={other}", "state=resume")
+    return "starts from"
+
+
+@pytest.mark.parametrize("fault", [one_signalled, all_signalled, killed, hung, node_down])
+def test_a_run_survives(cluster, settings, straight, tmp_path, fault):
+    output = tmp_path / "run"
+    many = settings | {"OUTPUT": str(output)}
+    many["PRETRAIN_OPTIONS"] += " --save-every 8"
+    job = cluster.submit("slurm/pretrain_base.sh", "--nodes=2", **many)
+    said = fault(cluster, job, output)
+    ended = cluster.wait_for(job)
+    assert ended["JobState"] == "COMPLETED", cluster.log(job)
+    assert ended["Restarts"] == "1"
+    assert attempts(output)[1].startswith(said), cluster.log(job)
+    assert attempts(output)[-1] == "ends with status 0"
+    assert_same_run(output, straight)
+
+
+def test_the_number_of_nodes_may_change(cluster, settings, straight, tmp_path):
+    output = tmp_path / "run"
+    options = settings | {"OUTPUT": str(output)}
+    job = cluster.submit("slurm/pretrain_large.sh", "--nodes=4", **options)
+    wait_for_steps(cluster, job, output, 5)
+    (output / "stop").touch()
+    ended = cluster.wait_for(job)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "3:0"), cluster.log(job)
+    assert ended["Restarts"] == "0"
+    done = steps_logged(output)
+    job = cluster.submit("slurm/pretrain_large.sh", "--nodes=1", **options)
+    assert cluster.wait_for(job)["JobState"] == "COMPLETED", cluster.log(job)
+    assert "resuming with world_size 1, before 4" in cluster.log(job)
+    records, expected = trained(output)[0], trained(straight)[0]
+    assert done < len(records) == len(expected)
+    for record, other in zip(records, expected, strict=True):
+        assert record["tokens"] == other["tokens"]
+        # Dropout draws by rank, so that losses of another world agree only roughly.
+        assert record.get("loss/train", 0) == pytest.approx(other.get("loss/train", 0), abs=0.3)
+
+
+def test_a_run_without_progress_is_given_up_and_a_wrong_setting_at_once(
+    cluster, settings, tmp_path
+):
+    output = tmp_path / "run"
+    # The disk of the checkpoints is "full": the last, indispensable one cannot be published.
+    hopeless = settings | {"OUTPUT": str(output), "MAX_RESTARTS": "1"}
+    hopeless["PRETRAIN_OPTIONS"] += " --step-timeout 0.001"
+    wrong = settings | {"OUTPUT": str(tmp_path / "wrong")}
+    wrong["PRETRAIN_OPTIONS"] += " --warmup-fraction 7"
+    jobs = [
+        cluster.submit("slurm/pretrain_base.sh", "--nodes=1", **environment)
+        for environment in (hopeless, wrong)
+    ]
+    ended = cluster.wait_for(jobs[1])
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), cluster.log(jobs[1])
+    assert ended["Restarts"] == "0"
+    assert "--warmup-fraction: from 0 to 1" in cluster.log(jobs[1])
+    ended = cluster.wait_for(jobs[0])
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), cluster.log(jobs[0])
+    assert "2 starts in a row from nothing have brought no new checkpoint" in cluster.log(jobs[0])
+
+
+def test_pretraining_then_tasks_side_by_side_then_the_score_table(cluster, settings, tmp_path):
+    output, glue = tmp_path / "run", tmp_path / "glue"
+    command = [sys.executable, "recipes/stand_in_tasks.py", "--output", str(glue)]
+    subprocess.run([*command, "--train", "60", "--dev", "12"], cwd=ROOT, check=True)
+    (glue / "CoLA" / "dev.tsv").write_text("")  # one task that fails
+    chain = {
+        "OUTPUT": str(output),
+        "FINETUNE": "yes",
+        "CPUS_PER_GPU": "1",
+        "GLUE_OPTIONS": f"--data {glue} --tasks cola mnli rte --seeds 1 -- --epochs 1 "
+        "--max-train 32 --max-length 16",
+    }
+    job = cluster.submit("slurm/pretrain_base.sh", "--nodes=1", **(settings | chain))
+    assert cluster.wait_for(job)["JobState"] == "COMPLETED", cluster.log(job)
+    assert "finetuning: job " in cluster.log(job)
+    deadline = time.monotonic() + 300
+    while cluster.jobs():
+        assert time.monotonic() < deadline, cluster.jobs()
+        time.sleep(0.5)
+    logs = "".join(path.read_text() for path in (ROOT / "slurm" / "logs").glob("glue*.log"))
+    report = int(re.findall(r"report: job (\d+)", logs)[-1])
+    assert cluster.job(str(report))["JobState"] == "FAILED"
+    assert f"cola-seed17 failed: {output}/glue/logs/cola-seed17.log" in logs
+    scores = (output / "glue" / "scores.md").read_text()
+    assert "MNLI" in scores and "RTE" in scores and "CoLA" not in scores
+    rte = json.loads((output / "glue" / "rte-seed17.json").read_text())
+    assert rte["checkpoint"] == f"{output}/glue/mnli-seed17"
