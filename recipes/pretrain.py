@@ -31,7 +31,7 @@ from model.attention import BACKENDS
 from model.config import PRESETS, ModelConfig, preset, training_flops
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import seed_dropout
-from recipes import engine, run_record
+from recipes import device_memory, engine, run_record
 from recipes.checkpoint import Checkpoints, Progress, SaveError
 from recipes.cli import ArgumentParser, Faults, UserError, run
 from recipes.engine import BatchPlan, World
@@ -73,6 +73,7 @@ def main() -> int:
     settings = resolve(options, options.gpus or engine.launched_world_size())
     if options.dry_run:
         print(run_record.describe(settings))
+        dry_run_memory(settings)
         return 0
     watchdog = Watchdog(options.step_timeout)
     watchdog.pause()
@@ -202,6 +203,26 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
     if world.rank == 0:
         print(f"finished {done.step} steps, {done.sequences:,} sequences; exported to {exported}")
     return 0
+
+
+def dry_run_memory(settings: Run) -> None:
+    """Say what a GPU would have to hold.
+
+    Raises:
+        UserError: it is more than --gpu-memory-gb.
+    """
+    options = settings.options
+    needed = device_memory.estimate(
+        settings.model,
+        settings.deepspeed,
+        settings.plan,
+        sequence_length=options.sequence_length,
+        mask_probability=options.mask_probability,
+        tensor_parallel=options.tensor_parallel,
+        attention=options.attention,
+    )
+    print(f"    memory: {needed}")
+    device_memory.check_fit(needed, settings.plan.micro_batch, options.gpu_memory_gb)
 
 
 def on_skipped(done: Progress, loss: float, norm: float, in_a_row: int, world: World) -> None:
@@ -546,6 +567,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     add("--price-per-gpu-hour", type=float, default=2.5, help="dollars (appendix E)")
     add("--dry-run", action="store_true", help="print the resolved run or its faults, and exit")
     add("--gpus", type=int, help="with --dry-run: as if there were so many, 8 to a node")
+    add("--gpu-memory-gb", type=float, default=80.0, help="with --dry-run: of each GPU")
     add("--local-rank", type=int, default=0, help="set by the deepspeed launcher; not used")
     return parser.parse_args(arguments)
 

@@ -44,6 +44,7 @@ FREE_OPTIONS = {
     "price_per_gpu_hour",
     "dry_run",
     "gpus",
+    "gpu_memory_gb",
     "local_rank",
 }
 
@@ -249,7 +250,9 @@ def describe(settings: Run) -> str:
         f"(published convention: {options.weight_decay:g})",
         "precision": f"{precision(settings.deepspeed)}, ZeRO stage {stage}",
         **({"nodes": _nodes(options.gpus)} if options.gpus else {}),
-        "device": f"{settings.device_name}, {plan.data_parallel * options.tensor_parallel} of them",
+        "device": f"{options.gpus} GPUs, not started"
+        if options.gpus
+        else f"{settings.device_name}, {plan.data_parallel * options.tensor_parallel} of them",
         "output": str(options.output),
     }
     return "\n".join(f"{name:>10}: {text}" for name, text in lines.items())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,8 @@ from recipes.engine import World
 
 SLOW = 1.5
 """Times the median."""
+PATIENCE = 3
+"""Windows in a row: anything can be slow once."""
 
 
 class RankTimes:
@@ -31,6 +34,7 @@ class RankTimes:
         self._forward: list[Any] = []
         self._wait = 0.0
         self._steps = 0
+        self._slow: Counter[str] = Counter()
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -62,8 +66,11 @@ class RankTimes:
         everyone: list[Any] = [None] * self._world.world_size
         dist.all_gather_object(everyone, (where, *mine))
         if self._world.rank == 0:
-            for line in slow_ranks(everyone):
-                print(line, flush=True)
+            slow = slow_ranks(everyone)
+            self._slow = Counter({where: self._slow[where] + 1 for where in slow})
+            for where, line in slow.items():
+                if self._slow[where] % PATIENCE == 0:
+                    print(line, flush=True)
         forward = [seconds for _, seconds, _ in everyone]
         return {
             "time/forward_seconds_median": statistics.median(forward),
@@ -78,15 +85,16 @@ class RankTimes:
         return sum(began.elapsed_time(ended) for began, ended in self._forward) / 1000
 
 
-def slow_ranks(ranks: list[tuple[str, float, float]]) -> list[str]:
-    """A line for each rank whose forward pass takes more than `SLOW` times the median.
+def slow_ranks(ranks: list[tuple[str, float, float]]) -> dict[str, str]:
+    """By name, a line for each rank whose forward pass takes more than `SLOW` times the median.
 
     Args:
         ranks: name, forward seconds per step, seconds per step spent waiting for batches.
     """
     typical = statistics.median_low(seconds for _, seconds, _ in ranks)
-    return [
-        f"{where} is slow: forward {1000 * seconds:,.1f} ms a step, median {1000 * typical:,.1f} ms"
+    return {
+        where: f"{where} is slow: forward {1000 * seconds:,.1f} ms a step, "
+        f"median {1000 * typical:,.1f} ms"
         for where, seconds, _ in ranks
         if seconds > SLOW * typical
-    ]
+    }

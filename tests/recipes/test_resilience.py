@@ -271,9 +271,9 @@ def test_one_flipped_bit_in_one_ranks_parameters_is_noticed(data, tmp_path):
 
 def test_slow_ranks_are_named():
     ranks = [(f"rank {n}", 0.040 + 0.001 * n, 0.0) for n in range(8)]
-    assert slow_ranks(ranks) == []
+    assert slow_ranks(ranks) == {}
     ranks[5] = ("rank 5 (node7, cuda:5)", 0.080, 0.0)
-    assert slow_ranks(ranks) == [
+    assert list(slow_ranks(ranks).values()) == [
         "rank 5 (node7, cuda:5) is slow: forward 80.0 ms a step, median 43.0 ms"
     ]
 

@@ -1,0 +1,163 @@
+"""What pretraining needs of a GPU's memory, before there is a GPU.
+
+The states follow from the number of parameters and from what DeepSpeed keeps. The activations are
+counted: one forward pass of the real layers over two sequences, with every tensor that autograd
+keeps, scaled to the micro-batch. Buffers that live for moments only are covered by a reserve, so
+this is an estimate; the attention kernel of a GPU may keep less than the one of the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from model.config import ModelConfig
+from model.masked_lm import MaskedLM
+from model.parallel import initialize_parallel
+from recipes.cli import UserError
+from recipes.engine import BatchPlan, precision
+
+PROBE_SEQUENCES = 2
+RESERVE = 3 * 10**9
+"""Allowance for the CUDA context, NCCL's and cuBLAS's buffers, and fragmentation."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on each GPU."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    reserve: int = RESERVE
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{name} {size / 1e9:.1f}" for name, size in asdict(self).items())
+        return f"{parts} = {self.total / 1e9:.1f} GB per GPU (estimate)"
+
+
+def estimate(
+    config: ModelConfig,
+    deepspeed: dict[str, Any],
+    plan: BatchPlan,
+    *,
+    sequence_length: int,
+    mask_probability: float,
+    tensor_parallel: int = 1,
+    attention: str = "sdpa",
+) -> MemoryEstimate:
+    """For full sequences: padding of shorter ones is removed."""
+    parameters, gradients, optimizer = state_bytes(
+        config.parameters() // tensor_parallel, deepspeed, plan.data_parallel
+    )
+    dtype = torch.bfloat16 if precision(deepspeed) == "bf16" else torch.float32
+    per_sequence = activation_bytes(config, dtype, sequence_length, mask_probability, attention)
+    activations = plan.micro_batch * per_sequence // tensor_parallel
+    return MemoryEstimate(parameters, gradients, optimizer, activations)
+
+
+def check_fit(needed: MemoryEstimate, micro_batch: int, capacity_gb: float) -> None:
+    """Compare with a GPU's memory.
+
+    Raises:
+        UserError: it does not fit, with the arithmetic and the largest micro-batch that does.
+    """
+    capacity = int(capacity_gb * 1e9)
+    if needed.total <= capacity:
+        return
+    free = capacity - needed.total + needed.activations
+    largest = max(0, free * micro_batch // needed.activations)
+    way_out = (
+        f"{largest} sequences fit, set train_micro_batch_size_per_gpu to at most that"
+        if largest
+        else "not even one sequence fits, use more GPUs, a higher ZeRO stage or --tensor-parallel"
+    )
+    raise UserError(
+        f"micro-batches of {micro_batch} sequences do not fit into {capacity_gb:g} GB: {needed}; "
+        f"{way_out}"
+    )
+
+
+def state_bytes(parameters: int, deepspeed: dict[str, Any], ranks: int) -> tuple[int, int, int]:
+    """Bytes of parameters, gradients and optimizer, as DeepSpeed 0.19 keeps them."""
+    stage = deepspeed.get("zero_optimization", {}).get("stage", 0)
+    shard = -(-parameters // ranks) if stage else parameters
+    if precision(deepspeed) == "fp32":
+        # ZeRO updates a second copy of its shard of the weights.
+        optimizer = (12 if stage else 8) * shard
+        return 4 * parameters, 4 * (shard if stage == 2 else parameters), optimizer
+    gradients = 2 * (shard if stage == 2 else parameters)
+    accumulation = deepspeed.get("data_types", {}).get("grad_accum_dtype")
+    if stage == 1 and accumulation == "fp32":
+        gradients += 4 * parameters  # BF16_Optimizer accumulates whole gradients on every rank
+    return 2 * parameters, gradients, 12 * shard
+
+
+def activation_bytes(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    sequence_length: int,
+    mask_probability: float,
+    attention: str = "sdpa",
+) -> int:
+    """Bytes per full sequence that one forward pass keeps for its backward pass.
+
+    Measured on models of one and of two layers: every further layer keeps what the second does.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+        initialize_parallel()
+    one, two = (
+        kept_bytes(
+            replace(config, num_layers=layers),
+            dtype,
+            PROBE_SEQUENCES,
+            sequence_length,
+            mask_probability,
+            attention,
+        )
+        for layers in (1, 2)
+    )
+    return (one + (config.num_layers - 1) * (two - one)) // PROBE_SEQUENCES
+
+
+def kept_bytes(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    sequences: int,
+    sequence_length: int,
+    mask_probability: float,
+    attention: str = "sdpa",
+) -> int:
+    """Bytes that autograd keeps of one forward pass, parameters left out."""
+    model = MaskedLM(config, attention).to(dtype)
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Any] = {}  # storages, held so that no address is used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    tokens = sequences * sequence_length
+    masked = round(mask_probability * sequence_length)
+    starts = torch.arange(sequences) * sequence_length
+    positions = (starts[:, None] + torch.arange(masked)).flatten()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(
+            torch.zeros(tokens, dtype=torch.long),
+            torch.arange(sequences + 1, dtype=torch.int32) * sequence_length,
+            sequence_length,
+            positions,
+            torch.zeros(len(positions), dtype=torch.long),
+        )
+    return sum(storage.nbytes() for storage in kept.values())
