@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-STEPS = 24
+STEPS = 16
 BATCH = 8
 
 
@@ -98,13 +98,6 @@ def assert_same_run(run: Path, straight: Path) -> None:
     assert all((state[name] == other[name]).all() for name in state)
 
 
-def one_signalled(cluster, job: str, output: Path) -> str:
-    """Preemption's signal reaches one rank only."""
-    wait_for_steps(cluster, job, output, 3)
-    ranks(output)[1].send_signal(signal.SIGUSR1)
-    return "ends with status 75"
-
-
 def all_signalled(cluster, job: str, output: Path) -> str:
     """What comes before the time limit, twice."""
     wait_for_steps(cluster, job, output, 3)
@@ -137,11 +130,11 @@ def node_down(cluster, job: str, output: Path) -> str:
     return "starts from"
 
 
-@pytest.mark.parametrize("fault", [one_signalled, all_signalled, killed, hung, node_down])
+@pytest.mark.parametrize("fault", [all_signalled, killed, hung, node_down])
 def test_a_run_survives(cluster, settings, straight, tmp_path, fault):
     output = tmp_path / "run"
     many = settings | {"OUTPUT": str(output)}
-    many["PRETRAIN_OPTIONS"] += " --save-every 8"
+    many["PRETRAIN_OPTIONS"] += " --save-every 5"
     job = cluster.submit("slurm/pretrain_base.sh", "--nodes=2", **many)
     said = fault(cluster, job, output)
     ended = cluster.wait_for(job)
