@@ -58,8 +58,8 @@ demo() {
   "$venv/bin/deepspeed" --num_gpus "$(processes)" recipes/pretrain.py \
     --model rapidbert-tiny --data "$data" --output "$output" \
     --deepspeed_config ds_configs/tiny_cpu.json \
-    --duration 18000 --learning-rate 1.5e-3 \
-    --loader-workers 0 --log-every 50 --eval-every 400 --save-every 400
+    --duration 16000 --learning-rate 1.5e-3 \
+    --loader-workers 0 --log-every 50 --eval-every 250 --save-every 250
   say "3/5  held-out sentences with a word masked"
   "$python" recipes/fill_mask.py --checkpoint "$output" --data "$data"
   say "4/5  finetuning on eight tasks made from the same text: stand-ins, not GLUE"

@@ -6,8 +6,11 @@
 #export SBATCH_ACCOUNT=my_project
 #export SBATCH_PARTITION=gpu
 
-# How a command runs on the nodes of a job: one task per GPU, all ended when one fails.
-on_nodes() { srun --kill-on-bad-exit=1 "$@"; }
+# How a command runs on the nodes of a job: one task per GPU. When one has ended, the others have
+# a minute to end by themselves, so that the status is the trainer's own and not that of a task that
+# srun has killed.
+ending=(--kill-on-bad-exit=0 --wait="${TASK_END_SECONDS:-60}")
+on_nodes() { srun "${ending[@]}" "$@"; }
 
 # 1. Modules and the environment that `./run.sh setup` made.
 #module load cuda/13.0
@@ -16,12 +19,12 @@ if [[ -f .venv/bin/activate ]]; then source .venv/bin/activate; fi
 
 # 2. A container through pyxis. The repository must be visible inside.
 #on_nodes() {
-#  srun --kill-on-bad-exit=1 --container-image="$PWD/rapidbert.sqsh" \
+#  srun "${ending[@]}" --container-image="$PWD/rapidbert.sqsh" \
 #    --container-mounts="$PWD:$PWD" --container-workdir="$PWD" "$@"
 #}
 
 # 3. A container through apptainer.
-#on_nodes() { srun --kill-on-bad-exit=1 apptainer exec --nv --bind "$PWD" rapidbert.sif "$@"; }
+#on_nodes() { srun "${ending[@]}" apptainer exec --nv --bind "$PWD" rapidbert.sif "$@"; }
 
 # Network interface for the rendezvous and for NCCL, where the default route is not the fast one.
 #export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0

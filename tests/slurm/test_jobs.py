@@ -35,6 +35,7 @@ def settings(cluster, tmp_path_factory) -> dict[str, str]:
         "PRETRAIN_OPTIONS": f"--duration {STEPS * BATCH} --sequence-length 32 --log-every 1 "
         "--loader-workers 0 --eval-every 0 --eval-sequences 8 --save-every 1000 --step-timeout 8",
         "FINETUNE": "no",
+        "TASK_END_SECONDS": "8",
         "MASTER_ADDR": "127.0.0.1",  # the nodes' names are SLURM's only
         # What tells these jobs' processes from others' on this machine.
         "RAPIDBERT_TEST": str(directory),
