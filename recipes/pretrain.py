@@ -73,7 +73,10 @@ def main() -> int:
     settings = resolve(options, options.gpus or engine.launched_world_size())
     if options.dry_run:
         print(run_record.describe(settings))
-        dry_run_memory(settings)
+        try:
+            dry_run_memory(settings)
+        finally:
+            engine.shut_down()
         return 0
     watchdog = Watchdog(options.step_timeout)
     watchdog.pause()
