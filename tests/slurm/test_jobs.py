@@ -141,7 +141,8 @@ def test_a_run_survives_whatever_happens(cluster, settings, straight, tmp_path):
         # Progress of this start, not a line that the one before has left.
         while starts(output) != number + 1 or steps_logged(output) < 3 * number + 3:
             assert time.monotonic() < deadline, cluster.log(job)
-            time.sleep(0.02)
+            cluster.hurry(job)
+            time.sleep(0.05)
         fault(cluster, job, output)
     ended = cluster.wait_for(job)
     assert ended["JobState"] == "COMPLETED", cluster.log(job)
