@@ -52,8 +52,11 @@ pretrain() { # model, DeepSpeed JSON
     return $status
   fi
   echo "ended with status $status, newest checkpoint ${newest:-none}: back into the queue"
-  scontrol requeue "$SLURM_JOB_ID" ||
+  if scontrol requeue "$SLURM_JOB_ID"; then
+    sleep 60 # SLURM ends this script; leaving by itself could be taken for the job's end
+  else
     echo "the cluster does not requeue; submit the same command again to go on" >&2
+  fi
   return $status
 }
 
