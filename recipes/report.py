@@ -2,10 +2,8 @@
 
     python recipes/report.py runs/base
     python recipes/report.py runs/base runs/large --output docs/results
-    python recipes/report.py runs/scaling/rapidbert-base/* --output docs/results/scaling
 
-writes `report.md`, `loss.png` and `throughput.png`, and prints the table. Runs on different numbers
-of devices also get a table and a figure of their efficiency, `scaling.png`. Nothing is measured
+writes `report.md`, `loss.png` and `throughput.png`, and prints the table. Nothing is measured
 here: every number is in the records, so a report can be made again at any time, anywhere.
 """
 
@@ -17,7 +15,6 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +24,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import (  # noqa: E402
-    EngFormatter,
-    FixedLocator,
-    NullFormatter,
-    NullLocator,
-    PercentFormatter,
-    ScalarFormatter,
-)
+from matplotlib.ticker import EngFormatter, PercentFormatter  # noqa: E402
 
 from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
 from recipes.run_log import LOG_NAME, duration, read_records, write_whole  # noqa: E402
@@ -45,13 +35,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#00
 
 # Points of a drawn curve; more records than twice that are drawn as means.
 BINS = 120
-
-IDEAL: dict[str, Any] = {"color": "#777777", "linestyle": (0, (4, 3)), "linewidth": 1}
-
-SCALING_NOTE = (
-    "Medians over each run's windows without the first. Efficiency: tokens/s per device against the"
-    " fewest devices with the same model, device and requested global batch."
-)
 
 NEEDED = ("model.name", "model.parameters", "world_size", "device", "data.unigram_entropy_nats")
 
@@ -76,36 +59,10 @@ class Run:
         _, values = self.curve("step", key)
         return float(values[-1]) if len(values) else None
 
-    def median(self, key: str, *, skip: int = 0) -> float | None:
-        """The median over the logged windows of `key` after the first `skip`, None without any."""
+    def median(self, key: str) -> float | None:
+        """The median over the logged windows of `key`, None where it was never logged."""
         _, values = self.curve("step", key)
-        return statistics.median(values[skip:]) if len(values) > skip else None
-
-    def speed(self) -> float | None:
-        """Steady real tokens/s over all devices: the first window, of warming up, is left out."""
-        return self.median("throughput/tokens_per_sec", skip=1)
-
-    def speed_per_device(self) -> float | None:
-        speed = self.speed()
-        return None if speed is None else speed / self.config["world_size"]
-
-
-@dataclass
-class ScalingLine:
-    """Runs that differ in nothing but the number of devices, ascending."""
-
-    model: str
-    device: str
-    batch: int
-    """Sequences per global batch that were asked for: 200 devices do not divide 4,096."""
-    runs: list[Run]
-
-    def efficiency(self, run_: Run) -> float | None:
-        """Its tokens/s per device as a fraction of those of the run on the fewest devices."""
-        own = run_.speed_per_device()
-        # The first that has a speed.
-        reference = next((each for r in self.runs if (each := r.speed_per_device())), None)
-        return None if own is None or reference is None else own / reference
+        return statistics.median(values) if len(values) else None
 
 
 def load_runs(directories: Sequence[Path]) -> list[Run]:
@@ -201,40 +158,6 @@ def _column(run: Run) -> dict[str, str]:
     }
 
 
-def scaling_lines(runs: Sequence[Run]) -> list[ScalingLine]:
-    """The runs as lines of the scaling figure; none where all had as many devices."""
-    if len({run_.config["world_size"] for run_ in runs}) == 1:
-        return []
-    lines: dict[tuple[str, str, int], ScalingLine] = {}
-    for run_ in sorted(runs, key=lambda run_: run_.config["world_size"]):
-        config = run_.config
-        batch = config.get("requested_global_batch", config["global_batch"])
-        key = (config["model"]["name"], config["device"], batch)
-        lines.setdefault(key, ScalingLine(*key, runs=[])).runs.append(run_)
-    return [lines[key] for key in sorted(lines)]
-
-
-def scaling_table(lines: Sequence[ScalingLine]) -> list[tuple[str, ...]]:
-    """Rows of text: a header, then one run per row; speeds without each run's first window."""
-    header = ("", "devices", "global batch", "real tokens/s", "per device", "MFU, 6N", "efficiency")
-    return [
-        header,
-        *(
-            (
-                run_.name,
-                f"{run_.config['world_size']} × {line.device}",
-                f"{run_.config['global_batch']:,}",
-                _shown(run_.speed(), "{:,.0f}"),
-                _shown(run_.speed_per_device(), "{:,.0f}"),
-                _shown(run_.median("throughput/device/mfu", skip=1), "{:.1%}"),
-                _shown(line.efficiency(run_), "{:.1%}"),
-            )
-            for line in lines
-            for run_ in line.runs
-        ),
-    ]
-
-
 def _shown(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
@@ -256,12 +179,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def markdown(runs: Sequence[Run]) -> str:
     """The report: table, figures, and what it takes to repeat each run."""
+    header, *rows = table(runs)
     lines = ["# Pretraining report", ""]
-    lines += _markdown_table(table(runs))
+    lines += [_markdown_row(header), _markdown_row(["---"] * len(header))]
+    lines += [_markdown_row(row) for row in rows]
     lines += ["", "![loss](loss.png)", "", "![throughput](throughput.png)"]
-    if scaling := scaling_lines(runs):
-        lines += ["", "## Scaling", "", SCALING_NOTE, "", *_markdown_table(scaling_table(scaling))]
-        lines += ["", "![scaling](scaling.png)"]
     for run_ in runs:
         settings = {
             "git revision": run_.config.get("git_revision"),
@@ -274,11 +196,6 @@ def markdown(runs: Sequence[Run]) -> str:
         lines += ["", f"## {run_.name}", "", "| setting | value |", "|---|---|"]
         lines += [_markdown_row((name, f"`{value}`")) for name, value in settings.items()]
     return "\n".join(lines) + "\n"
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    header, *others = rows
-    return [_markdown_row(row) for row in (header, ["---"] * len(header), *others)]
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -345,49 +262,6 @@ def throughput_figure(runs: Sequence[Run]) -> Figure:
         _legend(speed, columns=3)
     _legend(lost, columns=2)
     return figure
-
-
-def scaling_figure(lines: Sequence[ScalingLine]) -> Figure:
-    """Steady real tokens per second, and the efficiency, against the number of devices."""
-    figure, (speed, efficient) = _figure(2, "Scaling")
-    several = [len({getattr(line, name) for line in lines}) > 1 for name in ("model", "device")]
-    best: dict[tuple[str, str], Run] = {}  # of the runs on the fewest devices
-    for index, line in enumerate(lines):
-        measured = [run_ for run_ in line.runs if run_.speed()]
-        devices = [run_.config["world_size"] for run_ in measured]
-        style: dict[str, Any] = {
-            "color": COLORS[index % len(COLORS)],
-            "marker": "os^Dv"[index // len(COLORS) % 5],
-            "markersize": 5,
-            "linewidth": 1.6,
-        }
-        names = [*compress((line.model, line.device), several), f"global batch {line.batch:,}"]
-        speed.plot(devices, [run_.speed() for run_ in measured], label=", ".join(names), **style)
-        efficient.plot(devices, [line.efficiency(run_) for run_ in measured], **style)
-        for run_ in measured:
-            known = best.setdefault((line.model, line.device), run_)
-            best[line.model, line.device] = min(known, run_, key=_fewest_then_fastest)
-    sizes = sorted({run_.config["world_size"] for line in lines for run_ in line.runs})
-    for index, run_ in enumerate(best.values()):
-        ideal = [size * (run_.speed_per_device() or 0) for size in sizes]
-        label = None if index else "ideal: the fastest of the fewest devices, multiplied"
-        speed.plot(sizes, ideal, label=label, **IDEAL)
-    efficient.axhline(1, **IDEAL)
-    speed.set(xscale="log", yscale="log", ylabel="real tokens/s, all devices")
-    speed.yaxis.set_major_formatter(EngFormatter(sep=""))
-    speed.yaxis.set_minor_formatter(NullFormatter())
-    efficient.xaxis.set_major_locator(FixedLocator(sizes))
-    efficient.xaxis.set_major_formatter(ScalarFormatter())
-    efficient.xaxis.set_minor_locator(NullLocator())
-    efficient.set(xlabel="devices", ylabel="efficiency")
-    efficient.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    efficient.set_ylim(bottom=0)
-    _legend(speed, columns=3)
-    return figure
-
-
-def _fewest_then_fastest(run_: Run) -> tuple[int, float]:
-    return run_.config["world_size"], -(run_.speed() or 0)
 
 
 def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
@@ -467,14 +341,12 @@ def _png(figure: Figure) -> bytes:
 
 
 def write_report(runs: Sequence[Run], output: Path) -> Path:
-    """Write `report.md` and its figures into `output`; returns the report."""
+    """Write `report.md`, `loss.png` and `throughput.png` into `output`; returns the report."""
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; name a directory")
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "loss.png", _png(loss_figure(runs)))
     write_whole(output / "throughput.png", _png(throughput_figure(runs)))
-    if lines := scaling_lines(runs):
-        write_whole(output / "scaling.png", _png(scaling_figure(lines)))
     report = output / "report.md"
     write_whole(report, markdown(runs).encode())
     return report
@@ -486,14 +358,12 @@ def main() -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="directory of report.md and its figures; the first run's if not given",
+        help="directory of report.md, loss.png, throughput.png; the first run's if not given",
     )
     options = parser.parse_args()
     runs = load_runs(options.runs)
     report = write_report(runs, options.output or options.runs[0])
     print(aligned(table(runs)))
-    if lines := scaling_lines(runs):
-        print(f"\n{aligned(scaling_table(lines))}")
     print(f"\n{report}")
 
 
