@@ -123,21 +123,23 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
     batches = training_batches(settings, world, done.step)
     first, skipped_in_a_row, status = done.step, 0, None
 
-    def save(wait: bool) -> None:
-        """Begin a checkpoint; `wait` until it is there."""
+    def save(begin: bool, wait: bool) -> None:
+        """Hear of the checkpoint before, `begin` one, `wait` until it is there."""
         watchdog.pause()
         with meter.pause():
-            log.flush()
-            engine.check_replicas(trainer, world)
             try:
-                checkpoints.save(trainer, done)
-                if wait:
-                    checkpoints.wait()
+                checkpoints.wait()
             except SaveError as error:
-                if wait or options.on_save_failure == "stop":
+                if options.on_save_failure == "stop":
                     raise
                 if world.rank == 0:
                     print("\n".join((*error.faults, "going on without it")), flush=True)
+            if begin:
+                log.flush()
+                engine.check_replicas(trainer, world)
+                checkpoints.save(trainer, done)
+            if wait:
+                checkpoints.wait()
 
     try:
         while done.step < total_steps and status is None:
@@ -186,8 +188,9 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
             ending = not last and (asked["signalled"] or asked["stop_file"])
             if ending:
                 status = INTERRUPTED if asked["signalled"] else STOPPED
-            if last or ending or asked["save_failed"] or due(done.step, options.save_every):
-                save(wait=last or ending)
+            begin = last or ending or due(done.step, options.save_every)
+            if begin or asked["save_failed"]:
+                save(begin, wait=last or ending)
     finally:
         log.close()
     watchdog.pause()
