@@ -13,6 +13,7 @@ import torch
 from pretrain_scenarios import build, command_line, run_world, values, write_config, write_data
 
 from model.config import PRESETS
+from model.parallel import initialize_parallel
 from recipes import device_memory as memory
 from recipes import engine
 from recipes.cli import UserError
@@ -38,6 +39,19 @@ def test_activations_of_a_deep_model_and_a_large_batch_are_those_counted(monkeyp
             each = memory.activation_bytes(config, dtype, 64, 0.3)
             whole = memory.kept_bytes(config, dtype, 8, 64, 0.3, "sdpa")
             assert 8 * each == pytest.approx(whole, rel=0.02)
+
+
+def test_activations_of_the_triton_kernels_are_those_of_the_formula():
+    """What autograd keeps when the kernels really run, in the interpreter."""
+    initialize_parallel()
+    sizes = dict(vocab_size=128, num_layers=2, hidden_size=64, num_heads=1, ffn_size=128)
+    config = replace(PRESETS["rapidbert-base"], **sizes)
+    for dtype, length in ((torch.float32, 48), (torch.bfloat16, 136)):
+        formula = memory.triton_activation_bytes(config, dtype, length, 0.3)
+        kept = memory.kept_bytes(config, dtype, 2, length, 0.3, "triton", "triton")
+        assert 2 * formula == pytest.approx(kept, rel=0.04)
+        again = memory.triton_activation_bytes(config, dtype, length, 0.3, recompute=True)
+        assert again < formula
 
 
 def test_activations_grow_with_width_and_shrink_with_precision():
