@@ -114,7 +114,8 @@ def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{checkpoint}: no export there: {_lacking(directory)}") from None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory}: damaged export: {error}") from None
+        where = f"{WEIGHTS}: " if isinstance(error, SafetensorError) else ""
+        raise UserError(f"{directory}: damaged export: {where}{error}") from None
 
 
 def _lacking(directory: Path) -> str:
