@@ -27,9 +27,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from model.attention import BACKENDS, best_backend, check_backend
 from model.config import PRESETS, ModelConfig, preset, training_flops
-from model.kernels import KERNELS, best_kernels, check_kernels
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import seed_dropout
 from recipes import device_memory, engine, run_record
@@ -38,6 +36,7 @@ from recipes.cli import ArgumentParser, Faults, UserError, run
 from recipes.engine import BatchPlan, World
 from recipes.export import TOKENIZER_FILES, export
 from recipes.interruption import INTERRUPTED, STOPPED, StopRequests, Watchdog
+from recipes.kernel_options import add_kernel_options, choose_kernels
 from recipes.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
 from recipes.run_log import RunLog
 from recipes.schedule import adamw_weight_decay, duration_in_sequences, learning_rate
@@ -453,7 +452,7 @@ def resolve(options: Any, world_size: int) -> Run:
         model = replace(model, vocab_size=train.vocab_size)
         faults += _model_faults(model, options)
     if model:
-        faults += choose_kernels(model, options)
+        faults += choose_kernels(model, options, assumed_gpus=bool(options.gpus))
     faults.stop()
     assert model and deepspeed and train and validation and plan and sequences
     if options.learning_rate is None:
@@ -492,21 +491,6 @@ def _option_faults(options: Any) -> list[str]:
     ]
     options.tensor_parallel = max(1, options.tensor_parallel)
     return [message for holds, message in checks if not holds]
-
-
-def choose_kernels(model: ModelConfig, options: Any) -> list[str]:
-    """Put names in the place of `auto`; returns what cannot run here."""
-    device_type = "cuda" if torch.cuda.is_available() or options.gpus else "cpu"
-    if options.attention == "auto":
-        options.attention = best_backend(device_type, model.attention_dropout)
-    if options.kernels == "auto":
-        options.kernels = best_kernels(device_type)
-    if options.gpus:  # a dry run, perhaps where there is neither a GPU nor Triton
-        return []
-    faults = Faults()
-    faults.attempt(lambda: check_backend(options.attention, device_type, model.attention_dropout))
-    faults.attempt(lambda: check_kernels(options.kernels, device_type))
-    return faults
 
 
 def _model_faults(model: ModelConfig, options: Any) -> list[str]:
@@ -568,19 +552,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         help="per step at peak learning rate, as published; AdamW is handed this / peak",
     )
     add("--seed", type=int, default=17, help="of weights, order, masking and dropout")
-    add(
-        "--attention",
-        choices=("auto", *BACKENDS),
-        default="auto",
-        help="attention backend; auto: triton on a GPU, sdpa on the CPU and for models that drop "
-        "attention weights",
-    )
-    add(
-        "--kernels",
-        choices=("auto", *KERNELS),
-        default="auto",
-        help="of the operations around the matmuls; auto: triton on a GPU, torch on the CPU",
-    )
+    add_kernel_options(parser)
     add(
         "--recompute",
         action="store_true",
