@@ -9,10 +9,14 @@ the newest first. There is no pointer that could be stale: the name is the point
 A process of an earlier start that was thought dead (a stopped node that wakes up) cannot do harm:
 every start has a token of its own, its partial directories carry the token, and rank 0 publishes
 nothing when the `owner` file names another one.
+
+Beside the directory lies `checkpointed` since the first checkpoint: where it is and no checkpoint
+is, they were lost, and the run must not quietly begin again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -39,6 +43,7 @@ from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
 
 MANIFEST = "manifest.json"
 OWNER = "owner"
+CHECKPOINTED = "checkpointed"
 FORMAT = 2
 POLL_SECONDS = 0.02
 VISIBLE_SECONDS = 60
@@ -112,7 +117,7 @@ class Checkpoints:
         began = time.perf_counter()
         pieces = list(optimizer_state.pieces(engine, self._world))
         copies = {
-            _key(kind, piece.name, piece.start): tensor.detach().clone().cpu()
+            _key(kind, piece.name, piece.start): tensor.detach().to("cpu", copy=True)
             for piece in pieces
             for kind, tensor in piece.tensors.items()
         }
@@ -133,13 +138,9 @@ class Checkpoints:
         save.written.wait()
         try:
             agree(save.fault, what)
+            save.all_written.set()
             if self._world.rank == 0:
-                save.published.wait(VISIBLE_SECONDS)
-                if not save.published.is_set():
-                    save.fault = UserError(
-                        "files of other ranks have not appeared; is --output on a file system that "
-                        "all nodes share?"
-                    )
+                save.published.wait()
             agree(save.fault, what)
         except UserError as error:
             save.abandoned.set()
@@ -168,7 +169,8 @@ class Checkpoints:
             if faults or expected:
                 raise UserError(
                     f"{self.directory}: no whole checkpoint to resume from, but the run has made "
-                    "progress. Move the run's directory away to start again from zero.",
+                    "progress. Bring its checkpoints back, or move the run's directory away to "
+                    "start again from zero.",
                     *faults,
                 )
             return Progress()
@@ -259,8 +261,10 @@ class _Save(threading.Thread):
         self.timings: dict[str, float] = {}
         self.written = threading.Event()
         """This rank's file is there, or `fault` says why not."""
+        self.all_written = threading.Event()
+        """So is every other rank's: what rank 0 does not see soon, it will never see."""
         self.published = threading.Event()
-        """The same for the whole checkpoint; set on rank 0."""
+        """The whole checkpoint is there, or `fault` says why not; set on rank 0."""
         self.abandoned = threading.Event()
         """Another rank has failed, so there is nothing to wait for."""
         self._checkpoints = checkpoints
@@ -298,7 +302,9 @@ class _Save(threading.Thread):
         data = serialize(self._tensors)
         self._tensors = {}
         write_whole(self._partial / name, data)
-        facts = {**_fingerprint(self._partial / name), "pieces": self._extents}
+        # Of what was to be written, not of what a disk that fails gives back.
+        checksum = hashlib.sha256(data).hexdigest()
+        facts = {"bytes": len(data), "sha256": checksum, "pieces": self._extents}
         write_whole(self._partial / f"{name}.json", json.dumps(facts).encode())
 
     def _publish(self) -> bool:
@@ -307,10 +313,19 @@ class _Save(threading.Thread):
         descriptions = [
             self._partial / f"{_file_name(world, rank)}.json" for rank in range(world.world_size)
         ]
-        while not all(path.exists() for path in descriptions):
-            if self.abandoned.wait(POLL_SECONDS):
-                shutil.rmtree(self._partial, ignore_errors=True)
-                return False
+        patience: float = VISIBLE_SECONDS
+        for path in descriptions:
+            while not path.exists():
+                if self.abandoned.wait(POLL_SECONDS):
+                    shutil.rmtree(self._partial, ignore_errors=True)
+                    return False
+                patience -= POLL_SECONDS if self.all_written.is_set() else 0
+                if patience < 0:
+                    missing = ", ".join(p.stem for p in descriptions if not p.exists())
+                    raise UserError(
+                        f"{socket.gethostname()} does not see {missing}, which other ranks wrote; "
+                        "--output must be on a file system that all nodes share"
+                    )
         files = {path.stem: json.loads(path.read_bytes()) for path in descriptions}
         for path in descriptions:
             path.unlink()
@@ -330,6 +345,9 @@ class _Save(threading.Thread):
             shutil.rmtree(self._final)
         os.replace(self._partial, self._final)
         sync_directory(self._final.parent)
+        mark = self._final.parent.with_name(CHECKPOINTED)
+        if not mark.exists():
+            write_whole(mark, b"Without its checkpoints this run does not start again.\n")
         self._drop_old()
         return True
 
@@ -396,6 +414,12 @@ class PieceReader:
         return self._files[file]
 
 
+def has_checkpointed(run: Path) -> bool:
+    """Whether the run in this directory has made a checkpoint, even one that is gone."""
+    # The mark follows the checkpoint, and a crash may have come between the two.
+    return (run / CHECKPOINTED).exists() or bool(published(run / "checkpoints"))
+
+
 def published(directory: Path) -> list[Path]:
     """Checkpoints with a final name, newest first."""
     found = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{9,}", path.name)]
@@ -451,7 +475,3 @@ def _file_name(world: World, rank: int | None = None) -> str:
 
 def _key(kind: str, name: str, start: int) -> str:
     return f"{kind}/{name}/{start}"
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -30,6 +30,7 @@ from model.parallel import initialize_parallel
 from recipes import checkpoint, engine, export, pretrain
 from recipes.checkpoint import MANIFEST, Checkpoints, Progress, SaveError
 from recipes.cli import UserError
+from recipes.whole_files import PARTIAL
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 NEWEST, OLDER = "step-000000005", "step-000000003"
@@ -175,6 +176,7 @@ def test_without_a_whole_checkpoint_a_run_does_not_start_over(copy):
 def test_a_run_killed_in_its_first_save_starts_again(copy):
     run, arguments = copy
     shutil.rmtree(run / "export")
+    (run / checkpoint.CHECKPOINTED).unlink()
     shutil.rmtree(run / "checkpoints" / OLDER)
     never_published(run / "checkpoints" / NEWEST)
     outcomes = run_world(2, pretraining, arguments)
@@ -182,11 +184,16 @@ def test_a_run_killed_in_its_first_save_starts_again(copy):
     assert "step 1/5" in outcomes[0].output
 
 
-def test_a_finished_run_without_its_checkpoints_does_not_start_over(copy):
+@pytest.mark.parametrize("left", ["export", checkpoint.CHECKPOINTED])
+def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(copy, left):
     run, arguments = copy
-    shutil.rmtree(run / "checkpoints")
-    with pytest.raises(UserError, match="no whole checkpoint to resume from"):
-        values(run_world(2, pretraining, arguments))
+    for lost in {"checkpoints", "export", checkpoint.CHECKPOINTED} - {left}:
+        path = run / lost
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    log = (run / "log.jsonl").read_bytes()
+    for outcome in run_world(2, pretraining, arguments):
+        assert "no whole checkpoint to resume from" in str(outcome.error)
+    assert (run / "log.jsonl").read_bytes() == log
 
 
 def limited(arguments: list[str], rank: int, limit: int) -> Any:
@@ -320,6 +327,29 @@ def test_ranks_that_do_not_share_the_directory_are_told(data, tmp_path):
         assert isinstance(outcome.error, UserError)
         assert "file system that all nodes share" in str(outcome.error)
         assert "rank 1" in str(outcome.error)
+
+
+def blind_later(arguments: list[str]) -> Any:
+    """Rank 1 writes elsewhere once the run has begun, or what it writes is never seen."""
+    checkpoint.VISIBLE_SECONDS = 0.5
+    write = checkpoint._Save._write
+
+    def elsewhere(save: Any, name: str) -> None:
+        if os.environ["RANK"] == "1":
+            save._partial = save._partial.with_name(f"elsewhere{PARTIAL}")
+        write(save, name)
+
+    checkpoint._Save._write = elsewhere  # type: ignore[method-assign]
+    return pretraining(arguments)
+
+
+def test_a_shard_that_rank_0_does_not_see_is_named(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    arguments = command_line(data, tmp_path / "run", config, duration=8)
+    for outcome in run_world(2, blind_later, arguments):
+        assert isinstance(outcome.error, SaveError)
+        assert "does not see tp00-dp00001.safetensors, which other ranks" in str(outcome.error)
+    assert not checkpoint.has_checkpointed(tmp_path / "run")
 
 
 def exported(arguments: list[str]) -> tuple[float, float]:
