@@ -85,7 +85,7 @@ def load_sweeps(directories: Sequence[Path]) -> list[Sweep]:
         UserError: no run has left a speed.
     """
     points: dict[tuple[str, str], list[Point]] = {}
-    missing = []
+    missing: list[str] = []
     for directory in directories:
         try:
             [run] = report.load_runs([directory])

@@ -24,6 +24,7 @@ from pretrain_scenarios import (
     write_config,
     write_data,
 )
+from safetensors.torch import load as safetensors_load
 from safetensors.torch import load_file, save_file
 
 from model.parallel import initialize_parallel
@@ -287,6 +288,34 @@ def test_the_newest_checkpoints_and_every_nth_are_kept(data, tmp_path, keep, eve
     assert [path.name for path in kept] == [f"step-{step:09d}" for step in expected]
     for checkpoint_directory in kept:
         assert not list(checkpoint.damage(checkpoint_directory))
+
+
+def test_the_library_reads_what_is_written_without_it():
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"weight/{n}/0": torch.randn(n, generator=generator) for n in (1, 3, 1000)}
+    written = b"".join(checkpoint.safetensors_parts(tensors))
+    read = safetensors_load(written)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    assert safetensors_load(b"".join(checkpoint.safetensors_parts({}))) == {}
+
+
+def interrupted_writer(arguments: list[str]) -> str:
+    """A fault that is nobody's file system, in the thread that writes."""
+    settings, world, trainer = build(arguments)
+    checkpoints = opened(settings, world)
+    checkpoint._Save._write = lambda save, name: 1 / 0  # type: ignore[method-assign]
+    checkpoints.save(trainer, Progress(1))
+    with pytest.raises(SaveError, match="division by zero") as refusal:
+        checkpoints.wait()
+    engine.shut_down()
+    return str(refusal.value)
+
+
+def test_no_rank_waits_for_a_writer_that_has_failed(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    arguments = command_line(data, tmp_path / "run", config, duration=80)
+    values(run_world(2, interrupted_writer, arguments))
 
 
 def taken_over(arguments: list[str]) -> tuple[str, bytes]:
