@@ -99,6 +99,7 @@ class Checkpoints:
         """Of the newest save: seconds that training stood still, seconds of writing, bytes."""
         self._world = world
         self._save: _Save | None = None
+        self._damaged: set[str] = set()
         self._token = self._take_over()
 
     @property
@@ -149,6 +150,8 @@ class Checkpoints:
         except UserError as error:
             save.abandoned.set()
             save.join()
+            if self._world.rank == 0:  # every rank has finished writing into it
+                shutil.rmtree(save.partial, ignore_errors=True)
             raise SaveError(*error.faults) from None
         save.join()
         if self._world.rank == 0:
@@ -165,7 +168,8 @@ class Checkpoints:
             UserError: checkpoints exist and none is whole; or the model, or the number of
                 tensor-parallel ranks, is another.
         """
-        name, faults = self._newest_whole()
+        name, faults, damaged = self._newest_whole()
+        self._damaged = set(damaged)
         if self._world.rank == 0:
             for fault in faults:
                 print(f"damaged checkpoint, going back to the one before: {fault}", flush=True)
@@ -226,8 +230,8 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _newest_whole(self) -> tuple[str | None, list[str]]:
-        """Name of the newest whole checkpoint, and what is wrong with newer ones.
+    def _newest_whole(self) -> tuple[str | None, list[str], list[str]]:
+        """Name of the newest whole checkpoint; what is wrong with newer ones; their names.
 
         Rank 0 names the candidates: ranks that see different files must not load different steps.
         All ranks share the reading.
@@ -237,15 +241,15 @@ class Checkpoints:
             names = [[path.name for path in published(self.directory)]]
         dist.broadcast_object_list(names, src=0)
         faults: list[str] = []
-        for name in names[0]:
+        for number, name in enumerate(names[0]):
             part = (self._world.rank, self._world.world_size)
             everyones: list[list[str]] = [[]] * self._world.world_size
             dist.all_gather_object(everyones, list(damage(self.directory / name, part)))
             found = list(dict.fromkeys(fault for faults in everyones for fault in faults))
             if not found:
-                return name, faults
+                return name, faults, names[0][:number]
             faults += found
-        return None, faults
+        return None, faults, names[0]
 
 
 class _Save(threading.Thread):
@@ -277,7 +281,7 @@ class _Save(threading.Thread):
         self._stall = stall
         name = f"step-{progress.step:09d}"
         self._final = checkpoints.directory / name
-        self._partial = self._final.with_name(f"{name}.{checkpoints._token}{PARTIAL}")
+        self.partial = self._final.with_name(f"{name}.{checkpoints._token}{PARTIAL}")
         self.start()
 
     def run(self) -> None:
@@ -302,9 +306,9 @@ class _Save(threading.Thread):
         print(f"{self._final}: could not be written: {error}", flush=True)
 
     def _write(self, name: str) -> None:
-        self._partial.mkdir(exist_ok=True)
+        self.partial.mkdir(exist_ok=True)
         parts = list(safetensors_parts(self._tensors))
-        write_whole(self._partial / name, *parts)
+        write_whole(self.partial / name, *parts)
         checksum = hashlib.sha256()  # of what was to be written, not of what is on the disk
         for part in parts:
             checksum.update(part)
@@ -314,19 +318,18 @@ class _Save(threading.Thread):
             "pieces": self._extents,
         }
         self._tensors = {}
-        write_whole(self._partial / f"{name}.json", json.dumps(facts).encode())
+        write_whole(self.partial / f"{name}.json", json.dumps(facts).encode())
 
     def _publish(self) -> bool:
         """Wait for every rank's file, then give the checkpoint its name; False if abandoned."""
         world = self._checkpoints._world
         descriptions = [
-            self._partial / f"{_file_name(world, rank)}.json" for rank in range(world.world_size)
+            self.partial / f"{_file_name(world, rank)}.json" for rank in range(world.world_size)
         ]
         patience: float = VISIBLE_SECONDS
         for path in descriptions:
             while not path.exists():
                 if self.abandoned.wait(POLL_SECONDS):
-                    shutil.rmtree(self._partial, ignore_errors=True)
                     return False
                 patience -= POLL_SECONDS if self.all_written.is_set() else 0
                 if patience < 0:
@@ -345,14 +348,15 @@ class _Save(threading.Thread):
             "facts": self._checkpoints.facts,
             "files": files,
         }
-        write_whole(self._partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-        sync_directory(self._partial)
+        write_whole(self.partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        sync_directory(self.partial)
         self._bytes = sum(file["bytes"] for file in files.values())
         if self._checkpoints._owner() != self._checkpoints._token:
             raise UserError("another start of this run has taken over; this one must end")
         if self._final.exists():  # saved at this step before, and found damaged on resuming
             shutil.rmtree(self._final)
-        os.replace(self._partial, self._final)
+            self._checkpoints._damaged.discard(self._final.name)
+        os.replace(self.partial, self._final)
         sync_directory(self._final.parent)
         mark = self._final.parent.with_name(CHECKPOINTED)
         if not mark.exists():
@@ -361,10 +365,15 @@ class _Save(threading.Thread):
         return True
 
     def _drop_old(self) -> None:
-        every = self._checkpoints.keep_every
-        for old in published(self._checkpoints.directory)[self._checkpoints.keep :]:
-            if not every or int(old.name.removeprefix("step-")) % every:
-                shutil.rmtree(old, ignore_errors=True)
+        checkpoints = self._checkpoints
+        every, damaged = checkpoints.keep_every, checkpoints._damaged
+        found = published(checkpoints.directory)
+        whole = [path for path in found if path.name not in damaged]
+        for path in found:
+            kept = every and int(path.name.removeprefix("step-")) % every == 0
+            # A damaged one, newer than what was resumed from, must not take a good one's place.
+            if path.name in damaged or (path in whole[checkpoints.keep :] and not kept):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _report(self, seconds: float) -> None:
         self.timings = {

@@ -191,7 +191,7 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
                     log.eval(*position(done), evaluate(trainer.module, settings, world))
             ending = not last and (asked["signalled"] or asked["stop_file"])
             if ending:
-                status = INTERRUPTED if asked["signalled"] else STOPPED
+                status = STOPPED if asked["stop_file"] else INTERRUPTED
             begin = last or ending or due(done.step, options.save_every)
             if begin or asked["save_failed"]:
                 save(begin, wait=last or ending)
@@ -205,7 +205,8 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
                 f"ended by {why} after step {done.step} of {total_steps}, with a checkpoint; "
                 "the same command goes on"
             )
-        requests.honoured()
+        if status == STOPPED:  # one that came too late to be seen is for the next start
+            requests.honoured()
         return status
     exported = export(
         trainer, settings.model, options.data, options.output, run_record.export_facts(settings)

@@ -197,6 +197,24 @@ def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(copy, left):
     assert (run / "log.jsonl").read_bytes() == log
 
 
+def resumed_and_saved(arguments: list[str], step: int) -> None:
+    settings, world, trainer = build(arguments)
+    checkpoints = opened(settings, world, keep=1)
+    checkpoints.resume(trainer, expected=True)
+    checkpoints.save(trainer, Progress(step))
+    checkpoints.wait()
+    engine.shut_down()
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_damaged_checkpoint_does_not_take_a_good_ones_place(copy, step):
+    run, arguments = copy
+    truncated(run / "checkpoints" / NEWEST)
+    values(run_world(2, resumed_and_saved, arguments, step))
+    [kept] = checkpoint.published(run / "checkpoints")
+    assert kept.name == f"step-{step:09d}" and not list(checkpoint.damage(kept))
+
+
 def limited(arguments: list[str], rank: int, limit: int) -> Any:
     """Pretrain with a disk that is full for one rank: no file of it may exceed `limit` bytes."""
     if os.environ["RANK"] == str(rank):
@@ -240,13 +258,13 @@ def full_for_a_while(arguments: list[str], rank: int) -> Any:
     return pretraining(arguments)
 
 
-@pytest.mark.parametrize("policy", ["continue", "stop"])
-def test_a_full_disk_in_between_is_said_and_the_run_goes_on_or_stops(data, tmp_path, policy):
+@pytest.mark.parametrize(("policy", "rank"), [("continue", 0), ("continue", 1), ("stop", 1)])
+def test_a_full_disk_in_between_is_said_and_the_run_goes_on_or_stops(data, tmp_path, policy, rank):
     config = write_config(tmp_path, 8, 4)
     arguments = command_line(
         data, tmp_path / "run", config, duration=72, save_every=2, on_save_failure=policy
     )
-    outcomes = run_world(2, full_for_a_while, arguments, 1)
+    outcomes = run_world(2, full_for_a_while, arguments, rank)
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     if policy == "continue":
         assert values(outcomes) == [0, 0]
