@@ -9,8 +9,11 @@ saving does not notice. Measured are, each several times:
 - the stall: how long training stands still while a checkpoint is begun;
 - the write: from there until the checkpoint is published, on disk and synchronised, while
   training goes on;
-- the whole cost: how much longer the same steps take with a save among them than without. On a CPU
-  it holds what the writing thread takes from the cores that train, which a GPU would not feel;
+- the processor time of a save: what the process uses more during steps beside a save than during
+  as many steps without one. Other programs on the machine hardly change it, and training could lose
+  no more than this if the thread that writes had no core of its own;
+- the time lost: how much longer those steps take. With training on the same cores, and other
+  programs there, it says more about the machine than about saving;
 - resuming: checksums and loading, the files not in the page cache, and from the start of the
   process to the end of the first step.
 
@@ -29,6 +32,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
@@ -105,13 +109,15 @@ def spread(values: list[float]) -> dict[str, float]:
 def measure_saving(training: Training, directory: Path, repeats: int) -> dict[str, Any]:
     """Stall, write and whole cost of a checkpoint, on rank 0; the last one stays in `directory`."""
     checkpoints = Checkpoints(directory, training.world, keep=1)
-    steps, costs, timings = [], [], []
+    steps, lost, work, timings = [], [], [], []
     for _ in range(repeats):
-        before, _ = _stretch(training)
-        during, count = _stretch(training, checkpoints)
-        after, _ = _stretch(training)
-        steps += [before / STEPS, after / STEPS]
-        costs.append(during - count * (before + after) / (2 * STEPS))
+        before = _stretch(training)
+        during = _stretch(training, checkpoints)
+        after = _stretch(training)
+        usual = (before + after) / 2 / STEPS  # of one step
+        steps += [before[0] / STEPS, after[0] / STEPS]
+        lost.append(during[0] - during[2] * usual[0])
+        work.append(during[1] - during[2] * usual[1])
         checkpoints.wait()
         timings.append(checkpoints.timings)
     if training.world.rank != 0:
@@ -124,14 +130,19 @@ def measure_saving(training: Training, directory: Path, repeats: int) -> dict[st
         "stall_seconds": spread([timing["checkpoint/stall_seconds"] for timing in timings]),
         "write_seconds": spread(writes),
         "write_mb_per_second": spread([1000 * gigabytes / seconds for seconds in writes]),
-        "cost_seconds": spread(costs),
+        "processor_seconds": spread(work),
+        "lost_seconds": spread(lost),
     }
 
 
-def _stretch(training: Training, checkpoints: Checkpoints | None = None) -> tuple[float, int]:
-    """Seconds and number of some steps: `STEPS`, or as many as a checkpoint takes to be written."""
+def _stretch(training: Training, checkpoints: Checkpoints | None = None) -> np.ndarray:
+    """Some steps: `STEPS`, or as many as a checkpoint takes to be written.
+
+    Returns:
+        Their seconds, their processor seconds on this rank, and their number, float64 [3].
+    """
     dist.barrier()
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     if checkpoints:
         checkpoints.save(training.engine, Progress(training.steps))
     count, going = 0, [True]
@@ -140,7 +151,7 @@ def _stretch(training: Training, checkpoints: Checkpoints | None = None) -> tupl
         count += 1
         going = [checkpoints.writing if checkpoints else count < STEPS]
         dist.broadcast_object_list(going, src=0)  # rank 0 hears of the last rank's end
-    return time.perf_counter() - began, count
+    return np.array([time.perf_counter() - began[0], time.process_time() - began[1], count])
 
 
 def measure_loading(training: Training, directory: Path, repeats: int) -> dict[str, float]:
@@ -173,7 +184,7 @@ def share_of_training(saving: dict[str, Any]) -> dict[str, Any]:
     """
     seconds = {
         "stall": saving["stall_seconds"]["max"],
-        "whole_cost": saving["cost_seconds"]["max"],
+        "processor_time": saving["processor_seconds"]["max"],
         "training_that_waits_for_the_write": saving["stall_seconds"]["max"]
         + saving["write_seconds"]["max"],
     }
@@ -190,9 +201,9 @@ def share_of_training(saving: dict[str, Any]) -> dict[str, Any]:
 
 
 SHARES = {
-    "stall": "the stall alone",
-    "whole_cost": "the whole cost, as measured",
-    "training_that_waits_for_the_write": "if training waited for the write",
+    "stall": "training stands still",
+    "processor_time": "if training did all the work of a save",
+    "training_that_waits_for_the_write": "if training waited for the disk",
 }
 
 
@@ -206,7 +217,7 @@ def checkpoint_figure(record: dict[str, Any]) -> Figure:
     bars = {
         "training stands still": saving["stall_seconds"],
         "written and published": saving["write_seconds"],
-        "whole cost to the training": saving["cost_seconds"],
+        "processor time of a save": saving["processor_seconds"],
         "verified and loaded": resuming["load_seconds"],
     }
     medians = [bar["median"] for bar in bars.values()]
@@ -262,7 +273,11 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
 
     return [
         ("model", f"{record['settings']['model']}, {record['settings']['parameters'] / 1e6:.1f}M"),
-        ("CPU", f"{record['cpu']}, {record['settings']['processes']} process(es)"),
+        (
+            "CPU",
+            f"{record['cpu']}, {record['settings']['processes']} process(es); load average before "
+            f"{record['settings']['load_average']:.1f}",
+        ),
         ("checkpoint", f"{saving['gigabytes']:.2f} GB"),
         ("training stands still", f"{shown(saving['stall_seconds'], '.3f')} s"),
         (
@@ -270,7 +285,8 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
             f"{shown(saving['write_seconds'])} s, {shown(saving['write_mb_per_second'], '.0f')} "
             "MB/s, beside the training",
         ),
-        ("whole cost", f"{shown(saving['cost_seconds'])} s of training"),
+        ("processor time", f"{shown(saving['processor_seconds'])} s"),
+        ("time lost here", f"{shown(saving['lost_seconds'])} s, with training on the same cores"),
         (
             "verified and loaded",
             f"{shown(resuming['load_seconds'])} s, "
@@ -322,6 +338,7 @@ def benchmark_checkpoint(options: Namespace) -> None:
 def _measure(
     options: Namespace, deepspeed: dict[str, Any], world: World, directory: Path, start_up: float
 ) -> dict[str, Any]:
+    load_average = os.getloadavg()[0]  # others on the machine make everything slower
     data = directory / "data"
     if world.rank == 0:
         data.mkdir(parents=True)
@@ -346,7 +363,7 @@ def _measure(
             "zero_stage": deepspeed.get("zero_optimization", {}).get("stage", 0),
             "precision": engine.precision(deepspeed),
             "repeats": options.repeats,
-            "steps_beside_a_write": STEPS,
+            "load_average": load_average,
         },
         "saving": saving,
         "resuming": {
