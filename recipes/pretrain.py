@@ -73,15 +73,19 @@ def main() -> int:
     settings = resolve(options, options.gpus or engine.launched_world_size())
     if options.dry_run:
         print(run_record.describe(settings))
-        try:
-            dry_run_memory(settings)
-        finally:
-            engine.shut_down()
+        memory = needed_memory(settings)
+        print(f"    memory: {memory}")
+        capacity = 80.0 if options.gpu_memory_gb is None else options.gpu_memory_gb
+        device_memory.check_fit(memory, settings.plan.micro_batch, capacity)
         return 0
     watchdog = Watchdog(options.step_timeout)
     watchdog.pause()
+    needed = needed_memory(settings) if torch.cuda.is_available() else None
     world = engine.initialize_world(options.tensor_parallel)
     try:
+        if needed:
+            size = settings.plan.micro_batch
+            device_memory.check_devices(needed, size, world, options.gpu_memory_gb)
         status = train(settings, world, watchdog)
     except UserError:
         faulthandler.dump_traceback_later(SHUTDOWN_SECONDS, exit=True)  # others may not have failed
@@ -187,7 +191,7 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
                     log.eval(*position(done), evaluate(trainer.module, settings, world))
             ending = not last and (asked["signalled"] or asked["stop_file"])
             if ending:
-                status = INTERRUPTED if asked["signalled"] else STOPPED
+                status = STOPPED if asked["stop_file"] else INTERRUPTED
             begin = last or ending or due(done.step, options.save_every)
             if begin or asked["save_failed"]:
                 save(begin, wait=last or ending)
@@ -201,7 +205,8 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
                 f"ended by {why} after step {done.step} of {total_steps}, with a checkpoint; "
                 "the same command goes on"
             )
-        requests.honoured()
+        if status == STOPPED:  # one that came too late to be seen is for the next start
+            requests.honoured()
         return status
     exported = export(
         trainer, settings.model, options.data, options.output, run_record.export_facts(settings)
@@ -211,26 +216,23 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
     return 0
 
 
-def dry_run_memory(settings: Run) -> None:
-    """Say what a GPU would have to hold.
-
-    Raises:
-        UserError: it is more than --gpu-memory-gb.
-    """
+def needed_memory(settings: Run) -> device_memory.MemoryEstimate:
+    """What a GPU has to hold. Call before the ranks have met: it takes a world of one process."""
     options = settings.options
-    needed = device_memory.estimate(
-        settings.model,
-        settings.deepspeed,
-        settings.plan,
-        sequence_length=options.sequence_length,
-        mask_probability=options.mask_probability,
-        tensor_parallel=options.tensor_parallel,
-        attention=options.attention,
-        kernels=options.kernels,
-        recompute=options.recompute,
-    )
-    print(f"    memory: {needed}")
-    device_memory.check_fit(needed, settings.plan.micro_batch, options.gpu_memory_gb)
+    try:
+        return device_memory.estimate(
+            settings.model,
+            settings.deepspeed,
+            settings.plan,
+            sequence_length=options.sequence_length,
+            mask_probability=options.mask_probability,
+            tensor_parallel=options.tensor_parallel,
+            attention=options.attention,
+            kernels=options.kernels,
+            recompute=options.recompute,
+        )
+    finally:
+        engine.shut_down()
 
 
 def on_skipped(done: Progress, loss: float, norm: float, in_a_row: int, world: World) -> None:
@@ -487,6 +489,7 @@ def _option_faults(options: Any) -> list[str]:
         (options.tensor_parallel >= 1, "--tensor-parallel: at least 1"),
         (options.gpus is None or options.gpus >= 1, "--gpus: at least 1"),
         (options.gpus is None or options.dry_run, "--gpus: only with --dry-run; a launcher starts"),
+        (options.gpu_memory_gb is None or options.gpu_memory_gb > 0, "--gpu-memory-gb: positive"),
         (options.price_per_gpu_hour >= 0, "--price-per-gpu-hour: not negative"),
     ]
     options.tensor_parallel = max(1, options.tensor_parallel)
@@ -583,7 +586,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     add("--price-per-gpu-hour", type=float, default=2.5, help="dollars (appendix E)")
     add("--dry-run", action="store_true", help="print the resolved run or its faults, and exit")
     add("--gpus", type=int, help="with --dry-run: as if there were so many, 8 to a node")
-    add("--gpu-memory-gb", type=float, default=80.0, help="with --dry-run: of each GPU")
+    add(
+        "--gpu-memory-gb",
+        type=float,
+        help="of each GPU, in 10^9 bytes, against which the estimate is checked before the start; "
+        "what the GPU says unless given, and 80 with --dry-run",
+    )
     add("--local-rank", type=int, default=0, help="set by the deepspeed launcher; not used")
     return parser.parse_args(arguments)
 
