@@ -207,7 +207,7 @@ def test_dry_runs_show_what_each_of_8_to_200_gpus_would_do_and_hold(english, siz
 @pytest.mark.parametrize(
     ("size", "gpus", "gigabytes", "states"),
     # What is there without activations: 8 bytes a parameter, 12 / GPUs of them, the reserve.
-    [("large", 8, 16, "3.48 + 0.65 + 3"), ("base", 8, 40, "1.10 + 0.21 + 3")],
+    [("large", 8, 16, "3.48 + 0.65 + 3"), ("base", 8, 20, "1.10 + 0.21 + 3")],
 )
 def test_a_dry_run_refuses_what_cannot_fit_and_its_advice_is_the_largest_that_does(
     english, size, gpus, gigabytes, states, tmp_path, capsys
