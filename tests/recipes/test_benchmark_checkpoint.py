@@ -58,7 +58,7 @@ def test_the_share_of_the_training_time_by_hand():
     assert share["shares"] == pytest.approx(
         {
             "stall": 1 / 476.6,
-            "processor_time": 2 / 476.6,
+            "processor_time": 2 / 8 / 476.6,
             "training_that_waits_for_the_write": 7 / 476.6,
         },
         rel=1e-3,
