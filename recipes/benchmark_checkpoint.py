@@ -176,17 +176,17 @@ def _forget_pages(directory: Path) -> None:
         os.close(descriptor)
 
 
-def share_of_training(saving: dict[str, Any]) -> dict[str, Any]:
+def share_of_training(saving: dict[str, Any], processes: int) -> dict[str, Any]:
     """What the seconds measured are of the training time at the default interval.
 
     On one node of eight GPUs, at the published step time. The node holds the state once, in eight
     parts, each the work of its own rank, written to one disk. So a rank has an eighth of the
-    processor time; stall (memory bandwidth may be its limit) and write are taken as what a single
-    process needs for everything. Of each measurement the slowest.
+    processor time; stall (memory bandwidth may be its limit) and write are taken as they are here,
+    where fewer processes do it all. Of each measurement the slowest.
     """
     seconds = {
         "stall": saving["stall_seconds"]["max"],
-        "processor_time": saving["processor_seconds"]["max"] / GPUS,
+        "processor_time": saving["processor_seconds"]["max"] * processes / GPUS,
         "training_that_waits_for_the_write": saving["stall_seconds"]["max"]
         + saving["write_seconds"]["max"],
     }
@@ -380,7 +380,7 @@ def _measure(
                 "first_step": first_step,
             },
         },
-        "share_of_training": share_of_training(saving),
+        "share_of_training": share_of_training(saving, world.world_size),
     }
 
 
