@@ -334,7 +334,7 @@ def _legend(axes: Axes, columns: int) -> None:
     )
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
@@ -345,8 +345,8 @@ def write_report(runs: Sequence[Run], output: Path) -> Path:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; name a directory")
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "loss.png", _png(loss_figure(runs)))
-    write_whole(output / "throughput.png", _png(throughput_figure(runs)))
+    write_whole(output / "loss.png", png(loss_figure(runs)))
+    write_whole(output / "throughput.png", png(throughput_figure(runs)))
     report = output / "report.md"
     write_whole(report, markdown(runs).encode())
     return report
