@@ -30,6 +30,7 @@ from recipes.whole_files import write_whole  # noqa: E402
 
 SHARES = (0.25, 0.5)
 """Of the time, at which `cram.py` exports beside the end."""
+ALL_SHARES = (*SHARES, 1.0)
 CLOCK = "time/training_seconds"
 
 
@@ -139,17 +140,16 @@ def _column(one: Contestant, others: Sequence[Contestant]) -> dict[str, str]:
         "minutes of training": f"{last[CLOCK] / 60:.2f}",
         "cost, evaluation and saving too": f"${one.run.last('cost/dollars') or 0:,.2f}",
     }
-    for minutes, _ in one.scores:
-        at = int(np.searchsorted(one.minutes, minutes - 1e-9))
-        share = _share(one, minutes)
-        rows[f"held-out loss at {share} (nats)"] = f"{one.losses[min(at, len(one.losses) - 1)]:.3f}"
+    for share, (minutes, _) in zip(ALL_SHARES, one.scores, strict=True):
+        at = min(int(np.searchsorted(one.minutes, minutes - 1e-9)), len(one.losses) - 1)
+        rows[f"held-out loss at {share:.0%} of the time (nats)"] = f"{one.losses[at]:.3f}"
     for other in others:
         needed = one.minutes_to(other.losses[-1])
         name = other.run.config["model"]["name"]
         rows[f"minutes to {name}'s last loss"] = "never" if needed is None else f"{needed:.1f}"
     rows[f"{one.control.average_name}, from random weights"] = f"{one.control.average:.1f}"
-    for minutes, series in one.scores:
-        rows[f"{series.average_name}, at {_share(one, minutes)}"] = f"{series.average:.1f}"
+    for share, (_, series) in zip(ALL_SHARES, one.scores, strict=True):
+        rows[f"{series.average_name}, at {share:.0%} of the time"] = f"{series.average:.1f}"
     final = {task.task: task for task in one.scores[-1][1].tasks}
     for task in one.control.tasks:
         rows[f"{TASKS[task.task].folder} ({task.metric}), random / last"] = (
@@ -158,17 +158,13 @@ def _column(one: Contestant, others: Sequence[Contestant]) -> dict[str, str]:
     return rows
 
 
-def _share(one: Contestant, minutes: float) -> str:
-    return f"{min(1, minutes / one.run.config['run']['minutes']):.0%}"
-
-
 def notes(found: Sequence[Contestant]) -> list[str]:
     """What a reader must know."""
     config, series = found[0].run.config, found[0].control
     seeds = max(len(task.scores) for task in series.tasks)
     lines = [
-        f"{config['run']['minutes']:g} minutes of training each on one {config['device']}, "
-        "evaluation and saving not counted; the same text in the same order.",
+        f"{config['run']['minutes']:g} minutes of training each on one {_device(config)}, "
+        "evaluation and saving not counted, compiling counted; the same text in the same order.",
         "Held-out loss is at 15% masking for both.",
         "Scores before the end are of runs whose learning rate has not yet come down.",
         "BERT runs through the same layers, without padding: faster than it usually runs.",
@@ -185,7 +181,7 @@ def figure(found: Sequence[Contestant]) -> Figure:
     """Held-out loss and mean score against minutes of training."""
     config, series = found[0].run.config, found[0].control
     drawn = Figure(figsize=(11, 4.6), layout="constrained")
-    title = f"{config['run']['minutes']:g} minutes each on one {config['device']}"
+    title = f"{config['run']['minutes']:g} minutes each on one {_device(config)}"
     drawn.suptitle(title, x=0.01, ha="left", fontweight="bold")
     losses, scores = drawn.subplots(1, 2)
     for number, one in enumerate(found):
@@ -211,22 +207,20 @@ def figure(found: Sequence[Contestant]) -> Figure:
     )
     losses.set_ylabel("held-out loss, nats per masked token (15%)")
     scores.set_ylabel(f"{series.average_name}{', not GLUE' if series.stand_in else ''}")
-    scores.annotate(
-        "hollow: random weights",
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(2, -10),
-        textcoords="offset points",
-        fontsize=8,
-        color="#555555",
-    )
+    hollow = {"color": "#555555", "markerfacecolor": "white", "linestyle": "none", "marker": "o"}
+    scores.plot([], [], label="random weights", **hollow)
+    losses.set_xlim(scores.get_xlim())
     for axes in (losses, scores):
         axes.set_xlabel("minutes of pretraining")
         axes.grid(color="#e4e4e4", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9)
     return drawn
+
+
+def _device(config: dict[str, Any]) -> str:
+    return "CPU" if config["device"] == "cpu" else config["device"]
 
 
 def record(found: Sequence[Contestant]) -> dict[str, Any]:
