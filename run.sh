@@ -4,30 +4,46 @@
 #   ./run.sh          set up, then the whole pipeline on this machine: text -> tokenizer -> shards ->
 #                     pretraining -> finetuning -> report, on its GPUs or on the CPU in minutes
 #   ./run.sh test     set up and run the tests (more words go to pytest)
+#   ./run.sh bench    set up and measure this machine: a table, records in docs/results
+#   ./run.sh cram     set up and compare RapidBERT with BERT after equal time (--minutes 20)
 #   ./run.sh setup    only the environment, in .venv
+#   ./run.sh wheels   a folder of wheels for a machine without a network (--python 3.12); there,
+#                     WHEELS=folder before any of these commands sets up from it
 #   ./run.sh lint     formatting, lint, types and shell scripts
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+base=${PYTHON:-python3}
 venv=.venv
 python=$venv/bin/python
 
-# The stamp holds what was installed, so that a changed pin installs again and an unchanged one
-# costs nothing.
-setup() {
-  local base=${PYTHON:-python3} stamp=$venv/.installed wanted torch
+check_python() {
   "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "run.sh: Python 3.11 or newer is needed; $base is $("$base" -V 2>&1)." \
       "Set PYTHON=/path/to/python3.11." >&2
     exit 1
   }
+}
+
+# The stamp holds what was installed, so that a changed pin installs again and an unchanged one
+# costs nothing; what came from a folder of wheels serves later commands without it.
+setup() {
+  local stamp=$venv/.installed wanted torch
+  check_python
   wanted=$("$base" -V; cat pyproject.toml constraints.txt)
-  [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
+  [[ -z ${WHEELS:-} ]] || wanted+=$(echo; cd "$WHEELS" && echo ./*.whl)
+  [[ -f $stamp && $(<"$stamp") == "$wanted"* ]] && return
   echo "run.sh: installing into $venv (about two minutes) ..."
   [[ -x $python ]] || "$base" -m venv "$venv" || {
     echo "run.sh: $base cannot make a virtual environment (Debian: apt install python3-venv)." >&2
     exit 1
   }
+  if [[ -n ${WHEELS:-} ]]; then
+    # Not the package itself, which would need build tools: commands run from this directory.
+    "$python" recipes/wheels.py install "$WHEELS" --torch-of "$base"
+    printf '%s\n' "$wanted" >"$stamp"
+    return
+  fi
   local install=("$python" -m pip --disable-pip-version-check install --quiet)
   torch=$(grep '^torch==' constraints.txt)
   # The package index has the CUDA build (several GB); a machine without a GPU asks PyTorch's own
@@ -84,7 +100,8 @@ say() { printf '\n== %s\n' "$*"; }
 command=${1:-demo}
 [[ $# -gt 0 ]] && shift
 case $command in
-  demo | test | setup | lint) setup ;;
+  demo | test | bench | cram | setup | lint) setup ;;
+  wheels) check_python ;;
 esac
 if ! has_gpu; then
   export DS_ACCELERATOR=cpu # otherwise DeepSpeed looks for devices in every process, aloud
@@ -94,13 +111,16 @@ case $command in
   setup) ;;
   demo) demo ;;
   test) exec "$python" -m pytest "$@" ;;
+  bench) exec "$python" recipes/benchmark.py all --output docs/results "$@" ;;
+  cram) exec "$python" recipes/cram.py "$@" ;;
+  wheels) exec "$base" recipes/wheels.py download "$@" ;;
   lint)
     "$venv/bin/ruff" format --check .
     "$venv/bin/ruff" check .
     "$venv/bin/mypy"
     git ls-files -z '*.sh' .ci/run | xargs -0 "$venv/bin/shellcheck"
     ;;
-  -h | --help | help) sed -n '2,8s/^# \{0,1\}//p' run.sh ;;
+  -h | --help | help) sed -n '2,12s/^# \{0,1\}//p' run.sh ;;
   *)
     echo "run.sh: unknown command '$command'; see ./run.sh help" >&2
     exit 2

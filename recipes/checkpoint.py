@@ -67,6 +67,8 @@ class Progress:
     """Wall time up to here, earlier runs included."""
     skipped: int = 0
     """Steps without an update, because the loss or the gradient was not finite."""
+    training_seconds: float = 0.0
+    """Of the wall time, without evaluation and saving; steps that ran again count once."""
 
 
 class Checkpoints:

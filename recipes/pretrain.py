@@ -5,7 +5,8 @@
 
 Started again with the same --output, a run goes on from its newest whole checkpoint. Which
 sequences make up a step, how they are masked and what dropout draws are functions of the seed and
-the step, so an interrupted run and an uninterrupted one are the same run.
+the step, so an interrupted run and an uninterrupted one are the same run. With --minutes the
+learning rate follows the clock, and is a function of the machine's speed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
 
 from model.config import PRESETS, ModelConfig, preset, training_flops
 from model.masked_lm import IGNORED_LABEL, MaskedLM
@@ -39,7 +41,13 @@ from recipes.interruption import INTERRUPTED, STOPPED, StopRequests, Watchdog
 from recipes.kernel_options import add_kernel_options, choose_kernels
 from recipes.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
 from recipes.run_log import RunLog
-from recipes.schedule import adamw_weight_decay, duration_in_sequences, learning_rate
+from recipes.schedule import (
+    Budget,
+    StepBudget,
+    TimeBudget,
+    adamw_weight_decay,
+    duration_in_sequences,
+)
 from recipes.stragglers import RankTimes
 from recipes.throughput import ThroughputMeter, describe_peak
 from recipes.token_shards import TokenShards, open_shards
@@ -48,6 +56,7 @@ from recipes.tokenizer import Tokenizer
 # Base and Large as published; XL and the toy scaled by width. Tiny belongs to a batch of 16.
 PEAK_LEARNING_RATE = {"tiny": 1e-3, "base": 5e-4, "large": 2e-4, "xl": 1e-4}
 MAX_SKIPPED_IN_A_ROW = 10
+ENDLESS = 2**40  # optimizer steps
 SHUTDOWN_SECONDS = 30
 
 
@@ -61,7 +70,8 @@ class Run:
     plan: BatchPlan
     train: TokenShards
     validation: TokenShards
-    total_steps: int
+    total_steps: int | None
+    """None where the clock decides (--minutes)."""
 
     @property
     def device_name(self) -> str:
@@ -98,7 +108,7 @@ def main() -> int:
 
 def train(settings: Run, world: World, watchdog: Watchdog) -> int:
     """The run, from building to export; returns the exit status."""
-    options, plan, total_steps = settings.options, settings.plan, settings.total_steps
+    options, plan = settings.options, settings.plan
     requests = StopRequests(options.output, world.rank)
     expected = run_record.start(settings, world)
     checkpoints = Checkpoints(
@@ -112,17 +122,19 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
     model = MaskedLM(settings.model, options.attention, options.kernels, options.recompute)
     trainer = engine.build_engine(model, settings.deepspeed, plan, world, **optimizer(options))
     done = checkpoints.resume(trainer, expected=expected)
+    budget = budget_left(settings, done)
     if world.rank == 0 and done.step:
-        where = "finished already" if done.step == total_steps else f"resumed at step {done.step}"
+        where = "finished already" if budget.spent else f"resumed at step {done.step}"
         print(f"{where}, {done.sequences:,} sequences so far")
     log = RunLog(
         options.output,
-        total_steps=total_steps,
+        total_steps=settings.total_steps,
+        budget_seconds=options.minutes and 60 * options.minutes,
         resume_step=done.step,
         rank=world.rank,
         hparams=vars(options),
     )
-    meter = throughput_meter(settings, world, max(done.seconds, log.earlier_seconds))
+    meter = throughput_meter(settings, world, done, max(done.seconds, log.earlier_seconds))
     times = RankTimes(world)
     batches = training_batches(settings, world, done.step)
     first, skipped_in_a_row, status = done.step, 0, None
@@ -146,24 +158,27 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
                 checkpoints.wait()
 
     try:
-        while done.step < total_steps and status is None:
+        while not budget.spent and status is None:
             if done.step > first:  # the first one compiles, and fills caches
                 watchdog.step()
-            lr = learning_rate(done.step, total_steps, **schedule(options))
             micro_batches, waited = next_step(batches, plan.accumulation, world)
             asked = {
                 "signalled": requests.signalled,
                 "stop_file": requests.stop_file,
                 "save_failed": checkpoints.failed,
             }
-            counts = global_counts(micro_batches, asked, world)
+            # Rank 0's clock, in microseconds, counts for all.
+            clock = {"clock": round(1e6 * meter.training_seconds()) if world.rank == 0 else 0}
+            counts = global_counts(micro_batches, asked | clock, world)
+            budget.begin_step(1e-6 * counts.pop("clock"))
+            lr = budget.learning_rate(**schedule(options))
             asked = {name: counts.pop(name) > 0 for name in asked}
-            loss, norm = train_step(
+            loss, update = train_step(
                 trainer, micro_batches, counts, lr, done.step, options, world, times
             )
             meter.step(**counts, data_wait_seconds=waited)
             times.step(waited)
-            skipped = not math.isfinite(norm)
+            skipped = not update.applied
             skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
             done = Progress(
                 done.step + 1,
@@ -171,24 +186,31 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
                 done.tokens + counts["real_tokens"],
                 meter.elapsed_seconds(),
                 done.skipped + skipped,
+                meter.training_seconds(),
             )
             if skipped:
-                on_skipped(done, loss, norm, skipped_in_a_row, world)
-            last = done.step == total_steps
+                on_skipped(done, float(loss), float(update.norm), skipped_in_a_row, world)
+            last = budget.spent
+            shares = budget.reached(options.export_at)
+            trained = {"time/training_seconds": done.training_seconds}
             if last or done.step % options.log_every == 0:
                 scalars = {
-                    "loss/train": loss,
+                    "loss/train": float(loss),
                     "optimizer/lr": lr,
-                    "optimizer/grad_norm": norm,
+                    "optimizer/grad_norm": float(update.norm),
                     "optimizer/skipped_steps": done.skipped,
                     **times.window(),
                     **checkpoints.timings,
+                    **trained,
                 }
                 log.log(*position(done), {**scalars, **meter.window()})
-            if last or due(done.step, options.eval_every):
+            if last or shares or due(done.step, options.eval_every):
                 watchdog.pause()
                 with meter.pause():
-                    log.eval(*position(done), evaluate(trainer.module, settings, world))
+                    log.eval(*position(done), evaluate(trainer.module, settings, world) | trained)
+                    for share in shares:
+                        directory = options.output / f"at-{100 * share:g}"
+                        export_weights(trainer, settings, done, directory)
             ending = not last and (asked["signalled"] or asked["stop_file"])
             if ending:
                 status = STOPPED if asked["stop_file"] else INTERRUPTED
@@ -202,18 +224,23 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
         if world.rank == 0:
             why = "a signal" if status == INTERRUPTED else options.output / "stop"
             print(
-                f"ended by {why} after step {done.step} of {total_steps}, with a checkpoint; "
-                "the same command goes on"
+                f"ended by {why} after step {done.step}"
+                + (f" of {settings.total_steps}" if settings.total_steps else "")
+                + ", with a checkpoint; the same command goes on"
             )
         if status == STOPPED:  # one that came too late to be seen is for the next start
             requests.honoured()
         return status
-    exported = export(
-        trainer, settings.model, options.data, options.output, run_record.export_facts(settings)
-    )
+    exported = export_weights(trainer, settings, done, options.output)
     if world.rank == 0:
         print(f"finished {done.step} steps, {done.sequences:,} sequences; exported to {exported}")
     return 0
+
+
+def export_weights(trainer: Any, settings: Run, done: Progress, directory: Path) -> Path:
+    """Write `directory/export`, with how far the run was in its `config.json`."""
+    facts = {**run_record.export_facts(settings), "progress": asdict(done)}
+    return export(trainer, settings.model, settings.options.data, directory, facts)
 
 
 def needed_memory(settings: Run) -> device_memory.MemoryEstimate:
@@ -264,20 +291,20 @@ def train_step(
     options: Any,
     world: World,
     times: RankTimes,
-) -> tuple[float, float]:
+) -> tuple[Tensor, engine.Update]:
     """One optimizer step on the global batch.
 
     Returns:
-        Mean loss over the global batch's masked tokens, in nats, and the gradient's 2-norm. Where
-        either is not finite on any rank, neither weights nor optimizer have changed on any, and the
-        norm is not finite.
+        Mean loss over the global batch's masked tokens, in nats, fp32 scalar on the device, and
+        what became of the weights. Where loss or gradient are not finite on any rank, neither
+        weights nor optimizer have changed on any.
     """
     engine.set_learning_rate(trainer, lr)
     total = torch.zeros((), device=world.device)
     # DeepSpeed averages gradients over the ranks; with this factor the average is the gradient of
     # the sum over all masked tokens of the global batch divided by their number.
     scale = world.data_parallel_size / max(1, counts["masked_tokens"])
-    norm = None
+    update = None
     for micro_step, batch in enumerate(micro_batches):
         seed_dropout(options.seed, step, micro_step, world.data_parallel_rank)  # of attention only
         with times.forward():
@@ -293,10 +320,10 @@ def train_step(
         poison = loss.detach() * 0 + 1
         trainer.backward(loss * (scale * poison), scale_wrt_gas=False)
         total += loss.detach()
-        norm = engine.step(trainer)
-    assert norm is not None
+        update = engine.step(trainer)
+    assert update is not None
     dist.all_reduce(total, group=world.data_parallel_group)
-    return total.item() / max(1, counts["masked_tokens"]), norm
+    return total / max(1, counts["masked_tokens"]), update
 
 
 @torch.no_grad()
@@ -344,19 +371,20 @@ def next_step(
 
 
 def global_counts(
-    micro_batches: list[PackedBatch], flags: dict[str, bool], world: World
+    micro_batches: list[PackedBatch], asked: dict[str, int], world: World
 ) -> dict[str, int]:
-    """What the global batch holds, and how many ranks raise each flag, in one exchange."""
+    """What the global batch holds, and the sums of what the ranks ask for, in one exchange.
+
+    Between hosts, while the devices are still busy with the step before.
+    """
     names = ("sequences", "real_tokens", "masked_tokens", "token_pairs")
-    sums = [sum(getattr(batch, name) for batch in micro_batches) for name in names]
-    sums.append(sum(len(batch.input_ids) for batch in micro_batches))
-    # Tensor-parallel ranks hold the same batch and share their flags through a maximum.
-    raised = torch.tensor(list(flags.values()), dtype=torch.long, device=world.device)
-    if world.tensor_parallel_size > 1:
-        dist.all_reduce(raised, dist.ReduceOp.MAX)
-    counts = torch.cat([torch.tensor(sums, device=world.device), raised])
-    dist.all_reduce(counts, group=world.data_parallel_group)
-    return dict(zip((*names, "padded_tokens", *flags), counts.tolist(), strict=True))
+    counts = [sum(getattr(batch, name) for batch in micro_batches) for name in names]
+    counts.append(sum(len(batch.input_ids) for batch in micro_batches))
+    numbers = torch.tensor([*counts, *asked.values()])
+    if world.world_size > 1:
+        dist.all_reduce(numbers, group=world.host_group)
+    numbers[: len(counts)] //= world.tensor_parallel_size  # whose ranks hold the same batch
+    return dict(zip((*names, "padded_tokens", *asked), numbers.tolist(), strict=True))
 
 
 def training_batches(settings: Run, world: World, step: int) -> Iterator[PackedBatch]:
@@ -372,11 +400,15 @@ def training_batches(settings: Run, world: World, step: int) -> Iterator[PackedB
         rank=world.data_parallel_rank,
         world_size=world.data_parallel_size,
     )
-    first, end = step * plan.accumulation, settings.total_steps * plan.accumulation
+    # The clock ends a run at any step.
+    last = ENDLESS if settings.total_steps is None else settings.total_steps
+    first, end = step * plan.accumulation, last * plan.accumulation
     return iter(mlm_loader(dataset, first, end, workers=options.loader_workers))
 
 
-def throughput_meter(settings: Run, world: World, earlier_seconds: float) -> ThroughputMeter:
+def throughput_meter(
+    settings: Run, world: World, done: Progress, earlier_seconds: float
+) -> ThroughputMeter:
     if world.rank == 0:
         print(describe_peak(settings.device_name))
     on_gpu = world.device.type == "cuda"
@@ -388,7 +420,15 @@ def throughput_meter(settings: Run, world: World, earlier_seconds: float) -> Thr
         devices=world.world_size,
         dollars_per_device_hour=settings.options.price_per_gpu_hour if on_gpu else 0.0,
         earlier_seconds=earlier_seconds,
+        earlier_training_seconds=done.training_seconds,
     )
+
+
+def budget_left(settings: Run, done: Progress) -> Budget:
+    """What ends the run, and what its learning rate is a function of."""
+    if settings.total_steps is None:
+        return TimeBudget(60 * settings.options.minutes, done.training_seconds)
+    return StepBudget(settings.total_steps, done.step)
 
 
 def position(done: Progress) -> tuple[int, int, int, float]:
@@ -426,7 +466,9 @@ def resolve(options: Any, world_size: int) -> Run:
     collect = faults.attempt
     model = collect(lambda: preset(options.model))
     deepspeed = collect(lambda: engine.read_config(options.deepspeed_config))
-    sequences = collect(lambda: duration_in_sequences(options.duration))
+    if options.minutes is not None:
+        options.duration = None
+    sequences = options.duration and collect(lambda: duration_in_sequences(options.duration))
     train = collect(lambda: open_shards(options.data, "train"))
     validation = train and collect(lambda: open_shards(options.data, "validation"))
     tokenizer = train and collect(lambda: Tokenizer(options.data / "tokenizer.model"))
@@ -456,10 +498,10 @@ def resolve(options: Any, world_size: int) -> Run:
     if model:
         faults += choose_kernels(model, options, assumed_gpus=bool(options.gpus))
     faults.stop()
-    assert model and deepspeed and train and validation and plan and sequences
+    assert model and deepspeed and train and validation and plan
     if options.learning_rate is None:
         options.learning_rate = PEAK_LEARNING_RATE[model.name.rpartition("-")[2]]
-    total_steps = max(1, math.ceil(sequences / plan.global_batch))
+    total_steps = sequences and max(1, math.ceil(sequences / plan.global_batch))
     return Run(options, model, deepspeed, plan, train, validation, total_steps)
 
 
@@ -478,6 +520,11 @@ def _option_faults(options: Any) -> list[str]:
         (options.weight_decay >= 0, "--weight-decay: not negative"),
         (0 <= options.beta1 < 1 and 0 <= options.beta2 < 1, "--beta1, --beta2: from 0 to below 1"),
         (options.eps > 0, "--eps: positive"),
+        (options.minutes is None or options.minutes > 0, "--minutes: positive"),
+        (
+            all(0 < share < 1 for share in options.export_at),
+            "--export-at: shares of the run, between 0 and 1",
+        ),
         (options.log_every >= 1, "--log-every: at least 1 step"),
         (options.save_every >= 0, "--save-every: not negative (0: at the end only)"),
         (options.eval_every >= 0, "--eval-every: not negative (0: at the end only)"),
@@ -524,10 +571,17 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     add("--data", type=Path, required=True, help="directory written by prepare_data.py")
     add("--output", type=Path, required=True, help="directory of the run; resumed if it holds one")
     add("--deepspeed-config", type=Path, required=True, help="DeepSpeed JSON (ds_configs/)")
-    add(
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
         "--duration",
         default="70k-steps",
         help="length of the run: a number of sequences, or 70k-steps or 178k-steps (of 4,096)",
+    )
+    length.add_argument(
+        "--minutes",
+        type=float,
+        help="train for so long instead, evaluation and saving not counted; the learning rate "
+        "follows the clock",
     )
     add("--sequence-length", type=int, default=128, help="tokens, [CLS] and [SEP] included")
     add(
@@ -567,6 +621,14 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     add("--eval-every", type=int, default=1000, help="steps; 0: at the end only")
     add("--eval-sequences", type=int, default=4096, help="held-out sequences per evaluation")
     add("--save-every", type=int, default=1000, help="steps; 0: at the end only")
+    add(
+        "--export-at",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="SHARE",
+        help="evaluate and export at these shares of the run as well, 0.25 to at-25/",
+    )
     add("--keep", type=int, default=2, help="checkpoints kept, the newest")
     add("--keep-every", type=int, default=0, help="keep those of every so many steps as well")
     add(

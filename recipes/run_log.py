@@ -66,7 +66,8 @@ class RunLog:
 
     Args:
         directory: the run's; gets `log.jsonl` and `tensorboard/`.
-        total_steps: the last step of the run, for the console.
+        total_steps: the last step of the run, for the console; None if only time decides.
+        budget_seconds: then how much training time there is.
         resume_step: the checkpoint's step; 0 starts anew and drops everything logged before.
         rank: of this process.
         hparams: shown once as a table in TensorBoard's text tab.
@@ -79,12 +80,14 @@ class RunLog:
         self,
         directory: Path,
         *,
-        total_steps: int,
+        total_steps: int | None,
+        budget_seconds: float | None = None,
         resume_step: int = 0,
         rank: int = 0,
         hparams: Mapping[str, object] | None = None,
     ):
         self.total_steps = total_steps
+        self.budget_seconds = budget_seconds
         self.earlier_seconds = 0.0
         self._writes = rank == 0
         if not self._writes:
@@ -207,12 +210,24 @@ class RunLog:
                 print(f"{self._path}: {error.strerror}; records wait in memory", flush=True)
             self._refused = True
 
-    def _position(self, step: int) -> str:
-        return f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}"
+    def _position(self, step: int, scalars: Mapping[str, float]) -> str:
+        if self.total_steps is not None:
+            return f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}"
+        left = self._seconds_left(step, scalars)
+        done = None if left is None or not self.budget_seconds else 1 - left / self.budget_seconds
+        return f"step {step:>6}  {_shown(done, '{:4.0%}'):>4} of the time"
+
+    def _seconds_left(self, step: int, scalars: Mapping[str, float]) -> float | None:
+        if self.total_steps is not None:
+            step_seconds = scalars.get("time/step_seconds")
+            return None if step_seconds is None else step_seconds * (self.total_steps - step)
+        spent = scalars.get("time/training_seconds")
+        if spent is None or self.budget_seconds is None:
+            return None
+        return max(0.0, self.budget_seconds - spent)
 
     def _training_line(self, step: int, scalars: Mapping[str, float]) -> str:
-        step_seconds = scalars.get("time/step_seconds")
-        eta = None if step_seconds is None else step_seconds * (self.total_steps - step)
+        eta = self._seconds_left(step, scalars)
         fields = (
             ("loss", _shown(scalars.get("loss/train"), "{:.4f}"), 8),
             ("lr", _shown(scalars.get("optimizer/lr"), "{:.2e}"), 8),
@@ -224,12 +239,19 @@ class RunLog:
             ("$", _shown(scalars.get("cost/dollars"), "{:.2f}"), 5),
         )
         return "  ".join(
-            [self._position(step), *(f"{name} {value:>{width}}" for name, value, width in fields)]
+            [
+                self._position(step, scalars),
+                *(f"{name} {value:>{width}}" for name, value, width in fields),
+            ]
         )
 
     def _eval_line(self, step: int, scalars: Mapping[str, float]) -> str:
-        shown = (f"{tag.removesuffix('/eval')} {value:.4f}" for tag, value in scalars.items())
-        return f"{self._position(step)}  evaluation: {'  '.join(shown)}"
+        shown = (
+            f"{tag.removesuffix('/eval')} {value:.4f}"
+            for tag, value in scalars.items()
+            if tag.endswith("/eval")
+        )
+        return f"{self._position(step, scalars)}  evaluation: {'  '.join(shown)}"
 
 
 def duration(seconds: float) -> str:

@@ -39,6 +39,7 @@ FREE_OPTIONS = {
     "eval_every",
     "eval_sequences",
     "save_every",
+    "export_at",
     "keep",
     "keep_every",
     "on_save_failure",
@@ -49,6 +50,11 @@ FREE_OPTIONS = {
     "gpu_memory_gb",
     "local_rank",
 }
+
+FOLLOWS_THE_CLOCK = (
+    "learning rate and number of steps are functions of the clock: the data order and the masks of "
+    "a repeated or resumed run are the same, its losses are not to the bit"
+)
 
 
 def start(settings: Run, world: World) -> bool:
@@ -148,7 +154,8 @@ def _record(settings: Run, world: World) -> dict[str, Any]:
         "micro_batch": plan.micro_batch,
         "accumulation": plan.accumulation,
         "total_steps": settings.total_steps,
-        "sequences": settings.total_steps * plan.global_batch,
+        "sequences": settings.total_steps and settings.total_steps * plan.global_batch,
+        **({} if settings.total_steps else {"follows_the_clock": FOLLOWS_THE_CLOCK}),
         "data": {
             "tokenizer_fingerprint": train["tokenizer"]["fingerprint"],
             "train_tokens": settings.train.tokens,
@@ -247,7 +254,9 @@ def describe(settings: Run) -> str:
         f"{options.sequence_length} tokens per sequence",
         "batch": str(plan),
         "duration": f"{settings.total_steps:,} steps, "
-        f"{settings.total_steps * plan.global_batch:,} sequences",
+        f"{settings.total_steps * plan.global_batch:,} sequences"
+        if settings.total_steps
+        else f"{options.minutes:g} minutes of training, as many steps as fit",
         "optimizer": f"AdamW, peak lr {options.learning_rate:g}, betas {options.beta1:g} "
         f"{options.beta2:g}, eps {options.eps:g}, weight decay {decay:g} "
         f"(published convention: {options.weight_decay:g})",

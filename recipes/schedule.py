@@ -1,12 +1,15 @@
 """How long a run is and which learning rate each step has.
 
 Durations are counted in sequences, so that rounding the global batch for a world size, or choosing
-another one, does not change how much text a run sees or where its warm-up ends.
+another one, does not change how much text a run sees or where its warm-up ends. A run may instead
+have a budget of time, whose schedule follows the clock: what can be learned in so many minutes on
+this machine, whatever its speed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 # The paper's two runs: steps of 4,096 sequences (appendix H).
 NAMED_DURATIONS = {"70k-steps": 70_000 * 4096, "178k-steps": 178_000 * 4096}
@@ -47,6 +50,79 @@ def learning_rate(
         return peak * (step + 1) / warmup
     done = (step + 1 - warmup) / (total_steps - warmup)
     return peak * (1 - (1 - final_fraction) * done)
+
+
+def learning_rate_at(
+    fraction: float, *, peak: float, warmup_fraction: float, final_fraction: float
+) -> float:
+    """The same schedule where the number of steps is not known.
+
+    Args:
+        fraction: of the run that is done, from 0; 1 and beyond is its end.
+        peak, warmup_fraction, final_fraction: as for `learning_rate`.
+    """
+    if fraction < warmup_fraction:
+        return peak * fraction / warmup_fraction
+    if fraction >= 1 or warmup_fraction >= 1:
+        return peak * final_fraction
+    done = (fraction - warmup_fraction) / (1 - warmup_fraction)
+    return peak * (1 - (1 - final_fraction) * done)
+
+
+class StepBudget:
+    """A run of so many optimizer steps, of which `begun` have begun."""
+
+    def __init__(self, total_steps: int, begun: int = 0):
+        self.total_steps = total_steps
+        self.begun = begun
+
+    def begin_step(self, seconds: float) -> None:
+        """Call before every step; `seconds` is the training clock, of no meaning here."""
+        self.begun += 1
+
+    @property
+    def spent(self) -> bool:
+        """Whether the step that has begun is the last one."""
+        return self.begun >= self.total_steps
+
+    def learning_rate(self, **shape: float) -> float:
+        """Of the step that has begun; `shape` as for `learning_rate`."""
+        return learning_rate(self.begun - 1, self.total_steps, **shape)
+
+    def reached(self, shares: Sequence[float]) -> list[float]:
+        """Those of the shares of the run that the step that has begun completes."""
+        before, now = ((self.begun - k) / self.total_steps for k in (1, 0))
+        return [share for share in shares if before < share <= now]
+
+
+class TimeBudget:
+    """A run of so many seconds of training; the same methods as a `StepBudget`.
+
+    Only the clock that `begin_step` is given counts. It must be the same on every rank.
+    """
+
+    def __init__(self, seconds: float, elapsed: float = 0.0):
+        self.seconds = seconds
+        self._before = self.elapsed = elapsed
+
+    def begin_step(self, seconds: float) -> None:
+        """`seconds`: what training has taken when the step begins."""
+        self._before, self.elapsed = self.elapsed, seconds
+
+    @property
+    def spent(self) -> bool:
+        """The last step is the first one that begins when the time is over."""
+        return self.elapsed >= self.seconds
+
+    def learning_rate(self, **shape: float) -> float:
+        return learning_rate_at(self.elapsed / self.seconds, **shape)
+
+    def reached(self, shares: Sequence[float]) -> list[float]:
+        before, now = self._before / self.seconds, self.elapsed / self.seconds
+        return [share for share in shares if before < share <= now]
+
+
+Budget = StepBudget | TimeBudget
 
 
 def adamw_weight_decay(decoupled: float, peak: float) -> float:

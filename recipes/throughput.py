@@ -122,6 +122,7 @@ class ThroughputMeter:
         devices: how many of them the run uses, one per rank.
         dollars_per_device_hour: price of one device for one hour.
         earlier_seconds: wall time that earlier runs have spent on the same training.
+        earlier_training_seconds: what they spent on the steps that this one goes on from.
         clock: seconds, monotonic.
     """
 
@@ -135,6 +136,7 @@ class ThroughputMeter:
         devices: int,
         dollars_per_device_hour: float = 0.0,
         earlier_seconds: float = 0.0,
+        earlier_training_seconds: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.parameters = parameters
@@ -145,6 +147,7 @@ class ThroughputMeter:
         self.dollars_per_device_hour = dollars_per_device_hour
         self._clock = clock
         self._began = clock() - earlier_seconds
+        self._training_began = clock() - earlier_training_seconds
         self.start()
 
     def start(self) -> None:
@@ -191,11 +194,17 @@ class ThroughputMeter:
         try:
             yield
         finally:
-            self._paused_seconds += self._synchronized_clock() - began
+            paused = self._synchronized_clock() - began
+            self._paused_seconds += paused
+            self._training_began += paused
 
     def elapsed_seconds(self) -> float:
         """Wall time of this and earlier runs, in seconds, pauses and warm-up included."""
         return self._clock() - self._began
+
+    def training_seconds(self) -> float:
+        """Wall time of the training so far, in seconds, without pauses; warm-up included."""
+        return self._clock() - self._training_began
 
     def window(self) -> dict[str, float]:
         """Rates since the last window under the names they are logged by; opens the next window.

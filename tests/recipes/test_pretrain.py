@@ -28,6 +28,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recipes import pretrain
 from recipes.cli import UserError
+from recipes.export import read_tensors
+from recipes.schedule import learning_rate_at
+from recipes.throughput import ThroughputMeter
 
 ROOT = Path(__file__).resolve().parents[2]
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -118,6 +121,74 @@ def test_dropout_drops(data, tmp_path):
         run(2, command_line(data, output, config, duration=16, model=model))
         losses.append([record.get("loss/train") for record in trained(output)[0]])
     assert all(a != b for a, b in zip(*losses, strict=True) if a is not None)
+
+
+def pretraining_by_a_set_clock(arguments: list[str]) -> int | None:
+    """Half a second passes between two looks at the clock; on ranks above 0 it is far ahead."""
+    looks: list[float] = []
+
+    def training_seconds(meter) -> float:
+        looks.append(round(meter._clock() - meter._training_began, 1) if not looks else 0.5)
+        return sum(looks) + 1e6 * int(os.environ["RANK"])
+
+    ThroughputMeter.training_seconds = training_seconds
+    return pretraining(arguments)
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_a_budget_of_time(data, tmp_path, tensor_parallel):
+    """Six seconds in steps of one; rank 0's clock decides for all, or they would wait for ever."""
+    output = tmp_path / "run"
+    config = write_config(tmp_path, 8, 4)
+    options = dict(
+        minutes=0.1, keep=3, warmup_fraction=0.5, eval_every=100, tensor_parallel=tensor_parallel
+    )
+    arguments = [*command_line(data, output, config, **options), "--export-at", "0.5", "0.75"]
+    outcomes = run_world(2 * tensor_parallel, pretraining_by_a_set_clock, arguments)
+    assert values(outcomes) == [0] * 2 * tensor_parallel
+    printed = outcomes[0].output
+    assert "0.1 minutes of training" in printed and "  58% of the time  loss" in printed
+
+    def steps() -> list[dict]:
+        records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+        return [record for record in records if "loss/train" in record]
+
+    rates = [
+        learning_rate_at(k / 6, peak=1e-3, warmup_fraction=0.5, final_fraction=0.02)
+        for k in range(7)
+    ]
+    assert [record["optimizer/lr"] for record in steps()] == pytest.approx(rates)
+    assert [record["time/training_seconds"] for record in steps()] == [k + 0.5 for k in range(7)]
+    assert [record["sequences"] for record in steps()] == [8 * (k + 1) for k in range(7)]
+    for share, seconds in ((50, 3.5), (75, 5.5)):  # the steps that begin when it is over
+        exported = json.loads((output / f"at-{share}/export/config.json").read_text())
+        assert exported["progress"]["training_seconds"] == seconds
+        assert read_tensors(output / f"at-{share}")[0].name == "probe-tiny"
+    record = json.loads((output / "config.json").read_text())
+    assert record["total_steps"] is None and "clock" in record["follows_the_clock"]
+
+    if tensor_parallel > 1:
+        return
+    # Two and a half seconds were over at step 3: four and a half, five and a half, six and a half.
+    before = steps()
+    shutil.rmtree(output / "checkpoints" / "step-000000007")
+    shutil.rmtree(output / "checkpoints" / "step-000000006")
+    shutil.rmtree(output / "export")
+    assert values(run_world(2, pretraining_by_a_set_clock, arguments)) == [0, 0]
+    assert steps()[:3] == before[:3]
+    resumed = [record["time/training_seconds"] for record in steps()[3:]]
+    assert resumed == [3.0, 4.0, 5.0, 6.0, 7.0]
+    assert (output / "export").exists()
+    again = run_world(1, pretraining, arguments)
+    assert "finished already" in again[0].output and len(steps()) == 8
+
+
+def test_a_duration_and_a_time_exclude_each_other(data, tmp_path, capsys):
+    arguments = command_line(data, tmp_path / "run", tmp_path, duration=80, minutes=1)
+    with pytest.raises(SystemExit) as stopped:
+        pretrain.parse_arguments(arguments)
+    assert stopped.value.code == 2
+    assert "--minutes: not allowed with argument --duration" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -214,6 +285,7 @@ def test_faults_of_the_options(data, tmp_path):
         keep=0,
         loader_workers=-1,
         tensor_parallel=3,
+        export_at=1,
         duration="80k-steps",
     )
     arguments = command_line(data, tmp_path / "run", config, **wrong)

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.schedule import adamw_weight_decay, duration_in_sequences, learning_rate
+from recipes.schedule import (
+    StepBudget,
+    TimeBudget,
+    adamw_weight_decay,
+    duration_in_sequences,
+    learning_rate,
+    learning_rate_at,
+)
 
 
 def test_durations():
@@ -61,6 +68,52 @@ def test_up_once_down_once_never_zero_before_the_end(total, warmup, final):
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert all(rate > 0 for rate in rates[:-1])
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.06, 0.5, 1.0])
+@pytest.mark.parametrize("final", [0.0, 0.02, 1.0])
+def test_by_time_it_is_the_same_schedule(warmup, final):
+    """A run of equal steps, told by their number and told by the clock when they end."""
+    shape = dict(peak=3.0, warmup_fraction=warmup, final_fraction=final)
+    for step in range(99):  # at the end of a whole run of warm-up, the clock has it over
+        by_time = learning_rate_at((step + 1) / 100, **shape)
+        assert by_time == pytest.approx(learning_rate(step, 100, **shape), abs=0.03 + 1e-9)
+
+
+def test_by_time_at_its_corners():
+    shape = dict(peak=2.0, warmup_fraction=0.25, final_fraction=0.1)
+    times = (0, 0.125, 0.25, 0.625, 1, 1.5)
+    assert [learning_rate_at(t, **shape) for t in times] == pytest.approx([0, 1, 2, 1.1, 0.2, 0.2])
+    assert learning_rate_at(0, peak=2.0, warmup_fraction=0, final_fraction=0.1) == 2
+    assert learning_rate_at(1, peak=2.0, warmup_fraction=1, final_fraction=0.1) == 0.2
+
+
+def test_a_budget_of_steps_and_one_of_seconds():
+    shape = dict(peak=1.0, warmup_fraction=0.5, final_fraction=0.1)
+    shares = [0.5, 0.6, 0.9]
+    budget, passed = StepBudget(4), []
+    for step in range(4):
+        assert not budget.spent
+        budget.begin_step(1e9)
+        assert budget.learning_rate(**shape) == learning_rate(step, 4, **shape)
+        passed.append(budget.reached(shares))
+    assert budget.spent and passed == [[], [0.5], [0.6], [0.9]]
+    resumed = StepBudget(4, begun=2)
+    resumed.begin_step(0)
+    assert StepBudget(4, begun=4).spent and resumed.reached([0.5, 0.75]) == [0.75]
+
+    timed, passed, rates = TimeBudget(10), [], []
+    for clock in (0.5, 4, 7, 10.5):
+        assert not timed.spent
+        timed.begin_step(clock)
+        passed.append(timed.reached(shares))
+        rates.append(timed.learning_rate(**shape))
+    assert timed.spent and passed == [[], [], [0.5, 0.6], [0.9]]
+    assert rates == pytest.approx([0.1, 0.8, 1 - 0.9 * 0.4, 0.1])
+    resumed = TimeBudget(10, elapsed=5)
+    resumed.begin_step(5.5)
+    assert resumed.reached([0.5, 0.55]) == [0.55]
+    assert TimeBudget(10, elapsed=10).spent and not TimeBudget(10, elapsed=9.9).spent
 
 
 def test_adamw_with_the_converted_decay_takes_the_published_step():

@@ -1,0 +1,114 @@
+"""The commands of a comparison: valid for the recipes they start, resumable, stoppable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes import cram, glue, prepare_data, pretrain
+from recipes.cli import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def steps(tmp_path: Path, *words: str, size: cram.Size = cram.CPU) -> list[list[str]]:
+    options = cram.parse_arguments(["--minutes", "2", "--output", str(tmp_path / "run"), *words])
+    return cram.commands(options, size, cram.resolve(options))
+
+
+def of(recipe: str, commands: list[list[str]]) -> list[list[str]]:
+    return [command[2:] for command in commands if Path(command[1]).stem == recipe]
+
+
+@pytest.mark.parametrize("size", [cram.CPU, cram.GPU])
+def test_both_models_get_the_same_but_for_what_makes_them_different(tmp_path, size):
+    commands = steps(tmp_path, "--input", "a/b", "--", "--seed", "3", size=size)
+    for command in commands:
+        assert Path(command[1]).is_file()
+    (words,) = of("prepare_data", commands)
+    prepared = prepare_data._parser().parse_args(words)
+    assert prepared.input == ["a/b"] and prepared.vocab_size == size.vocab_size
+    ours, bert = (vars(pretrain.parse_arguments(words)) for words in of("pretrain", commands))
+    differ = {name for name in ours if ours[name] != bert[name]}
+    assert differ == {"model", "output", "mask_probability"}
+    assert (ours["mask_probability"], bert["mask_probability"]) == (0.30, 0.15)
+    assert ours["minutes"] == 2 and ours["seed"] == 3 and ours["data"] == prepared.output
+    assert (ROOT / ours["deepspeed_config"]).is_file()
+    # Exports at the shares of the time and at its end, and random weights.
+    jobs = [glue.parse_arguments(words) for words in of("glue", commands)]
+    starts = [(job.checkpoint.relative_to(tmp_path / "run"), job.from_scratch) for job in jobs]
+    for model in size.models:
+        assert (Path(model), True) in starts
+        assert [(Path(model, part), False) in starts for part in ("at-25", "at-50", "")] == [
+            True
+        ] * 3
+    assert len(jobs) == 8 and len({tuple(job.finetune) for job in jobs}) == 1
+    assert all(job.tasks == ["qnli", "cola", "sst2"] for job in jobs)
+
+
+def test_prepared_data_and_real_tasks_are_taken_as_they_are(tmp_path):
+    for folder in ("SST-2", "RTE"):
+        (tmp_path / "glue" / folder).mkdir(parents=True)
+    words = ("--data", str(tmp_path / "data"), "--glue", str(tmp_path / "glue"))
+    commands = steps(tmp_path, *words)
+    assert not of("prepare_data", commands) and not of("stand_in_tasks", commands)
+    jobs = [glue.parse_arguments(words) for words in of("glue", commands)]
+    assert all(job.tasks == ["rte", "sst2"] and not job.finetune for job in jobs)  # Table S1
+    only = of("glue", steps(tmp_path, *words, "--tasks", "sst2"))
+    assert all(glue.parse_arguments(words).tasks == ["sst2"] for words in only)
+
+
+def test_every_fault_is_named_at_once(tmp_path):
+    (tmp_path / "glue" / "SST-2").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    words = ["--minutes", "0", "--seeds", "0", "--data", "d", "--input", "i"]
+    words += ["--output", str(tmp_path / "file"), "--glue", str(tmp_path / "glue")]
+    with pytest.raises(UserError) as caught:
+        cram.resolve(cram.parse_arguments([*words, "--tasks", "cola", "wnli"]))
+    faults = "\n".join(caught.value.faults)
+    for named in ("--minutes 0", "--seeds 0", "--data", "is a file", "no task wnli", "no cola"):
+        assert named in faults
+    with pytest.raises(UserError, match="none of MNLI, "):
+        cram.resolve(cram.parse_arguments(["--minutes", "1", "--glue", str(tmp_path)]))
+
+
+def test_a_failed_step_ends_the_whole_with_its_status(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def run_step(command):
+        started.append(Path(command[1]).stem)
+        return 75 if len(started) == 3 else 0
+
+    monkeypatch.setattr(cram, "run_step", run_step)
+    assert cram.main(["--minutes", "1", "--output", str(tmp_path)]) == 75
+    assert started == ["prepare_data", "pretrain", "pretrain"]
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_signal_reaches_the_step_that_runs(tmp_path):
+    began = tmp_path / "began"
+    step = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "open(sys.argv[1], 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+
+    def end_this_process() -> None:
+        while not began.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end_this_process)
+    thread.start()
+    assert cram.run_step([sys.executable, "-c", step, str(began)]) == 75
+    thread.join()
+    killed = "import os; os.kill(os.getpid(), 9)"
+    assert cram.run_step([sys.executable, "-c", killed]) == 128 + 9
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
