@@ -129,14 +129,16 @@ def _through_padding(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if sequence_offsets.device.type == "cpu":
             length = max(1, int(sequence_offsets.diff().max()))
         row, real = padded_index(sequence_offsets, length)  # [S, L]
-        # [S, L, H, 3, D] -> three times [S, H, L, D]
-        q, k, v = qkv[row].permute(3, 0, 2, 1, 4)
+        # Not qkv[row]: its gradient sorts the rows. The rows that stand in for padding are there
+        # several times, but what they add to the gradient is zero.
+        padded = qkv.index_select(0, row.flatten()).unflatten(0, row.shape)  # [S, L, H, 3, D]
+        q, k, v = padded.permute(3, 0, 2, 1, 4)  # [S, H, L, D] each
         bias = _bias(real, slopes)
         context = attend(q, k, v, bias, dropout).transpose(1, 2)  # [S, L, H, D]
         sequence, position = sequence_of_row(sequence_offsets, tokens)
         outside = sequence >= real.shape[0]
         cell = torch.where(outside, 0, sequence * length + position)
-        packed_rows = context.reshape(-1, heads, head_dim)[cell]  # [T, H, D]
+        packed_rows = context.reshape(-1, heads, head_dim).index_select(0, cell)  # [T, H, D]
         return packed_rows.masked_fill(outside.view(-1, 1, 1), 0)
 
     return packed
