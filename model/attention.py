@@ -13,11 +13,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels import why_no_triton
 from model.padding import padded_index, sequence_of_row
 
 
@@ -46,9 +48,7 @@ def slopes_on(device: torch.device, num_heads: int, first: int, count: int) -> T
 
 
 def packed_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    qkv: Tensor,
     sequence_offsets: Tensor,
     max_sequence_length: int,
     *,
@@ -59,7 +59,8 @@ def packed_attention(
     """Attention of every token to the tokens of its own sequence.
 
     Args:
-        query, key, value: [T, H, D]; views into the output of the QKV matmul are welcome.
+        qkv: [T, H, 3, D], queries, keys and values of a head side by side, as Megatron's QKV
+            matmul leaves them.
         sequence_offsets: int32 [S+1] (see `model.padding`).
         max_sequence_length: constant of the run, at least as long as every sequence; a backend
             may size its tiles and buffers by it.
@@ -68,40 +69,69 @@ def packed_attention(
         backend: a key of `BACKENDS`.
 
     Returns:
-        [T, H, D] in the dtype of `query`; zero on rows that belong to no sequence.
+        [T, H, D] in the dtype of `qkv`; zero on rows that belong to no sequence.
 
     Raises:
-        ValueError: unknown backend; on the CPU, where asking costs nothing, also a sequence longer
-            than `max_sequence_length`.
+        ValueError: a backend that is unknown, cannot run here or has no dropout; on the CPU, where
+            asking costs nothing, also a sequence longer than `max_sequence_length`.
     """
-    check_backend(backend)
-    return BACKENDS[backend](
-        query, key, value, sequence_offsets, max_sequence_length, slopes, dropout
-    )
+    check_backend(backend, qkv.device.type, dropout)
+    if qkv.device.type == "cpu":  # no device to wait for: ask how long they are
+        longest = int(sequence_offsets.diff().max())
+        if longest > max_sequence_length:
+            raise ValueError(
+                f"a sequence of {longest} tokens is longer than max_sequence_length "
+                f"{max_sequence_length}"
+            )
+    return BACKENDS[backend](qkv, sequence_offsets, max_sequence_length, slopes, dropout)
 
 
-def check_backend(backend: str) -> None:
-    """Raises ValueError for a name that is not in `BACKENDS`."""
+def check_backend(backend: str, device_type: str, dropout: float = 0.0) -> None:
+    """Raises ValueError for a backend that is unknown or cannot do this here."""
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(BACKENDS)}")
+    reason = None
+    if backend == "triton":
+        reason = why_no_triton(device_type)
+    elif backend == "flash":
+        reason = _why_no_flash(device_type)
+    if reason is None and dropout and backend in ("triton", "flash"):
+        reason = "it does not drop attention weights, which this model wants"
+    if reason:
+        raise ValueError(f"attention backend {backend!r}: {reason}; use 'sdpa'")
+
+
+# Longest sequence that one program of the Triton kernel holds, at up to 64 columns a head; half as
+# long at up to 128, and so on.
+WHOLE_SEQUENCE = 128
+
+
+def is_whole(max_length: int, head_dim: int) -> bool:
+    """Whether one program of the Triton kernel holds a whole (sequence, head)."""
+    return _power_of_2(max_length) * max(64, _power_of_2(head_dim)) <= WHOLE_SEQUENCE * 64
+
+
+def _power_of_2(number: int) -> int:
+    """The smallest one that is not below `number`."""
+    return 1 << (number - 1).bit_length()
+
+
+def best_backend(device_type: str, dropout: float) -> str:
+    """The fastest one that needs nothing but this package and can do this here."""
+    return "triton" if device_type == "cuda" and not dropout else "sdpa"
 
 
 def _through_padding(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Make a backend for padded [S, H, L, D] tensors one for packed tensors."""
 
-    def packed(query, key, value, sequence_offsets, max_sequence_length, slopes, dropout):
-        tokens, heads, head_dim = query.shape
+    def packed(qkv, sequence_offsets, max_sequence_length, slopes, dropout):
+        tokens, heads, _, head_dim = qkv.shape
         length = max_sequence_length
-        if sequence_offsets.device.type == "cpu":  # no device to wait for: ask how long they are
-            longest = int(sequence_offsets.diff().max())
-            if longest > length:
-                raise ValueError(
-                    f"a sequence of {longest} tokens is longer than max_sequence_length {length}"
-                )
-            length = max(1, longest)
+        if sequence_offsets.device.type == "cpu":
+            length = max(1, int(sequence_offsets.diff().max()))
         row, real = padded_index(sequence_offsets, length)  # [S, L]
-        # [S, L, H, D] -> [S, H, L, D]
-        q, k, v = (x[row].transpose(1, 2) for x in (query, key, value))
+        # [S, L, H, 3, D] -> three times [S, H, L, D]
+        q, k, v = qkv[row].permute(3, 0, 2, 1, 4)
         bias = _bias(real, slopes)
         context = attend(q, k, v, bias, dropout).transpose(1, 2)  # [S, L, H, D]
         sequence, position = sequence_of_row(sequence_offsets, tokens)
@@ -140,8 +170,37 @@ def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
-# Interface: (query, key, value, sequence_offsets, max_sequence_length, slopes, dropout) -> context.
+def _attend_triton(qkv, sequence_offsets, max_sequence_length, slopes, dropout) -> Tensor:
+    from model.attention_kernel import attention_forward
+
+    qkv = qkv.contiguous()
+    return attention_forward(qkv, sequence_offsets, slopes, max_sequence_length)[0]
+
+
+def _attend_flash(qkv, sequence_offsets, max_sequence_length, slopes, dropout) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    q, k, v = qkv.unbind(2)
+    context = flash_attn_varlen_func(
+        *(q, k, v, sequence_offsets, sequence_offsets, max_sequence_length, max_sequence_length),
+        alibi_slopes=slopes,
+        deterministic=True,
+    )
+    # It leaves the rows behind the last sequence as the memory was.
+    row = torch.arange(qkv.shape[0], device=qkv.device)
+    return context.masked_fill((row >= sequence_offsets[-1]).view(-1, 1, 1), 0)
+
+
+def _why_no_flash(device_type: str) -> str | None:
+    if find_spec("flash_attn") is None:
+        return "the package flash-attn is not installed"
+    return None if device_type == "cuda" else "it needs a GPU"
+
+
+# Interface: (qkv, sequence_offsets, max_sequence_length, slopes, dropout) -> context.
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "reference": _through_padding(_attend_reference),
     "sdpa": _through_padding(_attend_sdpa),
+    "triton": _attend_triton,  # model.attention_kernel
+    "flash": _attend_flash,  # FlashAttention-2, in bf16 and fp16
 }

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.dropout import dropout
 from model.encoder import Encoder
-from model.layer import megatron_config
+from model.layer import POOLER_SITE, megatron_config
 
 
 class SequenceClassifier(nn.Module):
@@ -29,12 +30,13 @@ class SequenceClassifier(nn.Module):
         *,
         dropout: float = 0.1,
         attention_backend: str = "reference",
+        kernels: str = "torch",
     ):
         super().__init__()
         self.config = config
         self.outputs = outputs
         self.dropout = dropout
-        self.encoder = Encoder(config, megatron_config(config, attention_backend))
+        self.encoder = Encoder(config, megatron_config(config, attention_backend, kernels))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, outputs)
         for layer in (self.pooler, self.classifier):
@@ -47,6 +49,7 @@ class SequenceClassifier(nn.Module):
         sequence_offsets: Tensor,
         max_sequence_length: int,
         token_type_ids: Tensor | None = None,
+        sequence_keys: Tensor | None = None,
     ) -> Tensor:
         """Packed tokens to scores, fp32 [S, outputs]; meaningless rows for empty sequences.
 
@@ -54,9 +57,13 @@ class SequenceClassifier(nn.Module):
         """
         first = sequence_offsets[:-1].long().clamp(max=input_ids.shape[0] - 1)
         hidden = self.encoder(
-            input_ids, sequence_offsets, max_sequence_length, token_type_ids, keep=first
+            input_ids, sequence_offsets, max_sequence_length, token_type_ids, first, sequence_keys
         )
-        pooled = F.dropout(torch.tanh(self.pooler(hidden)), self.dropout, self.training)
+        pooled = torch.tanh(self.pooler(hidden))
+        if self.training and self.dropout:
+            if sequence_keys is None:
+                raise ValueError("training with dropout needs sequence_keys")
+            pooled = dropout(pooled, self.dropout, sequence_keys, POOLER_SITE)
         # In fp32: regression values on bf16's grid would be full of ties.
         return F.linear(
             pooled.float(), self.classifier.weight.float(), self.classifier.bias.float()
@@ -69,14 +76,18 @@ class SequenceClassifier(nn.Module):
         max_sequence_length: int,
         labels: Tensor,
         token_type_ids: Tensor | None = None,
+        sequence_keys: Tensor | None = None,
     ) -> Tensor:
         """Sum of the losses of the labelled sequences, fp32 scalar.
 
         Args:
             labels: int64 [S], negative where a sequence does not count; or fp32 [S] for a
                 regression (squared error), NaN where it does not count.
+            sequence_keys: int64 [S], what dropout masks are a hash of (see `model.dropout`).
         """
-        logits = self.logits(input_ids, sequence_offsets, max_sequence_length, token_type_ids)
+        logits = self.logits(
+            input_ids, sequence_offsets, max_sequence_length, token_type_ids, sequence_keys
+        )
         if labels.is_floating_point():
             error = logits.squeeze(-1) - labels
             return error.masked_fill(labels.isnan(), 0.0).square().sum()

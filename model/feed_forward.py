@@ -11,7 +11,6 @@ tensor parallelism each rank holds its own rows of both).
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
@@ -20,7 +19,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.parallel import own_dropout
+from model.kernels import gated_gelu
+from model.parallel import linear, parallel_rank, parallel_size
 
 
 class _GatedFeedForward(MegatronModule):
@@ -29,6 +29,7 @@ class _GatedFeedForward(MegatronModule):
     def __init__(self, config: TransformerConfig):
         super().__init__(config=config)
         self.dropout = config.rapidbert.ffn_dropout  # type: ignore[attr-defined]
+        self.kernels = config.kernels  # type: ignore[attr-defined]
         self.linear_out = RowParallelLinear(
             config.ffn_hidden_size,
             config.hidden_size,
@@ -39,17 +40,25 @@ class _GatedFeedForward(MegatronModule):
             skip_bias_add=True,
         )
 
-    def gate_and_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def gate_and_value(self, hidden: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """[T, 1, 2 ffn / TP], or its halves apart."""
         raise NotImplementedError
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, 1, hidden] to the output without its bias [T, 1, hidden], and the bias [hidden]."""
-        gate, value = self.gate_and_value(hidden)
-        inner = F.gelu(gate) * value  # [T, 1, ffn / TP]
-        if self.training and self.dropout:
-            with own_dropout(inner.device):
-                inner = F.dropout(inner, self.dropout)
-        return self.linear_out(inner)
+    def forward(self, hidden: Tensor, keys: Tensor | None, site: int) -> tuple[Tensor, Tensor]:
+        """[T, 1, hidden] to the output without its bias [T, 1, hidden], and the bias [hidden].
+
+        Args:
+            keys: int64 [T]; site: of the dropout (see `model.dropout`).
+        """
+        inner = gated_gelu(
+            self.gate_and_value(hidden),
+            self.dropout if self.training else 0.0,
+            keys,
+            site,
+            parallel_rank() * (self.config.ffn_hidden_size // parallel_size()),
+            self.kernels,
+        )  # [T, 1, ffn / TP]
+        return linear(self.linear_out, inner), self.linear_out.bias
 
 
 class TwoMatmulGLU(_GatedFeedForward):
@@ -61,7 +70,7 @@ class TwoMatmulGLU(_GatedFeedForward):
         self.linear_value = _project_in(config, config.ffn_hidden_size)
 
     def gate_and_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return self.linear_gate(hidden)[0], self.linear_value(hidden)[0]
+        return linear(self.linear_gate, hidden), linear(self.linear_value, hidden)
 
 
 class FusedGLU(_GatedFeedForward):
@@ -72,9 +81,8 @@ class FusedGLU(_GatedFeedForward):
         # stride=2: a tensor-parallel rank gets its part of the gate and its part of the value.
         self.linear_in = _project_in(config, 2 * config.ffn_hidden_size, stride=2)
 
-    def gate_and_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        gate, value = self.linear_in(hidden)[0].chunk(2, dim=-1)
-        return gate, value
+    def gate_and_value(self, hidden: Tensor) -> Tensor:
+        return linear(self.linear_in, hidden)
 
 
 def _project_in(config: TransformerConfig, width: int, stride: int = 1) -> ColumnParallelLinear:

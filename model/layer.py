@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from megatron.core import parallel_state
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -36,29 +34,30 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import Tensor, nn
 
-from model.attention import check_backend, packed_attention, slopes_on
+from model.attention import BACKENDS, check_backend, packed_attention, slopes_on
 from model.config import ModelConfig
 from model.feed_forward import feed_forward_spec
-from model.parallel import own_dropout
+from model.kernels import KERNELS, check_kernels, residual_norm
+from model.parallel import linear, own_dropout, parallel_rank, parallel_size
+
+# Dropout sites (see `model.dropout`): the embedding, the pooler, then four for each layer.
+EMBEDDING_SITE, POOLER_SITE = 0, 1
+_SITES_PER_LAYER = 4
+_ATTENTION_SITE, _INNER_SITE, _OUTPUT_SITE = 0, 1, 2
 
 
 @dataclass
-class PackedSequences(PackedSeqParams):
-    """The packed batch as the layers see it; Megatron passes it through to the core attention."""
+class PackedSequences:
+    """The packed batch as the layers see it."""
 
+    offsets: Tensor
+    """int32 [S+1] (see `model.padding`)."""
+    max_length: int
+    """At least as long as every sequence."""
+    row_keys: Tensor | None = None
+    """int64 [T], what dropout masks are a hash of; None where nothing is dropped."""
     keep: Tensor | None = None
     """int64 [K]: rows of the attention's output to go on with; None for all."""
-
-    @classmethod
-    def of(cls, offsets: Tensor, max_length: int, keep: Tensor | None = None) -> PackedSequences:
-        return cls(
-            qkv_format="thd",
-            cu_seqlens_q=offsets,
-            cu_seqlens_kv=offsets,
-            max_seqlen_q=max_length,
-            max_seqlen_kv=max_length,
-            keep=keep,
-        )
 
 
 class PackedCoreAttention(MegatronModule):
@@ -66,44 +65,42 @@ class PackedCoreAttention(MegatronModule):
 
     def __init__(self, config: TransformerConfig, **_: Any):
         super().__init__(config=config)
-        rank = parallel_state.get_tensor_model_parallel_rank()
-        heads = config.num_attention_heads
-        self.local_heads = heads // config.tensor_model_parallel_size
-        self.first_head = rank * self.local_heads
+        self.local_heads = config.num_attention_heads // config.tensor_model_parallel_size
+        self.first_head = parallel_rank() * self.local_heads
         self.backend = config.attention_backend_name  # type: ignore[attr-defined]
         self.dropout = config.attention_dropout
         self.alibi = config.rapidbert.positions == "alibi"  # type: ignore[attr-defined]
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: None,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: None = None,
-        packed_seq_params: PackedSequences | None = None,
-    ) -> Tensor:
-        """query, key, value [T, heads / TP, head_dim] to context of that shape, or of K rows."""
-        assert packed_seq_params is not None, "the encoder works on packed sequences only"
+    def forward(self, qkv: Tensor, packed: PackedSequences) -> Tensor:  # type: ignore[override]
+        """[T, heads / TP, 3, head_dim] to context [T, heads / TP, head_dim]."""
         slopes = None
         if self.alibi:
             slopes = slopes_on(
-                query.device, self.config.num_attention_heads, self.first_head, self.local_heads
+                qkv.device, self.config.num_attention_heads, self.first_head, self.local_heads
             )
         dropout = self.dropout if self.training else 0.0
-        with own_dropout(query.device) if dropout else contextlib.nullcontext():
-            context = packed_attention(
-                query,
-                key,
-                value,
-                packed_seq_params.cu_seqlens_q,
-                packed_seq_params.max_seqlen_q,
+        with own_dropout(qkv.device) if dropout else contextlib.nullcontext():
+            return packed_attention(
+                qkv,
+                packed.offsets,
+                packed.max_length,
                 slopes=slopes,
                 dropout=dropout,
                 backend=self.backend,
             )
-        return _rows(context, packed_seq_params.keep)
+
+
+class PackedSelfAttention(SelfAttention):
+    """Megatron's `SelfAttention` with a forward that leaves QKV where its matmul put it."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, packed: PackedSequences
+    ) -> tuple[Tensor, Tensor]:
+        """[T, 1, hidden] to the output without its bias, [T or K, 1, hidden], and the bias."""
+        qkv = linear(self.linear_qkv, hidden)  # [T, 1, heads * 3 * head_dim / TP]
+        qkv = qkv.view(hidden.shape[0], -1, 3, self.hidden_size_per_attention_head)
+        context = _rows(self.core_attention(qkv, packed), packed.keep)
+        return linear(self.linear_proj, context.flatten(1).unsqueeze(1)), self.linear_proj.bias
 
 
 @dataclass
@@ -124,16 +121,32 @@ class PostNormTransformerLayer(TransformerLayer):
                 getattr(submodules, name), config.hidden_size, eps=config.layernorm_epsilon
             )
             setattr(self, name, norm)
+        self.gated = config.rapidbert.feed_forward != "standard"  # type: ignore[attr-defined]
 
-    def forward(self, hidden: Tensor, packed: PackedSequences) -> Tensor:  # type: ignore[override]
-        """[T, 1, hidden] to [T, 1, hidden], or to [K, 1, hidden] where `packed.keep` is given."""
-        residual = _rows(hidden, packed.keep)
-        attended = self.self_attention(hidden, attention_mask=None, packed_seq_params=packed)
-        hidden = self.post_attention_layernorm(residual + self._dropout(*attended))
-        return self.post_mlp_layernorm(hidden + self._dropout(*self.mlp(hidden)))
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, residual: Tensor, packed: PackedSequences
+    ) -> tuple[Tensor, Tensor]:
+        """[T, 1, hidden] to [T, 1, hidden], or to [K, 1, hidden] where `packed.keep` is given.
 
-    def _dropout(self, output: Tensor, bias: Tensor) -> Tensor:
-        return F.dropout(output + bias, self.hidden_dropout, self.training)
+        The hidden states come and go twice, for the matmuls and for the residual sum: the same
+        values, whose gradients the norm's kernel adds (see `model.kernels.residual_norm`).
+        """
+        keys, site = packed.row_keys, _SITES_PER_LAYER * self.layer_number
+        kept_keys = None if keys is None else _rows(keys, packed.keep)
+
+        def add(output, bias, residual, norm, site) -> tuple[Tensor, Tensor]:
+            dropout = self.hidden_dropout if self.training else 0.0
+            kernels = self.config.kernels
+            return residual_norm(output, bias, residual, norm, dropout, kept_keys, site, kernels)
+
+        attended, bias = self.self_attention(hidden, packed)
+        residual = _rows(residual, packed.keep)
+        norm = self.post_attention_layernorm
+        hidden, residual = add(attended, bias, residual, norm, site + _ATTENTION_SITE)
+        # Megatron's own MLP, the standard one, drops nothing inside.
+        arguments = (hidden, kept_keys, site + _INNER_SITE) if self.gated else (hidden,)
+        fed_forward, bias = self.mlp(*arguments)
+        return add(fed_forward, bias, residual, self.post_mlp_layernorm, site + _OUTPUT_SITE)
 
 
 def _rows(tensor: Tensor, keep: Tensor | None) -> Tensor:
@@ -146,7 +159,7 @@ def layer_spec(config: ModelConfig) -> ModuleSpec:
         module=PostNormTransformerLayer,
         submodules=PostNormLayerSubmodules(
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=PackedSelfAttention,
                 params={"attn_mask_type": AttnMaskType.padding},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
@@ -161,16 +174,24 @@ def layer_spec(config: ModelConfig) -> ModuleSpec:
     )
 
 
-def megatron_config(config: ModelConfig, attention_backend: str) -> TransformerConfig:
+def megatron_config(
+    config: ModelConfig, attention_backend: str, kernels: str = "torch"
+) -> TransformerConfig:
     """Megatron's configuration for `config`; weights fp32, made on the CPU.
 
     On the CPU Megatron builds the whole matrix and cuts out the rank's part, so that one seed
     gives one model whatever the device and the tensor-parallel size.
 
+    Args:
+        attention_backend: see `model.attention`; kernels: see `model.kernels`.
+
     Raises:
-        ValueError: unknown attention backend.
+        ValueError: one of them is unknown.
     """
-    check_backend(attention_backend)
+    if attention_backend not in BACKENDS:
+        check_backend(attention_backend, "cpu")
+    if kernels not in KERNELS:
+        check_kernels(kernels, "cpu")
 
     def init_method(weight: Tensor) -> Tensor:
         return nn.init.normal_(weight, std=config.initializer_range)
@@ -188,9 +209,10 @@ def megatron_config(config: ModelConfig, attention_backend: str) -> TransformerC
         init_method=init_method,
         output_layer_init_method=init_method,
         use_cpu_initialization=True,
-        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        tensor_model_parallel_size=parallel_size(),
     )
     # Read by our modules in Megatron's slots, which are handed this configuration alone.
     megatron.rapidbert = config  # type: ignore[attr-defined]
     megatron.attention_backend_name = attention_backend  # type: ignore[attr-defined]
+    megatron.kernels = kernels  # type: ignore[attr-defined]
     return megatron

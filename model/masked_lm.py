@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.encoder import Encoder
+from model.kernels import cross_entropy
 from model.layer import megatron_config
+from model.parallel import parallel_size
 
 IGNORED_LABEL = -100
 """Label of rows that only round the number of masked tokens up to one of a few shapes."""
@@ -48,12 +50,26 @@ class MaskedLM(nn.Module):
 
     `initialize_parallel` must have been called. The same seed of `torch.manual_seed` gives the
     same weights on any device and any tensor-parallel size.
+
+    Args:
+        attention_backend: see `model.attention`; kernels: see `model.kernels`.
+        recompute: see `model.encoder.Encoder`.
     """
 
-    def __init__(self, config: ModelConfig, attention_backend: str = "reference"):
+    kernels: str
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        attention_backend: str = "reference",
+        kernels: str = "torch",
+        recompute: bool = False,
+    ):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config, megatron_config(config, attention_backend))
+        self.kernels = kernels
+        megatron = megatron_config(config, attention_backend, kernels)
+        self.encoder = Encoder(config, megatron, recompute)
         self.head = MaskedLMHead(config)
 
     def logits(
@@ -66,7 +82,7 @@ class MaskedLM(nn.Module):
     ) -> Tensor:
         """Scores of the whole vocabulary, [K, padded vocabulary], for `rows` int64 [K] or all."""
         local = self._local_logits(
-            input_ids, sequence_offsets, max_sequence_length, rows, token_type_ids
+            input_ids, sequence_offsets, max_sequence_length, rows, token_type_ids, None
         )
         group = parallel_state.get_tensor_model_parallel_group()
         if group.size() == 1:
@@ -85,6 +101,7 @@ class MaskedLM(nn.Module):
         masked_positions: Tensor,
         labels: Tensor,
         token_type_ids: Tensor | None = None,
+        sequence_keys: Tensor | None = None,
     ) -> Tensor:
         """Sum of the cross-entropies of the masked tokens, in nats, fp32 scalar.
 
@@ -96,13 +113,23 @@ class MaskedLM(nn.Module):
             masked_positions: int64 [K], rows of `input_ids` to predict.
             labels: int64 [K], ids that stood there; `IGNORED_LABEL` where a row does not count.
             token_type_ids: int64 [T], or None for all zeros.
+            sequence_keys: int64 [S], what dropout masks are a hash of (see `model.dropout`).
         """
         logits = self._local_logits(
-            input_ids, sequence_offsets, max_sequence_length, masked_positions, token_type_ids
+            input_ids,
+            sequence_offsets,
+            max_sequence_length,
+            masked_positions,
+            token_type_ids,
+            sequence_keys,
         )
+        if parallel_size() == 1:
+            return cross_entropy(logits, labels, IGNORED_LABEL, self.kernels)
         losses = vocab_parallel_cross_entropy(logits, labels)
         return losses.masked_fill(labels == IGNORED_LABEL, 0.0).sum()
 
-    def _local_logits(self, input_ids, offsets, max_length, rows, token_type_ids) -> Tensor:
-        hidden = self.encoder(input_ids, offsets, max_length, token_type_ids, keep=rows)
+    def _local_logits(
+        self, input_ids, offsets, max_length, rows, token_type_ids, sequence_keys
+    ) -> Tensor:
+        hidden = self.encoder(input_ids, offsets, max_length, token_type_ids, rows, sequence_keys)
         return self.head(hidden, self.encoder.embedding.word_embeddings.weight)

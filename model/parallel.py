@@ -1,4 +1,4 @@
-"""Process groups and the random numbers of dropout.
+"""Process groups, linears that may be split over them, and the random numbers of attention dropout.
 
 Megatron-core's layers look up their tensor-parallel group when they are built, so even a single
 process needs one. `initialize_parallel` makes what is missing; it is the only place that does.
@@ -10,8 +10,15 @@ import contextlib
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    get_cuda_rng_tracker,
+    model_parallel_cuda_manual_seed,
+)
+from torch import Tensor
 
 
 def initialize_parallel(tensor_parallel: int = 1) -> None:
@@ -41,11 +48,31 @@ def initialize_parallel(tensor_parallel: int = 1) -> None:
     )
 
 
-def own_dropout(device: torch.device) -> contextlib.AbstractContextManager:
-    """Random numbers for units that only this tensor-parallel rank holds.
+def linear(module: ColumnParallelLinear | RowParallelLinear, x: Tensor) -> Tensor:
+    """The output of one of Megatron's linears, without its bias where it is to skip that.
 
-    Elsewhere the ranks hold copies and must drop the same units; here, inside a tensor-parallel
-    region, they must drop different ones.
+    Where the weight is not split there is nothing to communicate, and torch's own linear adds the
+    bias inside the matmul; Megatron's autograd function adds it in a pass over the output.
+    """
+    if module.weight.tensor_model_parallel and parallel_size() > 1:
+        return module(x)[0]
+    return F.linear(x, module.weight, None if module.skip_bias_add else module.bias)
+
+
+def parallel_size() -> int:
+    """Ranks that share one copy of the model."""
+    return parallel_state.get_tensor_model_parallel_world_size()
+
+
+def parallel_rank() -> int:
+    """This rank's place among them."""
+    return parallel_state.get_tensor_model_parallel_rank()
+
+
+def own_dropout(device: torch.device) -> contextlib.AbstractContextManager:
+    """Random numbers for attention weights, of heads that only this tensor-parallel rank holds.
+
+    All other dropout is a function of place (`model.dropout`).
     """
     if parallel_state.get_tensor_model_parallel_world_size() > 1 and device.type == "cuda":
         return get_cuda_rng_tracker().fork()
@@ -53,11 +80,10 @@ def own_dropout(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def seed_dropout(seed: int, step: int, micro_step: int, data_parallel_rank: int) -> None:
-    """Seed dropout for one micro-batch.
+    """Seed the dropout of attention weights (the BERT baselines') for one micro-batch.
 
     A function of where the run stands instead of a state to save: a resumed run draws what the
-    uninterrupted one would have drawn, and tensor-parallel peers, which must drop the same units
-    of replicated activations, agree without talking.
+    uninterrupted one would have drawn.
     """
     value = _mix(seed)
     for word in (step, micro_step, data_parallel_rank):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipes.sequence_order import hash64
 from recipes.tokenizer import Tokenizer
 
 _POOL_BATCHES = 32
@@ -27,6 +28,8 @@ class ClassificationBatch:
     Attributes:
         input_ids, token_type_ids: int64 [tokens]; type 1 is the second sentence and its [SEP].
         sequence_offsets: int32 [sequences + 1]; an entry equal to the next is an empty sequence.
+        sequence_keys: int64 [sequences], what dropout masks are a hash of (see `model.dropout`): a
+            hash itself of (seed, epoch, example).
         labels: int64 [sequences], -100 on empty ones; or fp32 [sequences], NaN on empty ones.
         max_sequence_length: of the run.
         rows: int64 [examples], which examples these are.
@@ -36,6 +39,7 @@ class ClassificationBatch:
     input_ids: Tensor
     token_type_ids: Tensor
     sequence_offsets: Tensor
+    sequence_keys: Tensor
     labels: Tensor
     max_sequence_length: int
     rows: np.ndarray
@@ -44,7 +48,7 @@ class ClassificationBatch:
 
     def to(self, device: torch.device) -> ClassificationBatch:
         """A copy with its tensors on `device`."""
-        names = ("input_ids", "token_type_ids", "sequence_offsets", "labels")
+        names = ("input_ids", "token_type_ids", "sequence_offsets", "sequence_keys", "labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
@@ -95,6 +99,7 @@ class EncodedExamples:
         """One epoch; every rank gets as many batches, the last of them maybe smaller."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         generator = np.random.default_rng((seed, epoch, 1))
+        dropout_key = hash64(hash64(seed, 0), epoch)
         batches: list[np.ndarray] = []
         pool = _POOL_BATCHES * batch_size
         for begin in range(0, len(order), pool):
@@ -102,7 +107,7 @@ class EncodedExamples:
             rows = rows[np.argsort(self.lengths[rows], kind="stable")]
             batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         for batch in generator.permutation(len(batches)):
-            yield self._pack(batches[batch], batch_size, rank, world_size)
+            yield self._pack(batches[batch], batch_size, rank, world_size, dropout_key)
 
     def evaluation_batches(
         self, batch_size: int, *, rank: int = 0, world_size: int = 1
@@ -117,7 +122,12 @@ class EncodedExamples:
         return full * _POOL_BATCHES + -(-rest // batch_size)
 
     def _pack(
-        self, rows: np.ndarray, batch_size: int, rank: int, world_size: int
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        dropout_key: np.ndarray | int = 0,
     ) -> ClassificationBatch:
         global_examples, global_tokens = len(rows), int(self.lengths[rows].sum())
         rows = rows[rank::world_size]
@@ -125,6 +135,8 @@ class EncodedExamples:
         lengths = np.zeros(sequences, np.int64)
         lengths[: len(rows)] = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
+        sequence_keys = np.zeros(sequences, np.uint64)
+        sequence_keys[: len(rows)] = hash64(dropout_key, rows)
         ids = np.concatenate([self.ids[row] for row in rows]) if len(rows) else np.zeros(1, int)
         types = np.zeros(len(ids), np.int64)
         for row, start, length in zip(rows, offsets[:-1], lengths, strict=False):
@@ -133,6 +145,7 @@ class EncodedExamples:
             input_ids=torch.from_numpy(ids),
             token_type_ids=torch.from_numpy(types),
             sequence_offsets=torch.from_numpy(offsets.astype(np.int32)),
+            sequence_keys=torch.from_numpy(sequence_keys.view(np.int64)),
             labels=self._labels(rows, sequences),
             max_sequence_length=self.max_length,
             rows=rows,

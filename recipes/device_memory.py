@@ -1,9 +1,9 @@
 """What pretraining needs of a GPU's memory, before there is a GPU.
 
 The states follow from the number of parameters and from what DeepSpeed keeps. The activations are
-counted: one forward pass of the real layers over two sequences, with every tensor that autograd
-keeps, scaled to the micro-batch. Buffers that live for moments only are covered by a reserve, so
-this is an estimate; the attention kernel of a GPU may keep less than the one of the CPU.
+those that autograd keeps: of the Triton kernels by formula, of the plain ones counted in a forward
+pass of the real layers over two sequences, scaled to the micro-batch. Buffers that live for moments
+only are covered by a reserve, so this is an estimate.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from model.attention import is_whole
 from model.config import ModelConfig
 from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel
@@ -56,17 +57,25 @@ def estimate(
     mask_probability: float,
     tensor_parallel: int = 1,
     attention: str = "sdpa",
+    kernels: str = "torch",
+    recompute: bool = False,
 ) -> MemoryEstimate:
     """For full sequences: padding of shorter ones is removed."""
     parameters, gradients, optimizer = state_bytes(
         config.parameters() // tensor_parallel, deepspeed, plan.data_parallel
     )
     dtype = torch.bfloat16 if precision(deepspeed) == "bf16" else torch.float32
-    per_sequence = activation_bytes(config, dtype, sequence_length, mask_probability, attention)
-    # The loss reads fp32 logits, which autograd keeps; those in the model's precision live beside
-    # them for a moment, and so do their gradients.
-    masked = round(mask_probability * sequence_length)
-    per_sequence += masked * config.padded_vocab_size * dtype.itemsize
+    shape = config, dtype, sequence_length, mask_probability
+    if kernels == "triton" and attention == "triton" and config.feed_forward != "standard":
+        per_sequence = triton_activation_bytes(*shape, recompute=recompute)
+    else:
+        per_sequence = activation_bytes(
+            *shape, "sdpa" if attention in ("triton", "flash") else attention, recompute
+        )
+        # The loss reads fp32 logits, which autograd keeps; those in the model's precision live
+        # beside them for a moment, and so do their gradients.
+        masked = round(mask_probability * sequence_length)
+        per_sequence += masked * config.padded_vocab_size * dtype.itemsize
     split = UNSPLIT_SHARE + (1 - UNSPLIT_SHARE) / tensor_parallel
     activations = int(plan.micro_batch * per_sequence * split)
     return MemoryEstimate(parameters, gradients, optimizer, activations)
@@ -117,10 +126,12 @@ def activation_bytes(
     sequence_length: int,
     mask_probability: float,
     attention: str = "sdpa",
+    recompute: bool = False,
 ) -> int:
     """Bytes per full sequence that one forward pass keeps for its backward pass.
 
-    Measured on models of one and of two layers: every further layer keeps what the second does.
+    Measured on models of one and of two layers: every further layer keeps what the second does, or
+    only its input where it is computed again (and all of one layer then, when its turn comes).
     """
     if not dist.is_initialized():
         dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
@@ -136,7 +147,40 @@ def activation_bytes(
         )
         for layers in (1, 2)
     )
-    return (one + (config.num_layers - 1) * (two - one)) // PROBE_SEQUENCES
+    layer = (two - one) // PROBE_SEQUENCES
+    kept = sequence_length * config.hidden_size * dtype.itemsize if recompute else layer
+    return one // PROBE_SEQUENCES + (config.num_layers - 1) * kept
+
+
+def triton_activation_bytes(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    sequence_length: int,
+    mask_probability: float,
+    recompute: bool = False,
+) -> int:
+    """`activation_bytes` of a gated model with Triton kernels: tensors of n rows or, in the last
+    layer and the head, of the k rows to predict.
+    """
+    n, k = sequence_length, round(mask_probability * sequence_length)
+    h, f, vocabulary = config.hidden_size, config.ffn_size, config.padded_vocab_size
+    whole = is_whole(sequence_length, config.head_dim)
+    statistics = 4 * 2 * 2  # two numbers per row, fp32, twice
+    log_sums = 0 if whole else 4 * n * config.num_heads
+    qkv_and_input = 4 * n * h
+    # Context, both sums before a norm, what the feed-forward reads; gate, value and their product.
+    behind_attention = 4 * h + 3 * f
+    layer = (qkv_and_input + n * behind_attention) * dtype.itemsize + n * statistics + log_sums
+    last = (qkv_and_input + k * behind_attention) * dtype.itemsize + k * statistics + log_sums
+    if not whole:  # the backward pass of the kernel reads its output, before rows are picked
+        last += n * h * dtype.itemsize
+    embedding = n * h * dtype.itemsize
+    # The head's input, what GELU, norm and decoder read, and the logits.
+    head = k * (4 * h + vocabulary) * dtype.itemsize
+    between = n * h * dtype.itemsize if recompute else layer
+    everything = embedding + (config.num_layers - 1) * between + last + head
+    # Recomputed, one of the layers is there as a whole, but the last one never meets another.
+    return everything + (max(0, layer - last) if recompute else 0)
 
 
 def kept_bytes(
@@ -146,9 +190,10 @@ def kept_bytes(
     sequence_length: int,
     mask_probability: float,
     attention: str = "sdpa",
+    kernels: str = "torch",
 ) -> int:
     """Bytes that autograd keeps of one forward pass, parameters left out."""
-    model = MaskedLM(config, attention).to(dtype)
+    model = MaskedLM(config, attention, kernels).to(dtype)
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept: dict[int, Any] = {}  # storages, held so that no address is used twice
 
@@ -169,5 +214,6 @@ def kept_bytes(
             sequence_length,
             positions,
             torch.zeros(len(positions), dtype=torch.long),
+            sequence_keys=torch.zeros(sequences, dtype=torch.long),
         )
     return sum(storage.nbytes() for storage in kept.values())

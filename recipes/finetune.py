@@ -136,6 +136,7 @@ def finetune(work: Finetuning, world: World) -> dict[str, Any]:
                     batch.max_sequence_length,
                     batch.labels,
                     batch.token_type_ids,
+                    batch.sequence_keys,
                 )
                 # DeepSpeed averages over the ranks; this makes it the mean over the whole batch.
                 scale = world.data_parallel_size / batch.global_examples

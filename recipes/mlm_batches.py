@@ -1,8 +1,8 @@
 """Masked-language-model micro-batches, packed: only real tokens, no padded rows inside.
 
-Order and masking are functions of (seed, stream position) alone. The sample stream is the endless
-concatenation of epochs, each a seeded shuffle of all sequences; global step k consumes the stream
-positions [k B, (k + 1) B), B being the global batch. Micro-step m of rank r takes B's slots
+Order, masking and dropout are functions of (seed, stream position) alone. The sample stream is the
+endless concatenation of epochs, each a seeded shuffle of all sequences; global step k consumes the
+stream positions [k B, (k + 1) B), B being the global batch. Micro-step m of rank r takes B's slots
 [(m W + r) b, (m W + r + 1) b) for world size W and micro-batch b. As B = b W times the
 accumulation, that is simply the micro-batch's running number i = k accumulation + m:
 
@@ -49,6 +49,8 @@ class PackedBatch:
             [PAD] up to the bucket, rows that belong to no sequence.
         sequence_offsets: int32 [sequences + 1]. First row of each sequence; the last entry is the
             number of real tokens. An entry equal to the next one is an empty sequence.
+        sequence_keys: int64 [sequences]. What dropout masks are a hash of (see `model.dropout`),
+            a hash itself of the seed and of the sequence's place in the stream.
         masked_positions: int64 [masked]. Rows of `input_ids` to predict, ascending, then zeros up
             to the bucket.
         labels: int64 [masked]. Original ids; `IGNORED_LABEL` on the rows that fill the bucket.
@@ -61,6 +63,7 @@ class PackedBatch:
 
     input_ids: Tensor
     sequence_offsets: Tensor
+    sequence_keys: Tensor
     masked_positions: Tensor
     labels: Tensor
     max_sequence_length: int
@@ -82,6 +85,7 @@ class PackedBatch:
             self,
             input_ids=change(self.input_ids),
             sequence_offsets=change(self.sequence_offsets),
+            sequence_keys=change(self.sequence_keys),
             masked_positions=change(self.masked_positions),
             labels=change(self.labels),
         )
@@ -148,7 +152,7 @@ class MlmBatches(Dataset[PackedBatch]):
         self.sequence_length = sequence_length
         self.micro_batch = micro_batch
         self.rank, self.world_size = rank, world_size
-        self._order_key, self._mask_key = np.split(hash64(seed, np.arange(2)), 2)
+        self._order_key, self._mask_key, self._dropout_key = np.split(hash64(seed, np.arange(3)), 3)
         self._special_ids = special
         # A uniform 64-bit hash below the first bound: predicted. Below the second: shown as [MASK].
         # Between second and third: shown as a random piece.
@@ -166,17 +170,19 @@ class MlmBatches(Dataset[PackedBatch]):
 
     def __getitem__(self, item: int) -> PackedBatch:
         first = (item * self.world_size + self.rank) * self.micro_batch
-        numbers, mask_counters = self._stream(first)
-        return self._pack(numbers, mask_counters)
+        numbers, counters = self._stream(first)
+        return self._pack(numbers, counters)
 
     def _stream(self, first: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sequence numbers, and what their masks are a hash of, from stream position `first` on."""
+        """Sequence numbers, and what their masks (masked tokens and dropout) are hashes of, from
+        stream position `first` on.
+        """
         positions = np.arange(first, first + self.micro_batch)
         epoch, index = np.divmod(positions, len(self.index))
         numbers = shuffled(index, epoch, size=len(self.index), key=self._order_key)
         return numbers, positions
 
-    def _pack(self, numbers: np.ndarray, mask_counters: np.ndarray) -> PackedBatch:
+    def _pack(self, numbers: np.ndarray, counters: np.ndarray) -> PackedBatch:
         shard, source, piece_lengths = self.index.locate(numbers)
         lengths = piece_lengths + 2
         ends = np.cumsum(lengths)
@@ -190,7 +196,7 @@ class MlmBatches(Dataset[PackedBatch]):
         ids[starts] = self._special_ids["cls"]
         ids[ends - 1] = self._special_ids["sep"]
 
-        positions, originals = self._mask(ids[:real], starts, lengths, mask_counters)
+        positions, originals = self._mask(ids[:real], starts, lengths, counters)
         masked = len(positions)
         masked_rows = _round_up(masked, self.masked_bucket)
         masked_positions = np.zeros(masked_rows, np.int64)
@@ -199,9 +205,12 @@ class MlmBatches(Dataset[PackedBatch]):
         labels[:masked] = originals
         offsets = np.full(self.micro_batch + 1, real, np.int32)
         offsets[: len(starts)] = starts
+        sequence_keys = np.zeros(self.micro_batch, np.uint64)
+        sequence_keys[: len(starts)] = hash64(self._dropout_key, counters)
         return PackedBatch(
             input_ids=torch.from_numpy(ids),
             sequence_offsets=torch.from_numpy(offsets),
+            sequence_keys=torch.from_numpy(sequence_keys.view(np.int64)),
             masked_positions=torch.from_numpy(masked_positions),
             labels=torch.from_numpy(labels),
             max_sequence_length=self.sequence_length,

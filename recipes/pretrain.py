@@ -27,8 +27,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from model.attention import BACKENDS
+from model.attention import BACKENDS, best_backend, check_backend
 from model.config import PRESETS, ModelConfig, preset, training_flops
+from model.kernels import KERNELS, best_kernels, check_kernels
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import seed_dropout
 from recipes import device_memory, engine, run_record
@@ -105,7 +106,7 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
         facts=run_record.facts(settings, world),
     )
     torch.manual_seed(options.seed)
-    model = MaskedLM(settings.model, options.attention)
+    model = MaskedLM(settings.model, options.attention, options.kernels, options.recompute)
     trainer = engine.build_engine(model, settings.deepspeed, plan, world, **optimizer(options))
     done = checkpoints.resume(trainer, expected=expected)
     if world.rank == 0 and done.step:
@@ -226,6 +227,8 @@ def dry_run_memory(settings: Run) -> None:
         mask_probability=options.mask_probability,
         tensor_parallel=options.tensor_parallel,
         attention=options.attention,
+        kernels=options.kernels,
+        recompute=options.recompute,
     )
     print(f"    memory: {needed}")
     device_memory.check_fit(needed, settings.plan.micro_batch, options.gpu_memory_gb)
@@ -275,7 +278,7 @@ def train_step(
     scale = world.data_parallel_size / max(1, counts["masked_tokens"])
     norm = None
     for micro_step, batch in enumerate(micro_batches):
-        seed_dropout(options.seed, step, micro_step, world.data_parallel_rank)
+        seed_dropout(options.seed, step, micro_step, world.data_parallel_rank)  # of attention only
         with times.forward():
             loss = trainer(
                 batch.input_ids,
@@ -283,6 +286,7 @@ def train_step(
                 batch.max_sequence_length,
                 batch.masked_positions,
                 batch.labels,
+                sequence_keys=batch.sequence_keys,
             )
         # 1, or not a number where the loss is not finite: the gradient must not be, either.
         poison = loss.detach() * 0 + 1
@@ -448,6 +452,8 @@ def resolve(options: Any, world_size: int) -> Run:
     if model and train:
         model = replace(model, vocab_size=train.vocab_size)
         faults += _model_faults(model, options)
+    if model:
+        faults += choose_kernels(model, options)
     faults.stop()
     assert model and deepspeed and train and validation and plan and sequences
     if options.learning_rate is None:
@@ -486,6 +492,21 @@ def _option_faults(options: Any) -> list[str]:
     ]
     options.tensor_parallel = max(1, options.tensor_parallel)
     return [message for holds, message in checks if not holds]
+
+
+def choose_kernels(model: ModelConfig, options: Any) -> list[str]:
+    """Put names in the place of `auto`; returns what cannot run here."""
+    device_type = "cuda" if torch.cuda.is_available() or options.gpus else "cpu"
+    if options.attention == "auto":
+        options.attention = best_backend(device_type, model.attention_dropout)
+    if options.kernels == "auto":
+        options.kernels = best_kernels(device_type)
+    if options.gpus:  # a dry run, perhaps where there is neither a GPU nor Triton
+        return []
+    faults = Faults()
+    faults.attempt(lambda: check_backend(options.attention, device_type, model.attention_dropout))
+    faults.attempt(lambda: check_kernels(options.kernels, device_type))
+    return faults
 
 
 def _model_faults(model: ModelConfig, options: Any) -> list[str]:
@@ -547,7 +568,24 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         help="per step at peak learning rate, as published; AdamW is handed this / peak",
     )
     add("--seed", type=int, default=17, help="of weights, order, masking and dropout")
-    add("--attention", choices=tuple(BACKENDS), default="sdpa", help="attention backend")
+    add(
+        "--attention",
+        choices=("auto", *BACKENDS),
+        default="auto",
+        help="attention backend; auto: triton on a GPU, sdpa on the CPU and for models that drop "
+        "attention weights",
+    )
+    add(
+        "--kernels",
+        choices=("auto", *KERNELS),
+        default="auto",
+        help="of the operations around the matmuls; auto: triton on a GPU, torch on the CPU",
+    )
+    add(
+        "--recompute",
+        action="store_true",
+        help="keep only the inputs of the layers for the backward pass: less memory, more time",
+    )
     add("--tensor-parallel", type=int, default=1, help="ranks that share one copy of the model")
     add("--loader-workers", type=int, default=2, help="processes per rank that make batches")
     add("--log-every", type=int, default=10, help="steps")

@@ -32,6 +32,8 @@ FREE_OPTIONS = {
     "data",
     "deepspeed_config",
     "attention",
+    "kernels",
+    "recompute",
     "loader_workers",
     "log_every",
     "eval_every",
@@ -239,7 +241,8 @@ def describe(settings: Run) -> str:
     epoch = settings.train.tokens
     lines = {
         "model": f"{model.name}, {model.parameters() / 1e6:.1f}M parameters, "
-        f"{options.attention} attention",
+        f"{options.attention} attention, {options.kernels} kernels"
+        + (", layers recomputed" if options.recompute else ""),
         "data": f"{options.data}, {epoch:,} training tokens, {options.documents} documents, "
         f"{options.sequence_length} tokens per sequence",
         "batch": str(plan),

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch import Tensor
 
 from model.parallel import initialize_parallel
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch) -> None:
+    """Memory that torch hands out uninitialised holds NaN."""
+
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def poisoned(*arguments, **options) -> Tensor:
+            tensor = make(*arguments, **options)
+            return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+
+        return poisoned
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
 
 
 @pytest.fixture(scope="module", autouse=True)

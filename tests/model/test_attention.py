@@ -7,7 +7,10 @@ import torch
 from plain_bert import paper_slopes
 from torch import Tensor
 
-from model.attention import BACKENDS, alibi_slopes, packed_attention, slopes_on
+from model.attention import alibi_slopes, best_backend, packed_attention, slopes_on
+
+# FlashAttention-2 runs on GPUs only.
+HERE = ("reference", "sdpa", "triton")
 
 
 def test_slopes_by_hand():
@@ -49,22 +52,20 @@ def attention_by_loops(q: Tensor, k: Tensor, v: Tensor, offsets: list[int], slop
 
 @pytest.mark.parametrize("alibi", [True, False])
 @pytest.mark.parametrize("max_length", [6, 16])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HERE)
 def test_backends_equal_the_loops(backend, max_length, alibi):
     torch.manual_seed(0)
     # Empty sequences in the middle and at the end, and two rows behind the last one.
     offsets, tokens = [0, 4, 4, 5, 11, 11], 13
     qkv = torch.randn(tokens, 3, 3, 8, requires_grad=True)
     slopes = paper_slopes(3) if alibi else None
-    q, k, v = qkv.unbind(1)
+    q, k, v = qkv.unbind(2)
     expected = attention_by_loops(q, k, v, offsets, slopes)
     weight = torch.randn_like(expected)
     (expected_grad,) = torch.autograd.grad((expected * weight).sum(), qkv)
 
     context = packed_attention(
-        q,
-        k,
-        v,
+        qkv,
         torch.tensor(offsets, dtype=torch.int32),
         max_length,
         slopes=torch.tensor(slopes) if alibi else None,
@@ -77,19 +78,17 @@ def test_backends_equal_the_loops(backend, max_length, alibi):
     assert not grad[11:].any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HERE)
 def test_nothing_but_empty_sequences_gives_zeros_and_finite_gradients(backend):
-    q = torch.randn(4, 2, 8, requires_grad=True)
+    qkv = torch.randn(4, 2, 3, 8, requires_grad=True)
     offsets = torch.zeros(3, dtype=torch.int32)
-    context = packed_attention(
-        q, q, q, offsets, 4, slopes=torch.tensor([0.5, 0.25]), backend=backend
-    )
+    context = packed_attention(qkv, offsets, 4, slopes=torch.tensor([0.5, 0.25]), backend=backend)
     context.sum().backward()
     assert not context.any()
-    assert q.grad is not None and not q.grad.any()
+    assert qkv.grad is not None and not qkv.grad.any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ("reference", "sdpa"))
 def test_dropout_falls_on_the_attention_weights(backend):
     torch.manual_seed(0)
     sequences, length = 64, 16
@@ -97,7 +96,7 @@ def test_dropout_falls_on_the_attention_weights(backend):
     offsets = torch.arange(0, sequences * length + 1, length, dtype=torch.int32)
     # Each token's value is the unit vector of its position, so a context is a row of weights.
     value = torch.eye(length).repeat(sequences, 1).unsqueeze(1)
-    arguments = (query, query, value, offsets, length)
+    arguments = (torch.stack([query, query, value], 2), offsets, length)
     weights = packed_attention(*arguments, slopes=None, backend=backend)
     dropped = packed_attention(*arguments, slopes=None, dropout=0.25, backend=backend)
     torch.testing.assert_close(weights.sum(-1), torch.ones(sequences * length, 1))
@@ -107,16 +106,29 @@ def test_dropout_falls_on_the_attention_weights(backend):
     assert (~kept).float().mean().item() == pytest.approx(0.25, abs=0.017)
 
 
-def test_unknown_backend_names_the_known_ones():
-    q = torch.randn(2, 1, 8)
-    offsets = torch.tensor([0, 2], dtype=torch.int32)
-    with pytest.raises(ValueError, match="'flash'; known: reference, sdpa"):
-        packed_attention(q, q, q, offsets, 2, slopes=None, backend="flash")
+def test_what_cannot_run_is_named():
+    qkv, offsets = torch.randn(2, 1, 3, 8), torch.tensor([0, 2], dtype=torch.int32)
+
+    def attend(backend: str, dropout: float = 0.0):
+        packed_attention(qkv, offsets, 2, slopes=None, dropout=dropout, backend=backend)
+
+    with pytest.raises(ValueError, match="'nothing'; known: reference, sdpa, triton, flash"):
+        attend("nothing")
+    with pytest.raises(ValueError, match="'flash': .*not installed; use 'sdpa'"):
+        attend("flash")
+    with pytest.raises(ValueError, match="'triton': it does not drop attention weights"):
+        attend("triton", dropout=0.1)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_best_backend_is_one_that_can():
+    assert best_backend("cuda", 0.0) == "triton"
+    assert best_backend("cuda", 0.1) == "sdpa"
+    assert best_backend("cpu", 0.0) == "sdpa"
+
+
+@pytest.mark.parametrize("backend", HERE)
 def test_a_sequence_that_is_too_long_is_not_cut(backend):
-    q = torch.randn(7, 1, 8)
+    qkv = torch.randn(7, 1, 3, 8)
     offsets = torch.tensor([0, 2, 7], dtype=torch.int32)
     with pytest.raises(ValueError, match="sequence of 5 tokens is longer than .* 4"):
-        packed_attention(q, q, q, offsets, 4, slopes=None, backend=backend)
+        packed_attention(qkv, offsets, 4, slopes=None, backend=backend)

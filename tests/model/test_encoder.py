@@ -8,8 +8,9 @@ from plain_bert import PaddedBatch, layer_norm, randomise
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.dropout import row_keys
 from model.encoder import Encoder
-from model.layer import megatron_config
+from model.layer import PackedSequences, megatron_config
 
 
 def build(**changes) -> Encoder:
@@ -23,7 +24,9 @@ def build(**changes) -> Encoder:
 
 
 def embed(encoder: Encoder, ids: Tensor, types: Tensor | None, offsets: list[int]) -> Tensor:
-    return encoder.embedding(ids, types, torch.tensor(offsets, dtype=torch.int32)).squeeze(1)
+    packed_offsets = torch.tensor(offsets, dtype=torch.int32)
+    keys = row_keys(torch.arange(len(offsets) - 1), packed_offsets, len(ids))
+    return encoder.embedding(ids, types, PackedSequences(packed_offsets, 1000, keys)).squeeze(1)
 
 
 @pytest.mark.parametrize("positions", ["alibi", "learned"])
@@ -49,7 +52,6 @@ def test_dropout_behind_the_embedding():
     ids = torch.arange(1000) % 64
     whole = embed(encoder, ids, None, [0, 1000])
     encoder.train()
-    torch.manual_seed(0)
     dropped = embed(encoder, ids, None, [0, 1000])
     assert (whole != 0).all()
     kept = dropped != 0
@@ -68,16 +70,42 @@ def test_kept_rows_are_the_rows_picked_afterwards(num_layers):
     torch.testing.assert_close(encoder(**inputs, keep=rows), whole[rows], rtol=0, atol=2e-6)
 
 
-def test_one_seed_gives_one_dropout():
+def test_dropout_follows_the_sequences_wherever_they_stand():
+    """The same sequence with the same key is dropped alike in another batch, at another place."""
+    encoder = build(hidden_dropout=0.5, ffn_dropout=0.5).train()
+    a, b, c = (torch.randint(64, (length,)) for length in (5, 3, 4))
+
+    def run(ids: list[Tensor], keys: list[int]) -> list[Tensor]:
+        lengths = [len(x) for x in ids]
+        offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+        hidden = encoder(torch.cat(ids), offsets, 8, sequence_keys=torch.tensor(keys))
+        return list(hidden.split(lengths))
+
+    first, second = run([a, b], [11, -7]), run([c, b, a], [3, -7, 11])
+    torch.testing.assert_close(first[0], second[2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(first[1], second[1], rtol=0, atol=1e-6)
+    assert not torch.allclose(run([a, b], [12, -7])[0], first[0])
+
+
+def test_training_with_dropout_asks_for_its_keys():
     encoder = build(hidden_dropout=0.5).train()
+    with pytest.raises(ValueError, match="needs sequence_keys"):
+        encoder(**PaddedBatch.random([5, 3], 64).packed_inputs)
+
+
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.3])
+def test_recomputed_layers_give_the_same_gradients(attention_dropout):
+    changes = dict(hidden_dropout=0.3, ffn_dropout=0.3, attention_dropout=attention_dropout)
     inputs = PaddedBatch.random([5, 3], 64).packed_inputs
-
-    def run(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return encoder(**inputs)
-
-    assert torch.equal(run(0), run(0))
-    assert not torch.equal(run(0), run(1))
+    gradients = []
+    for recompute in (False, True):
+        encoder = build(**changes).train()
+        encoder.recompute = recompute
+        torch.manual_seed(0)
+        encoder(**inputs, sequence_keys=torch.arange(2)).square().sum().backward()
+        gradients.append({name: p.grad for name, p in encoder.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
 
 
 def test_evaluation_draws_nothing():

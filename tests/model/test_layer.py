@@ -9,6 +9,7 @@ from plain_bert import layer_norm, paper_slopes, randomise
 import model.layer
 from model.attention import packed_attention
 from model.config import PRESETS, ModelConfig
+from model.dropout import keep_mask, row_keys
 from model.layer import PackedSequences, PostNormTransformerLayer, layer_spec, megatron_config
 
 OFFSETS = torch.tensor([0, 400, 401, 1000], dtype=torch.int32)
@@ -36,7 +37,10 @@ def run(layer: PostNormTransformerLayer, hidden: torch.Tensor, keep=None) -> dic
     handles = [
         module.register_forward_hook(record(name)) for name, module in layer.named_children()
     ]
-    seen["layer"] = layer(hidden, PackedSequences.of(OFFSETS, 600, keep))
+    keys = row_keys(torch.arange(3), OFFSETS, len(hidden))
+    packed = PackedSequences(OFFSETS, 600, keys, keep)
+    seen["layer"], again = layer(hidden, hidden, packed)
+    assert torch.equal(again, seen["layer"])
     for handle in handles:
         handle.remove()
     return seen
@@ -57,24 +61,23 @@ def test_the_norms_stand_behind_the_residual_sums(feed_forward):
 
 def test_dropout_before_both_residual_sums():
     layer = build(hidden_dropout=0.1, ffn_dropout=0.0).train()
-    torch.manual_seed(0)
     hidden = torch.randn(1000, 1, 24)
     seen = run(layer, hidden)
-    sums = {
-        "attention": (hidden, "self_attention", "post_attention_layernorm"),
-        "feed-forward": (seen["mlp"][0], "mlp", "post_mlp_layernorm"),
-    }
-    for place, (residual, part, norm) in sums.items():
-        total = seen[norm][0]
-        dropped = total == residual
-        expected = residual + torch.add(*seen[part][1]) / 0.9  # the bias is dropped with the rest
-        torch.testing.assert_close(
-            total[~dropped], expected[~dropped], msg=f"dropout before the sum behind {place}"
-        )
-        # 24,000 draws: five standard deviations are 0.0097.
-        assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.0097), place
-    seen = run(layer.eval(), hidden)
-    assert (seen["post_attention_layernorm"][0] != hidden).float().mean() > 0.999
+    keys = row_keys(torch.arange(3), OFFSETS, len(hidden))
+    residual = hidden
+    for part, norm, site in (
+        ("self_attention", layer.post_attention_layernorm, 4),
+        ("mlp", layer.post_mlp_layernorm, 6),
+    ):
+        kept = keep_mask(keys, site, 24, 0.1).unsqueeze(1)
+        # The bias is dropped with the rest.
+        added = torch.where(kept, torch.add(*seen[part][1]) / 0.9, 0.0)
+        residual = layer_norm(residual + added, norm)
+        if part == "self_attention":
+            torch.testing.assert_close(seen["mlp"][0], residual, rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen["layer"], residual, rtol=0, atol=1e-5)
+    straight = run(layer.eval(), hidden)["mlp"][0]
+    assert not torch.allclose(seen["mlp"][0], straight)
 
 
 def test_attention_dropout_only_where_the_config_has_it():

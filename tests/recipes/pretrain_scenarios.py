@@ -225,7 +225,8 @@ def build(arguments: list[str]) -> tuple[pretrain.Run, World, Any]:
     settings = pretrain.resolve(pretrain.parse_arguments(arguments), int(os.environ["WORLD_SIZE"]))
     world = engine.initialize_world(settings.options.tensor_parallel)
     torch.manual_seed(settings.options.seed)
-    model = MaskedLM(settings.model, settings.options.attention)
+    options = settings.options
+    model = MaskedLM(settings.model, options.attention, options.kernels, options.recompute)
     optimizer = pretrain.optimizer(settings.options)
     trainer = engine.build_engine(model, settings.deepspeed, settings.plan, world, **optimizer)
     return settings, world, trainer

@@ -67,7 +67,7 @@ JOURNEYS = [
 @pytest.mark.parametrize(("journey", "keys"), JOURNEYS, ids=["growing", "shrinking", "bf16"])
 def test_a_run_goes_on_with_any_number_of_processes_at_any_stage(data, tmp_path, journey, keys):
     straight, moved = tmp_path / "straight", tmp_path / "moved"
-    options = dict(duration=16 * 2 * len(journey), save_every=100)
+    options = dict(duration=16 * 2 * len(journey), save_every=100, model="dropout-tiny")
     stage = journey[0][1]
     config = write_config(tmp_path, 16, 16, stage, **keys)
     values(run_world(1, pretraining, command_line(data, straight, config, **options)))

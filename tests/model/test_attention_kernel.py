@@ -1,0 +1,154 @@
+"""The attention kernels against fp64 attention, one sequence at a time, written out here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from plain_bert import paper_slopes
+from torch import Tensor, nn
+
+from model.attention_kernel import attention_forward
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def by_sequence(qkv: Tensor, lengths: list[int], slopes: Tensor | None) -> Tensor:
+    parts, start = [], 0
+    for length in lengths:
+        q, k, v = qkv[start : start + length].permute(2, 1, 0, 3)  # [H, length, D]
+        scores = q @ k.transpose(1, 2) / math.sqrt(qkv.shape[3])
+        if slopes is not None:
+            at = torch.arange(length)
+            scores = scores - slopes.view(-1, 1, 1) * (at[:, None] - at).abs()
+        parts.append((scores.softmax(-1) @ v).transpose(0, 1))
+        start += length
+    return torch.cat([*parts, qkv.new_zeros(len(qkv) - start, *qkv.shape[1::2])])
+
+
+def packed(lengths: list[int], tail: int, heads: int, head_dim: int, dtype: torch.dtype):
+    torch.manual_seed(0)
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    qkv = torch.randn(int(offsets[-1]) + tail, heads, 3, head_dim, dtype=torch.float64)
+    return qkv.to(dtype).requires_grad_(), offsets
+
+
+def check(lengths, max_length, *, tail=5, heads=2, head_dim=64, dtype=torch.float32, alibi=True):
+    qkv, offsets = packed(lengths, tail, heads, head_dim, dtype)
+    slopes = torch.tensor(paper_slopes(heads)) if alibi else None
+    exact = qkv.detach().double().requires_grad_()
+    expected = by_sequence(exact, lengths, slopes)
+    weight = torch.randn(expected.shape, dtype=torch.float64).to(dtype)
+    (expected * weight.double()).sum().backward()
+
+    found, _ = attention_forward(qkv, offsets, slopes, max_length)
+    (found * weight).sum().backward()
+    for one, other in ((found, expected), (qkv.grad, exact.grad)):
+        assert one.dtype == dtype
+        error = (one.detach().double() - other).norm() / other.norm()
+        assert error < TOLERANCE[dtype], float(error)
+        assert not one[int(offsets[-1]) :].any()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("max_length", [128, 192], ids=["whole", "tiled"])
+def test_every_precision(max_length, dtype):
+    check([127, 1, 0, 128], max_length, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_length"),
+    [
+        ([1], 1),
+        ([2, 0, 0, 1], 2),
+        ([17, 31, 32, 33], 33),
+        ([63, 64, 65], 65),
+        ([129], 129),
+        ([200, 3, 0, 129], 200),
+        ([0, 64, 0], 300),
+    ],
+)
+def test_any_lengths(lengths, max_length):
+    check(lengths, max_length)
+
+
+@pytest.mark.parametrize("max_length", [40, 150])
+@pytest.mark.parametrize("head_dim", [8, 40, 128])
+def test_any_width_of_a_head(head_dim, max_length):
+    check([33, 40], max_length, head_dim=head_dim, heads=3)
+
+
+@pytest.mark.parametrize("max_length", [48, 150])
+def test_without_alibi(max_length):
+    check([30, 48], max_length, alibi=False)
+
+
+def test_many_heads():
+    check([9, 4], 16, heads=28, head_dim=16)
+
+
+@pytest.mark.parametrize("tail", [0, 1, 64, 700])
+@pytest.mark.parametrize("max_length", [16, 130])
+def test_rows_behind_the_last_sequence_are_zeros(max_length, tail):
+    check([3, 16], max_length, tail=tail, heads=1, head_dim=16)
+
+
+@pytest.mark.parametrize("max_length", [20, 150])
+def test_random_packings(max_length):
+    generator = torch.Generator().manual_seed(max_length)
+    lengths = torch.randint(0, max_length + 1, (6,), generator=generator).tolist()
+    check(lengths, max_length, heads=1, head_dim=16)
+
+
+@pytest.mark.parametrize("max_length", [16, 150])
+def test_gradients_against_differences(max_length):
+    qkv, offsets = packed([2, 0, 1], 1, 1, 2, torch.float64)
+    slopes = torch.tensor([0.5])
+    assert torch.autograd.gradcheck(
+        lambda x: attention_forward(x, offsets, slopes, max_length)[0], (qkv,)
+    )
+
+
+@pytest.mark.parametrize("max_length", [16, 150])
+def test_outputs_are_written_whole(poisoned_memory, max_length):
+    check([3, 0, 16], max_length, heads=1, head_dim=16)
+
+
+@pytest.mark.parametrize("max_length", [16, 130])
+def test_a_sequence_that_is_too_long_is_no_number(max_length):
+    """Where the host cannot look, the result must not look like one."""
+    qkv, offsets = packed([5, 2 * max_length + 70], 0, 1, 16, torch.float32)
+    found, _ = attention_forward(qkv, offsets, None, max_length)
+    assert found[:5].isfinite().all()
+    assert found[5:].isnan().all()
+
+
+@pytest.mark.parametrize("max_length", [16, 150])
+def test_the_backward_pass_repeats_to_the_bit(max_length):
+    qkv, offsets = packed([16, 9, 13], 0, 2, 16, torch.float32)
+    gradients = []
+    for _ in range(2):
+        found, _ = attention_forward(qkv, offsets, None, max_length)
+        gradients.append(torch.autograd.grad(found.square().sum(), qkv)[0])
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("max_length", [16, 150])
+def test_torch_compile_takes_it_as_it_is(max_length):
+    """One graph without a break around it, forward and backward, the same numbers."""
+    qkv, offsets = packed([16, 9, 13], 2, 2, 16, torch.float32)
+    slopes = torch.tensor(paper_slopes(2))
+
+    def region(x: Tensor) -> Tensor:
+        context, _ = attention_forward(x * 2, offsets, slopes, max_length)
+        return nn.functional.layer_norm(context.flatten(1), (32,)) * context.flatten(1)
+
+    compiled = torch.compile(region, fullgraph=True, backend="aot_eager")
+    weight = torch.randn(len(qkv), 32)
+    results = []
+    for function in (region, compiled):
+        found = function(qkv)
+        results.append((found, *torch.autograd.grad((found * weight).sum(), qkv)))
+    torch.testing.assert_close(results[1], results[0])
+    torch.library.opcheck(attention_forward, (qkv, offsets, slopes, max_length))
