@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter, ScalarFormatter
 from torch import Tensor
 
 from model.attention import BACKENDS, packed_attention, slopes_on
@@ -286,6 +286,7 @@ def figure(record: dict[str, Any]) -> Figure:
         ]
         time.plot(lengths, floor, "--", color="black", linewidth=1, label="floor")
         time.set_yscale("log")
+        time.yaxis.set_minor_formatter(NullFormatter())
         share.set_ylim(0, 1)
         share.yaxis.set_major_formatter(PercentFormatter(1))
         share.set_xlabel("sequence length (tokens)")

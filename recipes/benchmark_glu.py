@@ -18,11 +18,11 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 from megatron.core.transformer.spec_utils import build_module
-from model.kernels import KERNELS
 from torch import nn
 
 from model.config import ModelConfig, preset
 from model.feed_forward import feed_forward_spec
+from model.kernels import KERNELS
 from model.layer import megatron_config
 from recipes.benchmark_records import (
     Record,
@@ -200,7 +200,8 @@ def figure(record: dict[str, Any]) -> Figure:
         row[0].set_ylabel("slowdown")
     for panel in axes[-1]:
         panel.set_xlabel("sequences of 128 tokens")
-    axes[0][0].legend(frameon=False, fontsize=8)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return drawn
 
 

@@ -18,11 +18,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from model.kernels import check_kernels
 from torch import nn
 
 from model.attention import check_backend
 from model.config import ModelConfig, preset, training_flops
+from model.kernels import check_kernels
 from model.masked_lm import MaskedLM
 from recipes import engine, pretrain
 from recipes.benchmark_input import write_synthetic_data
@@ -217,10 +217,10 @@ class PlainEngine:
         self._masters: list[torch.Tensor] | None = None
         updated: Any = list(model.parameters())
         if precision == "bf16":
-            updated = self._masters = [p.detach().clone().float() for p in model.parameters()]
+            self.module.bfloat16()
+            updated = self._masters = [p.detach().float() for p in model.parameters()]
             for master in self._masters:
                 master.grad = torch.zeros_like(master)
-            self.module.bfloat16()
         self._weights: list[Any] = list(self.module.parameters())
         self.optimizer = torch.optim.AdamW(
             updated, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True

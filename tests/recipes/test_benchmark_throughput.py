@@ -85,6 +85,7 @@ def test_the_largest_micro_batch_is_the_last_that_fitted(monkeypatch, room, expe
             pass
 
     monkeypatch.setattr(throughput, "Trainer", Trainer)
+    monkeypatch.setattr(throughput, "release_memory", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 5e9)
     setup = Setup(PRESETS["rapidbert-tiny"], {}, "sdpa", "torch")

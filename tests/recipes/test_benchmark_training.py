@@ -95,7 +95,4 @@ def _updates(config: dict, accumulation: int) -> dict[str, torch.Tensor]:
 def test_the_control_updates_weights_as_the_engine_does(config, accumulation):
     (changes,) = values(run_world(1, _updates, config, accumulation))
     assert changes["plain"].abs().max() > 1e-6
-    # AdamW's first steps are about the sign of the gradient: a sum in another order flips the
-    # smallest.
-    error = (changes["plain"] - changes["deepspeed"]).norm() / changes["deepspeed"].norm()
-    assert error < 1e-2
+    torch.testing.assert_close(changes["plain"], changes["deepspeed"])
