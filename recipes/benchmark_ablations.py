@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
-from model.kernels import KERNELS
 
 from model.attention import BACKENDS
+from model.kernels import KERNELS
 from recipes.benchmark_records import (
     Record,
     Rows,
@@ -57,17 +57,16 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def variants(setup: Setup) -> dict[str, Setup]:
-    """The recommended setup, and others that differ from it in one thing."""
-    found = {RECOMMENDED: setup}
+    """Setups that differ from the recommended one in one thing; the most interesting first."""
+    found = {"without deepspeed": replace(setup, with_deepspeed=False)}
+    found["ZeRO 0"] = replace(setup, deepspeed=zero_0(setup.deepspeed))
+    found["layers recomputed"] = replace(setup, recompute=True)
     for backend in BACKENDS:
         if backend != setup.attention:
             found[f"attention {backend}"] = replace(setup, attention=backend)
     for kernels in KERNELS:
         if kernels != setup.kernels:
             found[f"kernels {kernels}"] = replace(setup, kernels=kernels)
-    found["layers recomputed"] = replace(setup, recompute=True)
-    found["ZeRO 0"] = replace(setup, deepspeed=zero_0(setup.deepspeed))
-    found["without deepspeed"] = replace(setup, with_deepspeed=False)
     return found
 
 
@@ -102,18 +101,21 @@ def change_one_thing(
     ours = record.attempt(
         f"{model}: {RECOMMENDED}", Trainer, setup, micro_batch, micro_batch, batches, world
     )
-    for name, changed in variants(setup).items():
-        what = f"{model}: {name}"
-        if ours is None or name == RECOMMENDED or record.out_of_time(what):
-            continue
-        found = record.attempt(what, compare, ours, changed, micro_batch, batches)
-        release_memory()
-        if found is not None:
-            ratio, seconds = found
-            record["ratios"][model][name] = ratio
-            record["step_seconds"].setdefault(model, seconds)
-            print(f"{what}: {shown(ratio, '.3f')} times the time of a step", flush=True)
-        record.save()
+    if ours is None:
+        return
+    with ours:
+        for name, changed in variants(setup).items():
+            what = f"{model}: {name}"
+            if record.out_of_time(what):
+                continue
+            found = record.attempt(what, compare, ours, changed, micro_batch, batches)
+            release_memory()
+            if found is not None:
+                ratio, seconds = found
+                record["ratios"][model][name] = ratio
+                record["step_seconds"].setdefault(model, seconds)
+                print(f"{what}: {shown(ratio, '.3f')} times the time of a step", flush=True)
+            record.save()
 
 
 def compare(
@@ -122,10 +124,10 @@ def compare(
     """Spread of the step times' ratio, changed to ours, and of our step's seconds."""
     check_attention_timed(changed.attention, ours.world.device)
     check_kernels_timed(changed.kernels, ours.world.device)
-    other = Trainer(changed, micro_batch, micro_batch, batches, ours.world)
-    times = alternate(
-        {"ours": ours.step, "changed": other.step}, ours.world.device, repeats=REPEATS
-    )
+    with Trainer(changed, micro_batch, micro_batch, batches, ours.world) as other:
+        times = alternate(
+            {"ours": ours.step, "changed": other.step}, ours.world.device, repeats=REPEATS
+        )
     return ratios(times["changed"], times["ours"]), spread(times["ours"])
 
 

@@ -11,6 +11,7 @@ is in the record.
 
 from __future__ import annotations
 
+import functools
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -212,20 +213,24 @@ def flex_contender(
     """FlexAttention on the packed batch, compiled, with a mask that keeps sequences apart."""
     from torch.nn.attention import flex_attention as flex
 
-    # A compiled backward otherwise takes its saved tensors as its own.
-    torch._functorch.config.donated_buffer = False
-    torch._dynamo.reset()
     tokens = qkv.shape[0]
     same_sequence, alibi = flex_functions(offsets, tokens, slopes)
-    make = torch.compile(flex.create_block_mask)
 
     def mask() -> Any:
-        return make(same_sequence, None, None, tokens, tokens, device=qkv.device)
+        return _compiled(flex.create_block_mask)(
+            same_sequence, None, None, tokens, tokens, device=qkv.device
+        )
 
     block_mask = mask()
     facts = {"block_mask_seconds": seconds_per_call(mask, qkv.device)}
-    compiled = torch.compile(flex.flex_attention, dynamic=False)
+    compiled = _compiled(flex.flex_attention)
     return lambda: flex_packed(qkv, alibi, block_mask, compiled), facts
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Once: the numbers of tokens, and so all shapes, are the same at every sequence length.
+    return torch.compile(function, dynamic=False)
 
 
 def flex_packed(

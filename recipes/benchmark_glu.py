@@ -10,7 +10,7 @@ and so as many weights as the standard block.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,21 +83,36 @@ def benchmark(options: Namespace, record: Record) -> None:
         },
     }
     record["points"] = []
+    # Compiled ones in a round of their own, because each shape compiles for seconds.
+    plain = [kernels for kernels in KERNELS if kernels != "compile"]
     with one_process():
-        built = {model: contenders(record, preset(model), dtype) for model in models}
-        for batch in batches:
-            for model, modules in built.items():
-                what = f"{model}, {batch} sequences"
-                if record.out_of_time(what):
-                    continue
-                tokens = batch * TOKENS_PER_SEQUENCE
-                measured = record.attempt(
-                    what, measure_blocks, modules, tokens, record.device, dtype
-                )
-                release_memory()
-                for point in measured or []:
-                    record["points"].append({"model": model, "batch": batch, **point})
-                record.save()
+        for group in (plain, [kernels for kernels in KERNELS if kernels not in plain]):
+            here = [k for k in group if record.here(k, check_kernels_timed, record.device)]
+            if here:
+                measure_group(record, here, models, batches, dtype)
+
+
+def measure_group(
+    record: Record,
+    kernels: list[str],
+    models: Sequence[str],
+    batches: Sequence[int],
+    dtype: torch.dtype,
+) -> None:
+    """Points of all models and batches, each beside a standard block of the same round."""
+    built = {model: contenders(kernels, preset(model), record.device, dtype) for model in models}
+    for batch in batches:
+        for model, modules in built.items():
+            what = f"{model}, {batch} sequences, {' and '.join(kernels)}"
+            if record.out_of_time(what):
+                continue
+            tokens = batch * TOKENS_PER_SEQUENCE
+            torch._dynamo.reset()  # no other shape comes back
+            measured = record.attempt(what, measure_blocks, modules, tokens, record.device, dtype)
+            release_memory()
+            for point in measured or []:
+                record["points"].append({"model": model, "batch": batch, **point})
+            record.save()
 
 
 def feed_forward_parameters(model: ModelConfig) -> int:
@@ -107,19 +122,16 @@ def feed_forward_parameters(model: ModelConfig) -> int:
 
 
 def contenders(
-    record: Record, model: ModelConfig, dtype: torch.dtype
+    kernels: list[str], model: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> dict[tuple[str, str], nn.Module]:
-    """(kernels, block) to its module."""
+    """(kernels, block) to its module; the standard block is Megatron's own and has none of them."""
+    chosen = [(STANDARD, "torch")]
+    chosen += [(name, k) for k in kernels for name in blocks(model) if name != STANDARD]
     built = {}
-    for kernels in KERNELS:
-        if not record.here(kernels, check_kernels_timed, record.device):
-            continue
-        for name, block in blocks(model).items():
-            if name == STANDARD and kernels != "torch":
-                continue  # Megatron's own block has none of these kernels
-            megatron = megatron_config(block, "sdpa", kernels)
-            module = build_module(feed_forward_spec(block), config=megatron)
-            built[kernels, name] = module.to(record.device, dtype).train()
+    for name, k in chosen:
+        block = blocks(model)[name]
+        module = build_module(feed_forward_spec(block), config=megatron_config(block, "sdpa", k))
+        built[k, name] = module.to(device, dtype).train()
     return built
 
 

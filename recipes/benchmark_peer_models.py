@@ -155,28 +155,28 @@ def _unpad(padded: Tensor, attention_mask: Tensor) -> Tensor:
     return padded.flatten(0, 1)[attention_mask.flatten().nonzero().flatten()]
 
 
-def hugging_face_bert(config: ModelConfig | None, attention: str) -> nn.Module:
-    """BertForMaskedLM of BERT-Base's size, or of `config`'s size and number of parameters."""
+def hugging_face_bert(toy: bool, ours: ModelConfig, attention: str) -> nn.Module:
+    """BertForMaskedLM of BERT-Base's size, or of our size and number of parameters."""
     transformers = _transformers()
-    sizes: dict[str, Any] = {}
-    if config is not None:
+    sizes = _vocabulary(transformers.BertConfig(), ours)
+    if toy:
         # A gated feed-forward has three matrices: two of half as much again hold as many weights.
-        sizes = dict(
-            vocab_size=config.padded_vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=3 * config.ffn_size // 2,
-            hidden_dropout_prob=config.hidden_dropout,
-            attention_probs_dropout_prob=config.attention_dropout,
+        sizes |= dict(
+            vocab_size=ours.padded_vocab_size,
+            hidden_size=ours.hidden_size,
+            num_hidden_layers=ours.num_layers,
+            num_attention_heads=ours.num_heads,
+            intermediate_size=3 * ours.ffn_size // 2,
+            hidden_dropout_prob=ours.hidden_dropout,
+            attention_probs_dropout_prob=ours.attention_dropout,
         )
     return transformers.AutoModelForMaskedLM.from_config(
         transformers.BertConfig(**sizes), attn_implementation=attention
     )
 
 
-def hugging_face_modernbert(config: ModelConfig | None, attention: str | None) -> nn.Module:
-    """ModernBertForMaskedLM of ModernBERT-base's size, or near `config`'s number of parameters.
+def hugging_face_modernbert(toy: bool, ours: ModelConfig, attention: str | None) -> nn.Module:
+    """ModernBertForMaskedLM of ModernBERT-base's size, or near our number of parameters.
 
     Args:
         attention: None for what transformers chooses itself.
@@ -184,15 +184,15 @@ def hugging_face_modernbert(config: ModelConfig | None, attention: str | None) -
     transformers = _transformers()
     if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise NotHere("flash-attn is not installed")
-    sizes: dict[str, Any] = {}
-    if config is not None:
+    sizes = _vocabulary(transformers.ModernBertConfig(), ours)
+    if toy:
         # ModernBERT-base's proportions: 22 layers for our 12, a feed-forward of 1.5 widths.
-        sizes = dict(
-            vocab_size=config.padded_vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=3 * config.hidden_size // 2,
-            num_hidden_layers=math.ceil(config.num_layers * 22 / 12),
-            num_attention_heads=config.num_heads,
+        sizes |= dict(
+            vocab_size=ours.padded_vocab_size,
+            hidden_size=ours.hidden_size,
+            intermediate_size=3 * ours.hidden_size // 2,
+            num_hidden_layers=math.ceil(ours.num_layers * 22 / 12),
+            num_attention_heads=ours.num_heads,
             pad_token_id=0,
             bos_token_id=2,
             cls_token_id=2,
@@ -205,6 +205,11 @@ def hugging_face_modernbert(config: ModelConfig | None, attention: str | None) -
     )
 
 
+def _vocabulary(standard: Any, ours: ModelConfig) -> dict[str, Any]:
+    """The model's own, unless the data's is larger."""
+    return {"vocab_size": max(standard.vocab_size, ours.vocab_size)}
+
+
 def _transformers() -> Any:
     if importlib.util.find_spec("transformers") is None:
         raise NotHere("transformers is not installed")
@@ -213,18 +218,18 @@ def _transformers() -> Any:
     return transformers
 
 
-def peers(toy: ModelConfig | None, ours: ModelConfig) -> dict[str, Callable[[], nn.Module]]:
+def peers(toy: bool, ours: ModelConfig) -> dict[str, Callable[[], nn.Module]]:
     """What builds each peer.
 
     Args:
-        toy: sizes at which the Hugging Face models have about as many parameters as `ours`, or
-            None for BERT-Base and ModernBERT-base as they are.
-        ours: the preset that the padded design is built for.
+        toy: give the Hugging Face models about as many parameters as `ours`; else they are
+            BERT-Base and ModernBERT-base as they are.
+        ours: the model that the padded design is built as.
     """
     return {
-        "HF BERT, eager": lambda: hugging_face_bert(toy, "eager"),
-        "HF BERT, SDPA": lambda: hugging_face_bert(toy, "sdpa"),
-        "HF ModernBERT": lambda: hugging_face_modernbert(toy, None),
-        "HF ModernBERT, flash": lambda: hugging_face_modernbert(toy, "flash_attention_2"),
+        "HF BERT, eager": lambda: hugging_face_bert(toy, ours, "eager"),
+        "HF BERT, SDPA": lambda: hugging_face_bert(toy, ours, "sdpa"),
+        "HF ModernBERT": lambda: hugging_face_modernbert(toy, ours, None),
+        "HF ModernBERT, flash": lambda: hugging_face_modernbert(toy, ours, "flash_attention_2"),
         "RapidBERT, padded in each layer": lambda: PaddedRapidBERT(ours),
     }

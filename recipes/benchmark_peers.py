@@ -65,13 +65,22 @@ class Peer:
     """
 
     def __init__(
-        self, model: nn.Module, batches: list[PackedBatch], micro_batch: int, device: torch.device
+        self,
+        build: Callable[[], nn.Module],
+        batches: list[PackedBatch],
+        micro_batch: int,
+        device: torch.device,
     ):
-        self.model = model.to(device).train()
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.model = build().to(device).train()
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.device = device
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=5e-6, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.02, fused=True
+            self.model.parameters(),
+            lr=5e-6,
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            weight_decay=0.02,
+            fused=True,
         )
         self._padded = [pad_batch(batch) for batch in batches]
         self._use(micro_batch)
@@ -88,15 +97,16 @@ class Peer:
             for padded in self._padded
         )
 
-    def fit(self) -> None:
-        """Halve the micro-batch until a step fits into memory.
+    def fits(self) -> bool:
+        """Whether one step fits into memory, in micro-batches halved until it does.
 
         Raises:
             torch.cuda.OutOfMemoryError: not even one sequence does.
         """
         while True:
             try:
-                return self.step()
+                self.step()
+                return True
             except torch.cuda.OutOfMemoryError:
                 if self.micro_batch == 1:
                     raise
@@ -114,18 +124,6 @@ class Peer:
             (loss / len(micro_batches)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-
-def fitted(
-    build: Callable[[], nn.Module],
-    batches: list[PackedBatch],
-    micro_batch: int,
-    device: torch.device,
-) -> Peer:
-    """A peer that has made its first step."""
-    peer = Peer(build(), batches, micro_batch, device)
-    peer.fit()
-    return peer
 
 
 def pad_batch(batch: PackedBatch) -> dict[str, Tensor]:
@@ -154,6 +152,7 @@ def benchmark(options: Namespace, record: Record) -> None:
         # The toy's own micro-batch is so small that filling its buckets costs a tenth.
         sequences = recommended(ours, record)[1] if record.gpu else TOY_SEQUENCES
         batches = made_batches(shards, sequences, sequences, SEQUENCE_LENGTH, STEPS_MADE)
+        record["contenders"] = {}
         record["settings"] = {
             "data": str(options.data) if options.data else "synthetic",
             "sequence_length": SEQUENCE_LENGTH,
@@ -161,28 +160,28 @@ def benchmark(options: Namespace, record: Record) -> None:
             "rounds": ROUNDS,
             "setups": {model: setup.describe() for model, setup in setups.items()},
         }
-        record["contenders"] = {}
-        contenders: dict[str, Any] = {}
-
-        def add(name: str, contender: Any, parameters: int, **facts: Any) -> None:
-            contenders[name] = contender.step
-            record["contenders"][name] = {"parameters": parameters, **facts}
-
+        contenders: dict[str, Trainer | Peer] = {}
         for model, setup in setups.items():
             trainer = record.attempt(model, Trainer, setup, sequences, sequences, batches, world)
             if trainer is not None:
-                add(model, trainer, setup.model.parameters(), micro_batch=sequences)
-        toy = None if record.gpu else setups[ours].model
-        for name, build in peers(toy, setups[ours].model).items():
-            if record.out_of_time(name):
-                continue
-
-            peer = record.attempt(name, fitted, build, batches, sequences, world.device)
-            if peer is not None:
-                add(name, peer, peer.parameters, micro_batch=peer.micro_batch)
+                contenders[model] = trainer
+        for name, build in peers(not record.gpu, setups[ours].model).items():
+            if not record.out_of_time(name):
+                peer = record.attempt(name, Peer, build, batches, sequences, world.device)
+                if peer is not None:
+                    contenders[name] = peer
+        # Twice: only after the first step are the states of all optimizers in memory.
+        for name, contender in [*contenders.items()] * 2:
+            if name in contenders and not record.attempt(name, contender.fits):
+                del contenders[name]
         if ours not in contenders:
             return  # a failure that is recorded
-        times = alternate(contenders, world.device, repeats=ROUNDS)
+        record["contenders"] = {
+            name: {"parameters": contender.parameters, "micro_batch": contender.micro_batch}
+            for name, contender in contenders.items()
+        }
+        steps = {name: contender.step for name, contender in contenders.items()}
+        times = alternate(steps, world.device, repeats=ROUNDS)
         tokens = sum(batch.real_tokens for batch in batches) / len(batches)
         rows = sum(len(batch.input_ids) for batch in batches) / len(batches)
         record["settings"] |= {"real_tokens_per_step": tokens, "packed_rows_per_step": rows}

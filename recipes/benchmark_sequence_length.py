@@ -90,8 +90,8 @@ def measure_length(
     """Steps of one micro-batch of `tokens` tokens in sequences of `length`."""
     sequences = max(1, tokens // length)
     batches = made_batches(shards, sequences, sequences, length, steps=3)
-    trainer = Trainer(setup, sequences, sequences, batches, world)
-    measured = measure_steps(trainer, warm_up=WARM_UP_STEPS, repeats=STEPS)
+    with Trainer(setup, sequences, sequences, batches, world) as trainer:
+        measured = measure_steps(trainer, warm_up=WARM_UP_STEPS, repeats=STEPS)
     return {"model": setup.model.name, "sequence_length": length, **measured}
 
 

@@ -72,7 +72,7 @@ TOY_ROWS: list[Row] = [
     ("rapidbert-tiny", 4, 16),
     ("rapidbert-tiny", 16, 16),
 ]
-WARM_UP_STEPS, STEPS = 2, 7
+WARM_UP_STEPS, STEPS = 2, 5
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -156,22 +156,22 @@ def measure_row(
     """Add a row to the record, and for the first one of each model its breakdown."""
     steps = max(2, min(STEPS_MADE, 8192 // global_batch))
     batches = made_batches(shards, micro_batch, global_batch, SEQUENCE_LENGTH, steps)
-    trainer = Trainer(setup, micro_batch, global_batch, batches, world)
-    measured = measure_steps(trainer, warm_up=WARM_UP_STEPS, repeats=STEPS)
     name = setup.model.name
-    record["rows"].append(
-        {"model": name, "micro_batch": micro_batch, "global_batch": global_batch, **measured}
-    )
-    print(f"{name} {micro_batch} x {trainer.accumulation}: {rate(measured)}", flush=True)
-    if name not in profiled:
-        profiled.add(name)
-        seconds = measured["step_seconds"]["median"]
-        record["breakdowns"][name] = {
-            "micro_batch": micro_batch,
-            "global_batch": global_batch,
-            "real_tokens": measured["real_tokens_per_step"],
-            **breakdown(trainer.step, seconds, world.device),
-        }
+    with Trainer(setup, micro_batch, global_batch, batches, world) as trainer:
+        measured = measure_steps(trainer, warm_up=WARM_UP_STEPS, repeats=STEPS)
+        record["rows"].append(
+            {"model": name, "micro_batch": micro_batch, "global_batch": global_batch, **measured}
+        )
+        print(f"{name} {micro_batch} x {trainer.accumulation}: {rate(measured)}", flush=True)
+        if name not in profiled:
+            profiled.add(name)
+            seconds = measured["step_seconds"]["median"]
+            record["breakdowns"][name] = {
+                "micro_batch": micro_batch,
+                "global_batch": global_batch,
+                "real_tokens": measured["real_tokens_per_step"],
+                **breakdown(trainer.step, seconds, world.device),
+            }
 
 
 def largest_micro_batch(setup: Setup, start: int, world: World) -> dict[str, Any]:
@@ -186,9 +186,9 @@ def largest_micro_batch(setup: Setup, start: int, world: World) -> dict[str, Any
         torch.cuda.reset_peak_memory_stats(world.device)
         try:
             batch = full_batch(setup.model, size, SEQUENCE_LENGTH)
-            trainer = Trainer(setup, size, size, [batch], world)
-            for _ in range(2):  # the optimizer's state exists from the first update on
-                trainer.step()
+            with Trainer(setup, size, size, [batch], world) as trainer:
+                for _ in range(2):  # the optimizer's state exists from the first update on
+                    trainer.step()
         except torch.cuda.OutOfMemoryError:
             tried[size] = None
             return False

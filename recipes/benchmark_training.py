@@ -140,6 +140,9 @@ def _check_timed(check: Callable[[str, str], None], name: str, device: torch.dev
 class Trainer:
     """Steps of `setup` on the same few global batches, over and over.
 
+    A context: DeepSpeed hangs hooks and methods on the parameters, which would keep them and their
+    fp32 gradients in memory for ever.
+
     Args:
         micro_batch, global_batch: sequences; equal micro-batches, so one divides the other.
         batches: micro-batches of whole steps, in host memory.
@@ -149,6 +152,7 @@ class Trainer:
         self, setup: Setup, micro_batch: int, global_batch: int, batches: list[PackedBatch], world
     ):
         self.setup, self.world = setup, world
+        self.micro_batch, self.parameters = micro_batch, setup.model.parameters()
         self.accumulation = global_batch // micro_batch
         words = ["--model", setup.model.name, "--data", "-", "--output", "-"]
         self.options = pretrain.parse_arguments([*words, "--deepspeed-config", "-"])
@@ -169,6 +173,19 @@ class Trainer:
         )
         self._done = 0
         self._times = RankTimes(world)
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.destroy()
+        for parameter in self.engine.module.parameters():
+            vars(parameter).clear()  # methods of DeepSpeed's, bound to it
+
+    def fits(self) -> bool:
+        """Whether a step fits into memory: True, or torch.cuda.OutOfMemoryError."""
+        self.step()
+        return True
 
     def step(self) -> dict[str, int]:
         """One optimizer step; what its global batch held.
@@ -229,6 +246,9 @@ class PlainEngine:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self.module(*arguments, **named)
+
+    def destroy(self) -> None:
+        """Nothing of it outlives it."""
 
     def backward(self, loss: torch.Tensor, **_: Any) -> None:
         loss.backward()

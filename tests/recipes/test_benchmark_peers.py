@@ -55,8 +55,8 @@ class Bounded(nn.Module):
 
 def test_a_peer_takes_the_largest_micro_batch_that_fits(batch):  # noqa: F811
     model = Bounded()
-    peer = Peer(model, [batch], 4, torch.device("cpu"))
-    peer.fit()
+    peer = Peer(lambda: model, [batch], 4, torch.device("cpu"))
+    assert peer.fits()
     assert peer.micro_batch == 2 and model.seen == [2, 2]
     peer.step()
     assert model.seen == [2, 2, 2, 2]
@@ -66,7 +66,7 @@ def test_one_step_updates_with_the_whole_batch(batch):  # noqa: F811
     """However it is cut: the mean over micro-batches."""
     model = Bounded()
     gradients = []
-    peer = Peer(model, [batch], 2, torch.device("cpu"))
+    peer = Peer(lambda: model, [batch], 2, torch.device("cpu"))
     peer.optimizer.register_step_pre_hook(lambda *_: gradients.append(model.weight.grad.clone()))
     peer.step()
     assert gradients == [batch.real_tokens / 2] and model.weight.grad is None

@@ -1,5 +1,6 @@
 """Rates against hand formulas, and the control without DeepSpeed against the engine."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from pretrain_scenarios import run_world, values
 
 from model.config import PRESETS
 from recipes import benchmark_training as training
-from recipes.benchmark_records import Record
+from recipes.benchmark_records import Record, release_memory
 from recipes.benchmark_training import Setup, Trainer, full_batch, step_rates
 
 FP32 = {"zero_optimization": {"stage": 1}}
@@ -96,3 +97,24 @@ def test_the_control_updates_weights_as_the_engine_does(config, accumulation):
     (changes,) = values(run_world(1, _updates, config, accumulation))
     assert changes["plain"].abs().max() > 1e-6
     torch.testing.assert_close(changes["plain"], changes["deepspeed"])
+
+
+def _survivors(config: dict) -> list[bool]:
+    """Of a parameter, its optimizer state and the module, which are there after the context."""
+    setup = Setup(PRESETS["probe-tiny"], config, "sdpa", "torch")
+    with training.one_process() as world:
+        batch = full_batch(setup.model, 2, 16)
+        with Trainer(setup, 2, 2, [batch], world) as trainer:
+            trainer.step()
+            parameter = next(trainer.engine.module.parameters())
+            state = next(iter(trainer.engine.optimizer.state.values()))["exp_avg"]
+            kept = [weakref.ref(x) for x in (parameter, state, trainer.engine.module)]
+        del trainer, parameter, state
+        release_memory()
+        return [reference() is not None for reference in kept]
+
+
+@pytest.mark.parametrize("config", [FP32, BF16], ids=["fp32", "bf16"])
+def test_nothing_of_a_trainer_outlives_it(config):
+    """Or the next one would run out of memory."""
+    assert values(run_world(1, _survivors, config)) == [[False] * 3]
