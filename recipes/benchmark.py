@@ -34,6 +34,7 @@ MODES = {
     "ablations": "the training step with one choice changed at a time",
     "glu": "the three feed-forwards of appendix G (Figure S4)",
     "sequence-length": "training at 128 to 8,192 tokens (Figure S2)",
+    "checkpoint": "seconds and MB/s of saving and resuming, their share of the training time",
     "input": "real tokens/s from shards to batches and tokenisation MB/s, per core",
 }
 
@@ -47,6 +48,8 @@ def run_mode(mode: str, module: Any, options: Namespace) -> int:
     """Measure, write the record and the figure, print the table; 1 where something failed."""
     record = Record(mode, options.output, options.minutes, by_device=module.BY_DEVICE)
     module.benchmark(options, record)
+    if record.of_another_rank:
+        return 0
     record["complete"] = True
     record.save()
     finish(module, record.content, record.path)

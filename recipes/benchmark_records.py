@@ -184,6 +184,7 @@ class Record:
         self.gpu = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.gpu else "cpu")
         self.output = output
+        self.of_another_rank = False  # of a benchmark of several processes, whose first one writes
         self.name = f"{benchmark}_cpu" if by_device and not self.gpu else benchmark
         self.content: dict[str, Any] = {"benchmark": benchmark, "complete": False}
         if by_device:

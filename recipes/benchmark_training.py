@@ -29,6 +29,7 @@ from recipes.benchmark_input import write_synthetic_data
 from recipes.benchmark_records import NotHere, Record, seconds_per_call, spread
 from recipes.cli import UserError
 from recipes.engine import BatchPlan, World
+from recipes.kernel_options import choose_kernels
 from recipes.mlm_batches import MlmBatches, PackedBatch
 from recipes.stragglers import RankTimes
 from recipes.throughput import executed_flops_utilization, mfu, peak_flops
@@ -73,7 +74,7 @@ def recommended(model: str, record: Record) -> tuple[Setup, int]:
     options = pretrain.parse_arguments(words)
     sizes = {} if record.gpu else {"vocab_size": TOY_VOCABULARY}
     built = preset(model, **sizes)
-    pretrain.choose_kernels(built, options)
+    choose_kernels(built, options)
     setup = Setup(built, engine.read_config(config), options.attention, options.kernels)
     return setup, setup.deepspeed["train_micro_batch_size_per_gpu"]
 
