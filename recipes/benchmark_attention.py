@@ -60,7 +60,7 @@ class Sizes:
 
 
 FULL = Sizes(65_536, (128, 512, 64, 4096, 256, 1024, 2048), 12, 64, torch.bfloat16, 2**31, 8192)
-TOY = Sizes(1024, (32, 64, 128), 3, 64, torch.float32, 2**27, 1024)
+TOY = Sizes(1024, (128, 32, 64), 3, 64, torch.float32, 2**27, 1024)
 
 
 def add_options(parser: ArgumentParser) -> None:

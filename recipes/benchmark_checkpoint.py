@@ -50,7 +50,7 @@ from recipes.report import COLORS
 from recipes.stragglers import RankTimes
 from recipes.token_shards import open_shards
 
-BY_DEVICE = False
+BY_DEVICE = True
 STEPS = 8
 """Of one stretch of training, with or without a save at its beginning."""
 SEQUENCES, SEQUENCE_LENGTH = 1, 64
@@ -312,6 +312,7 @@ def benchmark(options: Namespace, record: Record) -> None:
     world = engine.initialize_world()
     start_up = seconds_since_start()
     record.of_another_rank = world.rank != 0
+    record["size"] = "toy" if options.model.endswith("-tiny") else "full"
     try:
         with tempfile.TemporaryDirectory() as scratch:
             # All ranks on this machine, in rank 0's directory.

@@ -273,7 +273,8 @@ def where(record: Mapping[str, Any]) -> str:
     """Device and date in one line; a toy says that it is one."""
     device = record["device"]
     if device == "cpu":
-        device = f"CPU ({record['cpu']}, {record['threads']} threads)"
+        threads = record["threads"]
+        device = f"CPU ({record['cpu']}, {threads} thread{'s' if threads > 1 else ''})"
     toy = ", TOY SIZE" if record.get("size") == "toy" else ""
     return f"{device}{toy}, {record['date'][:10]}"
 
