@@ -58,6 +58,7 @@ SEQUENCES, SEQUENCE_LENGTH = 1, 64
 SAVE_EVERY = 1000
 """Steps between checkpoints: the default of recipes/pretrain.py."""
 # RapidBERT-Base on one node of 8 x A100-80, 4,096 sequences of 128 tokens (appendix, Table S2).
+GPUS = 8
 PUBLISHED_TOKENS_PER_SECOND = 1.1e6
 PUBLISHED_STEP_SECONDS = 4096 * 128 / PUBLISHED_TOKENS_PER_SECOND
 
@@ -172,16 +173,17 @@ def _forget_pages(directory: Path) -> None:
         os.close(descriptor)
 
 
-def share_of_training(saving: dict[str, Any]) -> dict[str, Any]:
+def share_of_training(saving: dict[str, Any], processes: int) -> dict[str, Any]:
     """What the seconds measured are of the training time at the default interval.
 
     On one node of eight GPUs, at the published step time. The node holds the state once, in eight
-    parts that are copied and written side by side, to one disk; what a single process needs for the
-    whole state stands for it. Of each measurement the slowest.
+    parts, each the work of its own rank, written to one disk. So a rank has an eighth of the
+    processor time; stall (memory bandwidth may be its limit) and write are taken as they are here,
+    where fewer processes do it all. Of each measurement the slowest.
     """
     seconds = {
         "stall": saving["stall_seconds"]["max"],
-        "processor_time": saving["processor_seconds"]["max"],
+        "processor_time": saving["processor_seconds"]["max"] * processes / GPUS,
         "training_that_waits_for_the_write": saving["stall_seconds"]["max"]
         + saving["write_seconds"]["max"],
     }
@@ -370,7 +372,7 @@ def _measure(
                 "first_step": first_step,
             },
         },
-        "share_of_training": share_of_training(saving),
+        "share_of_training": share_of_training(saving, world.world_size),
     }
 
 

@@ -55,15 +55,17 @@ def main() -> None:
     def leaf(*shape: int) -> torch.Tensor:
         return torch.zeros(*shape, dtype=torch.bfloat16, requires_grad=True)
 
-    offsets, slopes = torch.tensor([0, tokens], dtype=torch.int32), torch.ones(heads)
+    offsets = torch.tensor([0, tokens], dtype=torch.int32)
     for max_length in (128, 256):
-        context, _ = attention_forward(leaf(tokens, heads, 3, 64), offsets, slopes, max_length)
-        context.sum().backward()
+        for slopes in (torch.ones(heads), None):
+            context, _ = attention_forward(leaf(tokens, heads, 3, 64), offsets, slopes, max_length)
+            context.sum().backward()
     norm = nn.LayerNorm(width, dtype=torch.bfloat16)
     x, residual = leaf(tokens, 1, width), leaf(tokens, 1, width)
-    one, two = ops.residual_norm(x, leaf(width), residual, norm, 0.1, keys, 1, "triton")
-    (one + two).sum().backward()
-    ops.gated_gelu(leaf(tokens, 1, 6144), 0.1, keys, 1, 0, "triton").sum().backward()
+    for dropout in (0.0, 0.1):
+        one, two = ops.residual_norm(x, leaf(width), residual, norm, dropout, keys, 1, "triton")
+        (one + two).sum().backward()
+        ops.gated_gelu(leaf(tokens, 1, 6144), dropout, keys, 1, 0, "triton").sum().backward()
     ops.dropout(x, 0.1, keys, 0, "triton")
     labels = torch.zeros(tokens, dtype=torch.long)
     ops.cross_entropy(leaf(tokens, 30528), labels, -100, "triton").backward()

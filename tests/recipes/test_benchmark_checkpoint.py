@@ -53,13 +53,13 @@ def test_the_share_of_the_training_time_by_hand():
         return {"min": 0.0, "median": seconds, "max": 2 * seconds}
 
     saving = {"stall_seconds": of(0.5), "write_seconds": of(3.0), "processor_seconds": of(1.0)}
-    share = benchmark_checkpoint.share_of_training(saving)
+    share = benchmark_checkpoint.share_of_training(saving, processes=2)
     # 4,096 x 128 tokens at 1.1 million a second: 0.4766 s a step, 476.6 s to the next checkpoint.
     assert share["step_seconds"] == pytest.approx(0.4766, abs=1e-4)
     assert share["shares"] == pytest.approx(
         {
             "stall": 1 / 476.6,
-            "processor_time": 2 / 476.6,
+            "processor_time": 2 * 2 / 8 / 476.6,
             "training_that_waits_for_the_write": 7 / 476.6,
         },
         rel=1e-3,

@@ -25,7 +25,7 @@ from pretrain_scenarios import (
 from model.config import PRESETS
 from model.parallel import initialize_parallel
 from recipes import device_memory as memory
-from recipes import engine
+from recipes import engine, pretrain
 from recipes.cli import UserError
 from recipes.device_memory import MemoryEstimate
 from recipes.engine import BatchPlan, plan_batches
@@ -236,16 +236,20 @@ def test_a_dry_run_refuses_what_cannot_fit_and_its_advice_is_the_largest_that_do
 
 def on_gpus_of(arguments: list[str], sizes: list[int]) -> Any:
     """Start on ranks that say they have GPUs of these sizes in bytes."""
-    cuda = torch.cuda.is_available
-    memory.device_bytes = lambda device: sizes[int(os.environ["RANK"])]
+    no_cuda, resolve = torch.cuda.is_available, pretrain.resolve
     initialize_world = engine.initialize_world
+    memory.device_bytes = lambda device: sizes[int(os.environ["RANK"])]
 
-    def on_cpus(tensor_parallel: int) -> Any:
-        torch.cuda.is_available = cuda  # everything else knows that there are none
+    def then_gpus(*args: Any) -> Any:
+        settings = resolve(*args)
+        torch.cuda.is_available = lambda: True
+        return settings
+
+    def then_none(tensor_parallel: int) -> Any:
+        torch.cuda.is_available = no_cuda
         return initialize_world(tensor_parallel)
 
-    torch.cuda.is_available = lambda: True
-    engine.initialize_world = on_cpus
+    pretrain.resolve, engine.initialize_world = then_gpus, then_none
     return pretraining(arguments)
 
 
