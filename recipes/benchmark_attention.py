@@ -29,6 +29,7 @@ from recipes.benchmark_records import (
     Record,
     Rows,
     alternate,
+    at_least,
     panels,
     release_memory,
     seconds_per_call,
@@ -84,6 +85,7 @@ def matmul_flops(token_pairs: int, heads: int, head_dim: int) -> tuple[int, int]
 
 def benchmark(options: Namespace, record: Record) -> None:
     sizes = FULL if record.gpu else TOY
+    at_least(1, "--lengths", options.lengths)
     lengths = options.lengths or sizes.lengths
     bandwidth, matmul = ceilings(sizes, record.device)
     record["settings"] = {

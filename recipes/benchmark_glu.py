@@ -28,6 +28,7 @@ from recipes.benchmark_records import (
     Record,
     Rows,
     alternate,
+    at_least,
     panels,
     ratios,
     release_memory,
@@ -67,6 +68,7 @@ def blocks(model: ModelConfig) -> dict[str, ModelConfig]:
 
 
 def benchmark(options: Namespace, record: Record) -> None:
+    at_least(1, "--batches", options.batches)
     batches = options.batches or (BATCHES if record.gpu else TOY_BATCHES)
     models = MODELS if record.gpu else TOY_MODELS
     dtype = torch.bfloat16 if record.gpu else torch.float32

@@ -46,7 +46,7 @@ from recipes.mlm_batches import PackedBatch
 from recipes.report import COLORS
 
 BY_DEVICE = True
-ROUNDS = 7
+ROUNDS = 11
 FULL_MODELS = ("rapidbert-base", "bert-base")
 TOY_MODELS = ("rapidbert-tiny", "bert-tiny")
 TOY_SEQUENCES = 16

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from recipes.benchmark_records import Record, Rows, panels, release_memory, shown
+from recipes.benchmark_records import Record, Rows, at_least, panels, release_memory, shown
 from recipes.benchmark_throughput import rate
 from recipes.benchmark_training import (
     Setup,
@@ -47,6 +47,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def benchmark(options: Namespace, record: Record) -> None:
+    at_least(8, "--lengths", options.lengths)
     lengths = options.lengths or (LENGTHS if record.gpu else TOY_LENGTHS)
     models = MODELS if record.gpu else TOY_MODELS
     setups = {model: recommended(model, record)[0] for model in models}

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from model.config import preset
 from recipes.benchmark_profile import COLORS as CLASS_COLORS
 from recipes.benchmark_profile import breakdown
 from recipes.benchmark_records import Record, Rows, panels, release_memory, shown
@@ -93,6 +94,10 @@ def parse_rows(words: Sequence[str]) -> list[Row]:
         if len(sizes) != 2 or not all(size.isdecimal() and int(size) for size in sizes):
             faults.append(f"--rows {word}: not MODEL:MICRO:GLOBAL, e.g. rapidbert-base:512:4096")
             continue
+        try:
+            preset(model)
+        except ValueError as error:
+            faults.append(f"--rows {word}: {error}")
         micro, total = map(int, sizes)
         if total % micro:
             near = max(1, round(total / micro)) * micro

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from recipes import benchmark
+from recipes.cli import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,6 +20,23 @@ def test_faults_end_with_a_message_and_exit_code_2(start, tmp_path):
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "nowhere" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "faults"),
+    [
+        (["glu", "--batches", "0", "-1"], ["--batches 0: at least 1", "--batches -1: at least 1"]),
+        (["attention", "--lengths", "0"], ["--lengths 0: at least 1"]),
+        (["sequence-length", "--lengths", "7", "128"], ["--lengths 7: at least 8"]),
+        (["input", "--minutes", "0"], ["--minutes 0: more than 0"]),
+    ],
+)
+def test_impossible_numbers_are_refused_before_any_work(words, faults, monkeypatch, tmp_path):
+    output = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *words, "--output", str(output)])
+    with pytest.raises(UserError) as refusal:
+        benchmark.main()
+    assert list(refusal.value.faults) == faults and not output.exists()
 
 
 @pytest.mark.parametrize("mode", benchmark.MODES)

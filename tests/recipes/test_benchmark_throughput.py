@@ -1,12 +1,14 @@
 """Rows, kernel classes, the search for the largest micro-batch, and a record of the smallest."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 from benchmark_scenarios import run_benchmark
 
 from model.config import PRESETS
+from recipes import benchmark_profile
 from recipes import benchmark_throughput as throughput
 from recipes.benchmark_profile import CLASSES, COLORS, IDLE, OTHER, kernel_class
 from recipes.benchmark_training import Setup
@@ -16,9 +18,17 @@ from recipes.cli import UserError
 def test_rows_and_all_their_faults_at_once():
     assert throughput.parse_rows(["rapidbert-base:512:4096"]) == [("rapidbert-base", 512, 4096)]
     with pytest.raises(UserError) as error:
-        throughput.parse_rows(["bert-base:8", "bert-base:96:256", "bert-base:x:8", "bert-base:0:8"])
-    first, second, third, fourth = error.value.faults
+        words = [
+            "bert-base:8",
+            "bert-base:96:256",
+            "bert-base:x:8",
+            "bert-base:0:8",
+            "bert-bas:8:8",
+        ]
+        throughput.parse_rows(words)
+    first, second, third, fourth, fifth = error.value.faults
     assert "not MODEL:MICRO:GLOBAL" in first and "not MODEL" in third and "not MODEL" in fourth
+    assert "did you mean bert-base?" in fifth
     assert "256 / 96 = 2.67 micro-batches; the nearest global batch is 288" in second
 
 
@@ -71,6 +81,35 @@ def test_kernel_classes(name, expected):
 def test_every_class_has_a_colour_of_its_own():
     assert set(COLORS) == {*CLASSES, OTHER, IDLE}
     assert len(set(COLORS.values())) == len(COLORS)
+
+
+def test_device_time_is_that_of_kernels_and_the_rest_is_idle(monkeypatch):
+    """On a GPU: operators launch kernels, named ranges span them, and neither counts."""
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+
+    def event(key, device_type, microseconds, annotation=False):
+        return SimpleNamespace(
+            key=key,
+            device_type=device_type,
+            self_device_time_total=microseconds,
+            self_cpu_time_total=1e9,
+            is_user_annotation=annotation,
+        )
+
+    events = [
+        event("aten::mm", cpu, 3e5),
+        event("nvjet_tst_128x256", cuda, 3e5),
+        event("_residual_norm_forward", cuda, 1e5),
+        event("forward pass", cuda, 4e5, annotation=True),
+        event("ProfilerStep*", cuda, 4e5),
+    ]
+    taken = contextlib.nullcontext(SimpleNamespace(key_averages=lambda: events))
+    monkeypatch.setattr(benchmark_profile, "profile", lambda activities: taken)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    found = benchmark_profile.breakdown(lambda: None, 0.5, torch.device("cuda"))
+    spent = {kind: seconds for kind, seconds in found["seconds"].items() if seconds}
+    assert spent == pytest.approx({"matmul": 0.3, "norm, residual, dropout": 0.1, IDLE: 0.1})
+    assert [item["name"] for item in found["longest"]] == [events[1].key, events[2].key]
 
 
 @pytest.mark.parametrize(("room", "expected"), [(100, 64), (64, 64), (20, 16), (7, 4), (0, 0)])
