@@ -30,7 +30,7 @@ from recipes.report import aligned
 
 # In order of importance, with the weight by which they share the time.
 ORDER = {
-    "correctness": 1.0,
+    "correctness": 1.5,
     "throughput": 3.0,
     "attention": 1.5,
     "peers": 2.0,

@@ -71,9 +71,19 @@ def test_attention_that_reaches_into_the_next_sequence_is_a_failure(tmp_path, mo
     assert judged(tmp_path, chosen("attention reference"))["within_limits"] is False
 
 
+def test_what_trains_is_checked_first_and_what_compiles_for_long_last():
+    every = [*correctness.attention_checks(CPU), *correctness.kernel_checks(CPU)]
+    pairs = [(check.needs, dtype) for check, dtype in correctness.in_order(every)]
+    assert len(pairs) == sum(len(check.dtypes) for check in every)
+    own = [place for place, (needs, _) in enumerate(pairs) if needs.endswith("triton")]
+    assert own[:4] == [0, 1, 2, 3]  # attention, norm, GLU and loss
+    assert {dtype for _, dtype in pairs[:4]} == {torch.bfloat16}
+    assert {needs for needs, _ in pairs[-6:]} == {"kernels compile"}
+
+
 def test_a_whole_model_and_its_record(tmp_path):
     record = run_benchmark(tmp_path, "correctness", KERNELS=("torch",), BACKENDS=("sdpa",))
     assert record["within_limits"] is True
-    last = record["points"][-1]
-    assert last["what"] == "rapidbert-tiny" and 0 < last["backward"] < last["limit"]
+    model = record["points"][0]
+    assert model["what"] == "rapidbert-tiny" and 0 < model["backward"] < model["limit"]
     assert {point["dtype"] for point in record["points"]} == {"float32", "bfloat16"}
