@@ -220,6 +220,9 @@ def figure(record: dict[str, Any]) -> Figure:
     rows, parts = record["rows"], record["breakdowns"]
     drawn, ((speed,), (bars,)) = panels(2, 1, "Training throughput", record, height=3.8)
     models = list(dict.fromkeys(row["model"] for row in rows))
+    rows = sorted(
+        rows, key=lambda r: (models.index(r["model"]), r["global_batch"], r["micro_batch"])
+    )
     labels = []
     for place, row in enumerate(rows):
         values = {k: v / 1e3 for k, v in row["tokens_per_second"].items()}
@@ -233,7 +236,7 @@ def figure(record: dict[str, Any]) -> Figure:
         labels.append(f"{row['micro_batch']}\n{row['global_batch']}")
     speed.set_xticks(range(len(rows)), labels, fontsize=8)
     speed.set_xlabel("micro-batch, below it the global batch (sequences of up to 128 tokens)")
-    speed.set_ylabel("thousand real tokens/s")
+    speed.set_ylabel("thousand real tokens/s; MFU, where the peak is known")
     speed.margins(y=0.2)
     speed.grid(axis="x", visible=False)
     for number, model in enumerate(models):
