@@ -88,8 +88,11 @@ def residual_norm(
         return ResidualNorm.apply(
             x, bias, residual, norm.weight, norm.bias, norm.eps, probability, keys, site
         )
-    function = _compiled(_residual_norm) if kernels == "compile" else _residual_norm
-    y = function(x, bias, residual, norm.weight, norm.bias, norm.eps, probability, keys, site)
+    arguments = x, bias, residual, norm.weight, norm.bias, norm.eps, probability, keys
+    if kernels == "compile":
+        y = _compiled(_residual_norm)(*arguments, torch.tensor(site))
+    else:
+        y = _residual_norm(*arguments, site)
     return y, y
 
 
@@ -127,8 +130,10 @@ def gated_gelu(
         gate, value = gate_and_value.chunk(2, dim=-1)
     else:
         gate, value = gate_and_value
-    function = _compiled(_gated_gelu) if kernels == "compile" else _gated_gelu
-    return function(gate, value, probability, keys, site, first_column)
+    if kernels == "compile":
+        function = _compiled(_gated_gelu)
+        return function(gate, value, probability, keys, torch.tensor(site), first_column)
+    return _gated_gelu(gate, value, probability, keys, site, first_column)
 
 
 def _gated_gelu(gate, value, probability, keys, site, first_column) -> Tensor:
@@ -172,5 +177,9 @@ def _cross_entropy(logits, labels, ignored) -> Tensor:
 
 @functools.cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    # dynamic=False: there is a handful of shapes, and a graph with symbolic ones is slower.
+    # Of each function a graph for each shape, of which buckets leave a handful (T, K and the
+    # evaluation's); the default limit of 8 is an error in the middle of a run. The layers share
+    # their graphs: a site is a tensor to them, because a number would be part of the graph.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    # dynamic=False: a graph with symbolic shapes is slower.
     return torch.compile(function, fullgraph=True, dynamic=False)

@@ -25,10 +25,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import tempfile
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,17 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from model.config import PRESETS, preset
 from model.masked_lm import MaskedLM
 from recipes import engine, pretrain
-from recipes.benchmark import environment, write_record, write_synthetic_data
+from recipes.benchmark_input import write_synthetic_data
+from recipes.benchmark_records import Record, Rows, panels, shown, spread
 from recipes.checkpoint import Checkpoints, Progress
 from recipes.cli import Faults
 from recipes.engine import World
 from recipes.mlm_batches import MlmBatches, PackedBatch
-from recipes.report import COLORS, aligned
+from recipes.report import COLORS
 from recipes.stragglers import RankTimes
 from recipes.token_shards import open_shards
 
+BY_DEVICE = True
 STEPS = 8
 """Of one stretch of training, with or without a save at its beginning."""
 SEQUENCES, SEQUENCE_LENGTH = 1, 64
@@ -103,10 +104,6 @@ class Training:
         self.steps += 1
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def measure_saving(training: Training, directory: Path, repeats: int) -> dict[str, Any]:
     """Stall, write and whole cost of a checkpoint, on rank 0; the last one stays in `directory`."""
     checkpoints = Checkpoints(directory, training.world, keep=1)
@@ -155,7 +152,7 @@ def _stretch(training: Training, checkpoints: Checkpoints | None = None) -> np.n
     return np.array([time.perf_counter() - began[0], time.process_time() - began[1], count])
 
 
-def measure_loading(training: Training, directory: Path, repeats: int) -> dict[str, float]:
+def measure_loading(training: Training, directory: Path, repeats: int) -> list[float]:
     """Seconds to verify and load the checkpoint in `directory`, its files read from the disk."""
     seconds = []
     for _ in range(repeats):
@@ -166,7 +163,7 @@ def measure_loading(training: Training, directory: Path, repeats: int) -> dict[s
         Checkpoints(directory, training.world).resume(training.engine, expected=True)
         dist.barrier()
         seconds.append(time.perf_counter() - began)
-    return spread(seconds)
+    return seconds
 
 
 def _forget_pages(directory: Path) -> None:
@@ -209,13 +206,11 @@ SHARES = {
 }
 
 
-def checkpoint_figure(record: dict[str, Any]) -> Figure:
+def figure(record: dict[str, Any]) -> Figure:
     """Seconds of a save and of a resume, and the share of the training time by interval."""
     saving, resuming, share = record["saving"], record["resuming"], record["share_of_training"]
-    figure = Figure(figsize=(9, 7), layout="constrained")
     title = f"Checkpoints of {record['settings']['model']}, {saving['gigabytes']:.2f} GB"
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    seconds, shares = figure.subplots(2, 1)
+    drawn, ((seconds,), (shares,)) = panels(2, 1, title, record)
     bars = {
         "training stands still": saving["stall_seconds"],
         "written and published": saving["write_seconds"],
@@ -232,7 +227,7 @@ def checkpoint_figure(record: dict[str, Any]) -> Figure:
     seconds.set_xlim(left=0)
     seconds.set_xlabel("seconds; median, whiskers to the fastest and the slowest pass")
     seconds.set_title(
-        f"{record['cpu']}, {record['settings']['processes']} CPU process(es), local disk",
+        f"{record['settings']['processes']} process(es), local disk",
         loc="left",
         fontsize=9,
     )
@@ -258,21 +253,13 @@ def checkpoint_figure(record: dict[str, Any]) -> Figure:
         fontsize=9,
     )
     shares.legend(frameon=False, fontsize=9)
-    for axes in (seconds, shares):
-        axes.grid(color="#e4e4e4", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    return drawn
 
 
-def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
+def table(record: dict[str, Any]) -> Rows:
     """The record in a few lines."""
     saving, resuming, share = record["saving"], record["resuming"], record["share_of_training"]
     parts = resuming["to_the_first_step"]
-
-    def shown(values: dict[str, float], form: str = ".2f") -> str:
-        return f"{values['median']:{form}} ({values['min']:{form}} to {values['max']:{form}})"
-
     return [
         ("model", f"{record['settings']['model']}, {record['settings']['parameters'] / 1e6:.1f}M"),
         (
@@ -284,14 +271,17 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("training stands still", f"{shown(saving['stall_seconds'], '.3f')} s"),
         (
             "written",
-            f"{shown(saving['write_seconds'])} s, {shown(saving['write_mb_per_second'], '.0f')} "
-            "MB/s, beside the training",
+            f"{shown(saving['write_seconds'], '.2f')} s, "
+            f"{shown(saving['write_mb_per_second'], '.0f')} MB/s, beside the training",
         ),
-        ("processor time", f"{shown(saving['processor_seconds'])} s"),
-        ("time lost here", f"{shown(saving['lost_seconds'])} s, with training on the same cores"),
+        ("processor time", f"{shown(saving['processor_seconds'], '.2f')} s"),
+        (
+            "time lost here",
+            f"{shown(saving['lost_seconds'], '.2f')} s, with training on the same cores",
+        ),
         (
             "verified and loaded",
-            f"{shown(resuming['load_seconds'])} s, "
+            f"{shown(resuming['load_seconds'], '.2f')} s, "
             f"{shown(resuming['load_mb_per_second'], '.0f')} MB/s",
         ),
         (
@@ -307,8 +297,13 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def benchmark_checkpoint(options: Namespace) -> None:
-    """`benchmark.py checkpoint`: print the table, write `checkpoint.json` and `checkpoint.png`."""
+def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a save costs."""
+    wanted = ("checkpoint", "training stands still", "written", "verified and loaded")
+    return [(name, value) for name, value in table(record) if name in wanted]
+
+
+def benchmark(options: Namespace, record: Record) -> None:
     faults = Faults()
     if options.repeats < 1:
         faults.append(f"--repeats {options.repeats}: at least 1")
@@ -318,6 +313,8 @@ def benchmark_checkpoint(options: Namespace) -> None:
     assert deepspeed
     world = engine.initialize_world()
     start_up = seconds_since_start()
+    record.of_another_rank = world.rank != 0
+    record["size"] = "toy" if options.model.endswith("-tiny") else "full"
     try:
         with tempfile.TemporaryDirectory() as scratch:
             # All ranks on this machine, in rank 0's directory.
@@ -325,16 +322,13 @@ def benchmark_checkpoint(options: Namespace) -> None:
             dist.broadcast_object_list(place, src=0)
             directory = Path(place[0]) / "checkpoint-benchmark"
             try:
-                record = _measure(options, deepspeed, world, directory, start_up)
+                record.content |= _measure(options, deepspeed, world, directory, start_up)
             finally:
                 dist.barrier()
                 if world.rank == 0:
                     shutil.rmtree(directory, ignore_errors=True)
     finally:
         engine.shut_down()
-    if world.rank == 0:
-        print(aligned(summary(record)))
-        write_record(record, checkpoint_figure(record), options.output)
 
 
 def _measure(
@@ -356,8 +350,6 @@ def _measure(
     if world.rank != 0:
         return {}
     return {
-        "benchmark": "checkpoint",
-        **environment("torch", "deepspeed", "safetensors"),
         "settings": {
             "model": options.model,
             "parameters": training.parameters,
@@ -369,14 +361,14 @@ def _measure(
         },
         "saving": saving,
         "resuming": {
-            "load_seconds": loading,
+            "load_seconds": spread(loading),
             "load_mb_per_second": spread(
-                [1000 * saving["gigabytes"] / seconds for seconds in loading.values()]
+                [1000 * saving["gigabytes"] / seconds for seconds in loading]
             ),
             "to_the_first_step": {
                 "process_and_imports": start_up,
                 "build": built - began,
-                "verify_and_load": loading["median"],
+                "verify_and_load": spread(loading)["median"],
                 "first_step": first_step,
             },
         },
@@ -384,28 +376,15 @@ def _measure(
     }
 
 
-def add_mode(modes: Any) -> None:
-    """Register with the parser of `recipes/benchmark.py`."""
-    mode = modes.add_parser(
-        "checkpoint",
-        help="seconds and MB/s of saving and resuming, and their share of the training time",
-        description="What saving and resuming cost, on the processes and the disk there are.",
-    )
-    mode.add_argument("--model", default="rapidbert-base", help=f"preset: {', '.join(PRESETS)}")
-    mode.add_argument(
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", default="rapidbert-base", help=f"preset: {', '.join(PRESETS)}")
+    parser.add_argument(
         "--deepspeed-config",
         type=Path,
         default=Path("ds_configs/base.json"),
         help="precision and ZeRO stage; its batch sizes are not used",
     )
-    mode.add_argument(
+    parser.add_argument(
         "--directory", type=Path, help="where to write, on the disk to measure; /tmp unless given"
     )
-    mode.add_argument("--repeats", type=int, default=5, help="saves, and loads")
-    mode.add_argument(
-        "--output",
-        type=Path,
-        default=Path("docs/results"),
-        help="directory of checkpoint.json and checkpoint.png",
-    )
-    mode.set_defaults(benchmark=benchmark_checkpoint)
+    parser.add_argument("--repeats", type=int, default=5, help="saves, and loads")

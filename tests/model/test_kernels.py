@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from model import attention_kernel, triton_kernels
 from model import kernels as ops
@@ -118,6 +120,26 @@ def test_gated_gelu(kernels, apart, probability, dtype):
         return ops.gated_gelu(given, probability, KEYS, 6, 100, kernels)
 
     compare(formula, operation, [leaf(ROWS, 1, 2 * WIDTH, dtype=dtype)])
+
+
+def test_layers_share_compiled_graphs(monkeypatch):
+    """A graph for each site would soon be more than a function may have, which is an error."""
+    counter = CompileCounter()
+    monkeypatch.setattr(ops.torch, "compile", functools.partial(torch.compile, backend=counter))
+    ops._compiled.cache_clear()
+    x, wide, vector = torch.ones(ROWS, 1, WIDTH), torch.ones(ROWS, 1, 2 * WIDTH), torch.ones(WIDTH)
+    norm = SimpleNamespace(weight=vector, bias=vector, eps=1e-12)
+    for site in range(12):
+        found = [
+            (
+                ops.residual_norm(x, vector, x, norm, 0.4, KEYS, site, kernels)[0],
+                ops.gated_gelu(wide, 0.4, KEYS, site, 0, kernels),
+            )
+            for kernels in ("compile", "torch")
+        ]
+        torch.testing.assert_close(*found)
+    assert counter.frame_count == 2
+    ops._compiled.cache_clear()
 
 
 def test_gated_gelu_wider_than_one_tile():

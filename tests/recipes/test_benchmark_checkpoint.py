@@ -26,8 +26,8 @@ def measured(output: Path) -> None:
 def test_the_record_of_two_processes(tmp_path):
     outcomes = run_world(2, measured, tmp_path)
     values(outcomes)
-    record = json.loads((tmp_path / "checkpoint.json").read_text())
-    assert (tmp_path / "checkpoint.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "checkpoint_cpu.json").read_text())
+    assert (tmp_path / "checkpoint_cpu.png").read_bytes().startswith(b"\x89PNG")
     settings, saving = record["settings"], record["saving"]
     assert settings["processes"] == 2
     # fp32 weights and two moments, and what safetensors needs to name them.
@@ -44,7 +44,8 @@ def test_the_record_of_two_processes(tmp_path):
     assert all(seconds > 0 for seconds in resuming["to_the_first_step"].values())
     assert "start to first step" in outcomes[0].output and "MB/s" in outcomes[0].output
     assert outcomes[1].output == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.json", "checkpoint.png"]
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["checkpoint_cpu.json", "checkpoint_cpu.png"]
 
 
 def test_the_share_of_the_training_time_by_hand():

@@ -1,0 +1,131 @@
+"""The published design, written anew, against our model; Hugging Face's sizes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from model.config import PRESETS
+from model.masked_lm import IGNORED_LABEL, MaskedLM
+from model.parallel import initialize_parallel
+from model.public_layout import gather_state, to_public
+from recipes.benchmark_peer_models import PaddedRapidBERT, peers
+from recipes.benchmark_peers import pad_batch
+from recipes.mlm_batches import PackedBatch
+
+CONFIG = replace(
+    PRESETS["rapidbert-base"],
+    num_layers=2,
+    hidden_size=48,
+    num_heads=3,
+    ffn_size=64,
+    vocab_size=90,
+    hidden_dropout=0.0,
+    ffn_dropout=0.0,
+)
+LENGTHS = (7, 1, 12, 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_process():
+    initialize_parallel()
+    yield
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def batch() -> PackedBatch:
+    """Rows behind the last sequence, and labels that only fill a bucket, as in training."""
+    draw = torch.Generator().manual_seed(3)
+    tokens = sum(LENGTHS)
+    positions = torch.arange(0, tokens, 3)
+    filling = torch.zeros(2, dtype=torch.int64)
+    return PackedBatch(
+        input_ids=torch.randint(5, 90, (tokens + 4,), generator=draw),
+        sequence_offsets=torch.tensor([0, *LENGTHS]).cumsum(0).int(),
+        sequence_keys=torch.arange(len(LENGTHS)),
+        masked_positions=torch.cat([positions, filling]),
+        labels=torch.cat(
+            [torch.randint(5, 90, positions.shape, generator=draw), filling + IGNORED_LABEL]
+        ),
+        max_sequence_length=16,
+        sequences=len(LENGTHS),
+        real_tokens=tokens,
+        masked_tokens=len(positions),
+        token_pairs=sum(length**2 for length in LENGTHS),
+    )
+
+
+def randomised(model: torch.nn.Module) -> None:
+    """Weights under which every term matters (initial biases are zero, norms the identity)."""
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+
+
+def test_padded_batches_hold_the_same_sequences_and_labels(batch):
+    padded = pad_batch(batch)
+    assert {tensor.shape for tensor in padded.values()} == {(4, 16)}
+    start = 0
+    labels = dict(zip(batch.masked_positions.tolist(), batch.labels.tolist(), strict=True))
+    labels[0] = int(batch.labels[0])  # the filling rows point there too
+    for sequence, length in enumerate(LENGTHS):
+        row = {name: tensor[sequence].tolist() for name, tensor in padded.items()}
+        assert row["input_ids"][:length] == batch.input_ids[start : start + length].tolist()
+        assert row["attention_mask"] == [1] * length + [0] * (16 - length)
+        expected = [labels.get(start + place, IGNORED_LABEL) for place in range(length)]
+        assert row["labels"] == expected + [IGNORED_LABEL] * (16 - length)
+        start += length
+
+
+def test_the_padded_design_computes_the_same_function(batch):
+    """Loss and every gradient, with the weights carried over under their public names."""
+    torch.manual_seed(0)
+    ours, padded = MaskedLM(CONFIG), PaddedRapidBERT(CONFIG)
+    randomised(ours)
+    weights = to_public(gather_state(ours), CONFIG)
+    weights["cls.predictions.decoder.weight"] = weights["bert.embeddings.word_embeddings.weight"]
+    padded.load_state_dict(weights)
+    loss = ours(
+        batch.input_ids,
+        batch.sequence_offsets,
+        batch.max_sequence_length,
+        batch.masked_positions,
+        batch.labels,
+    )
+    other = padded(**pad_batch(batch))
+    torch.testing.assert_close(loss / batch.masked_tokens, other)
+    (loss / batch.masked_tokens).backward()
+    other.backward()
+    state = gather_state(ours, lambda _, parameter: parameter.grad)
+    gradients = to_public(state, CONFIG)
+    compared = dict(padded.named_parameters())
+    assert compared.keys() <= gradients.keys() | {"cls.predictions.decoder.weight"}
+    for name, parameter in compared.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_padded_design_under_autocast_norms_in_low_precision(batch):
+    padded = PaddedRapidBERT(CONFIG)
+    seen = []
+    norm = padded.bert.encoder.layer[0].mlp.layernorm
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = padded(**pad_batch(batch))
+    assert seen == [torch.bfloat16]
+    torch.testing.assert_close(low.float(), padded(**pad_batch(batch)), rtol=2e-2, atol=0)
+
+
+def test_toys_have_as_many_parameters_as_ours():
+    config = replace(PRESETS["rapidbert-tiny"], vocab_size=4096)
+    counts = {}
+    for name, build in peers(True, config).items():
+        if "flash" not in name:
+            counts[name] = sum(parameter.numel() for parameter in build().parameters())
+    ours = config.parameters()
+    assert counts["RapidBERT, padded in each layer"] == ours
+    assert all(0.95 < count / ours < 1.1 for count in counts.values()), (ours, counts)
