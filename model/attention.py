@@ -13,13 +13,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels import why_no_triton
+from model.kernels import installed, why_no_triton
 from model.padding import padded_index, sequence_of_row
 
 
@@ -192,7 +191,7 @@ def _attend_flash(qkv, sequence_offsets, max_sequence_length, slopes, dropout) -
 
 
 def _why_no_flash(device_type: str) -> str | None:
-    if find_spec("flash_attn") is None:
+    if not installed("flash_attn"):
         return "the package flash-attn is not installed"
     return None if device_type == "cuda" else "it needs a GPU"
 

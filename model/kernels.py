@@ -42,9 +42,15 @@ def check_kernels(kernels: str, device_type: str) -> None:
         raise ValueError(f"kernels 'triton': {reason}; use 'torch' or 'compile'")
 
 
+@functools.cache
+def installed(package: str) -> bool:
+    """Whether `package` can be imported; looked up once, since attention asks in every layer."""
+    return find_spec(package) is not None
+
+
 def why_no_triton(device_type: str) -> str | None:
     """What keeps Triton kernels from running on a device of this type; None if nothing does."""
-    if find_spec("triton") is None:
+    if not installed("triton"):
         return "the package triton is not installed"
     if device_type == "cuda":
         return None

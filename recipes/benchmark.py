@@ -1,11 +1,14 @@
 """Measurements, each to one JSON record and one figure.
 
     python recipes/benchmark.py input --data data/c4
+    python recipes/benchmark.py checkpoint --model rapidbert-base
 
 `input`: what one core feeds. Real tokens per second from shards to finished micro-batches, text to
 tokens in MB per second, and the rows that buckets add. One process and one thread; the files are in
 the page cache after the first, untimed pass. Every rate is the median of several passes over the
 same number of sequences, beside the slowest and the fastest.
+
+`checkpoint`: what saving and resuming cost; see `benchmark_checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -313,6 +316,9 @@ def main() -> None:
         help="directory of input.json and input.png",
     )
     mode.set_defaults(benchmark=benchmark_input)
+    from recipes import benchmark_checkpoint  # it measures with what is in this file
+
+    benchmark_checkpoint.add_mode(modes)
     options = parser.parse_args()
     options.benchmark(options)
 

@@ -9,10 +9,14 @@ the newest first. There is no pointer that could be stale: the name is the point
 A process of an earlier start that was thought dead (a stopped node that wakes up) cannot do harm:
 every start has a token of its own, its partial directories carry the token, and rank 0 publishes
 nothing when the `owner` file names another one.
+
+Beside the directory lies `checkpointed` since the first checkpoint: where it is and no checkpoint
+is, they were lost, and the run must not quietly begin again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -28,8 +32,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
+from safetensors import safe_open
 from torch import Tensor
 
 from recipes import optimizer_state
@@ -39,6 +42,7 @@ from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
 
 MANIFEST = "manifest.json"
 OWNER = "owner"
+CHECKPOINTED = "checkpointed"
 FORMAT = 2
 POLL_SECONDS = 0.02
 VISIBLE_SECONDS = 60
@@ -97,7 +101,13 @@ class Checkpoints:
         """Of the newest save: seconds that training stood still, seconds of writing, bytes."""
         self._world = world
         self._save: _Save | None = None
+        self._damaged: set[str] = set()
         self._token = self._take_over()
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank still works on the checkpoint begun last."""
+        return self._save is not None and self._save.is_alive()
 
     @property
     def failed(self) -> bool:
@@ -114,7 +124,7 @@ class Checkpoints:
         began = time.perf_counter()
         pieces = list(optimizer_state.pieces(engine, self._world))
         copies = {
-            _key(kind, piece.name, piece.start): tensor.detach().clone().cpu()
+            _key(kind, piece.name, piece.start): tensor.detach().to("cpu", copy=True)
             for piece in pieces
             for kind, tensor in piece.tensors.items()
         }
@@ -135,17 +145,15 @@ class Checkpoints:
         save.written.wait()
         try:
             agree(save.fault, what)
+            save.all_written.set()
             if self._world.rank == 0:
-                save.published.wait(VISIBLE_SECONDS)
-                if not save.published.is_set():
-                    save.fault = UserError(
-                        "files of other ranks have not appeared; is --output on a file system that "
-                        "all nodes share?"
-                    )
+                save.published.wait()
             agree(save.fault, what)
         except UserError as error:
             save.abandoned.set()
             save.join()
+            if self._world.rank == 0:  # every rank has finished writing into it
+                shutil.rmtree(save.partial, ignore_errors=True)
             raise SaveError(*error.faults) from None
         save.join()
         if self._world.rank == 0:
@@ -162,7 +170,8 @@ class Checkpoints:
             UserError: checkpoints exist and none is whole; or the model, or the number of
                 tensor-parallel ranks, is another.
         """
-        name, faults = self._newest_whole()
+        name, faults, damaged = self._newest_whole()
+        self._damaged = set(damaged)
         if self._world.rank == 0:
             for fault in faults:
                 print(f"damaged checkpoint, going back to the one before: {fault}", flush=True)
@@ -170,7 +179,8 @@ class Checkpoints:
             if faults or expected:
                 raise UserError(
                     f"{self.directory}: no whole checkpoint to resume from, but the run has made "
-                    "progress. Move the run's directory away to start again from zero.",
+                    "progress. Bring its checkpoints back, or move the run's directory away to "
+                    "start again from zero.",
                     *faults,
                 )
             return Progress()
@@ -222,8 +232,8 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _newest_whole(self) -> tuple[str | None, list[str]]:
-        """Name of the newest whole checkpoint, and what is wrong with newer ones.
+    def _newest_whole(self) -> tuple[str | None, list[str], list[str]]:
+        """Name of the newest whole checkpoint; what is wrong with newer ones; their names.
 
         Rank 0 names the candidates: ranks that see different files must not load different steps.
         All ranks share the reading.
@@ -233,15 +243,15 @@ class Checkpoints:
             names = [[path.name for path in published(self.directory)]]
         dist.broadcast_object_list(names, src=0)
         faults: list[str] = []
-        for name in names[0]:
+        for number, name in enumerate(names[0]):
             part = (self._world.rank, self._world.world_size)
             everyones: list[list[str]] = [[]] * self._world.world_size
             dist.all_gather_object(everyones, list(damage(self.directory / name, part)))
             found = list(dict.fromkeys(fault for faults in everyones for fault in faults))
             if not found:
-                return name, faults
+                return name, faults, names[0][:number]
             faults += found
-        return None, faults
+        return None, faults, names[0]
 
 
 class _Save(threading.Thread):
@@ -261,8 +271,10 @@ class _Save(threading.Thread):
         self.timings: dict[str, float] = {}
         self.written = threading.Event()
         """This rank's file is there, or `fault` says why not."""
+        self.all_written = threading.Event()
+        """So is every other rank's: what rank 0 does not see soon, it will never see."""
         self.published = threading.Event()
-        """The same for the whole checkpoint; set on rank 0."""
+        """The whole checkpoint is there, or `fault` says why not; set on rank 0."""
         self.abandoned = threading.Event()
         """Another rank has failed, so there is nothing to wait for."""
         self._checkpoints = checkpoints
@@ -271,7 +283,7 @@ class _Save(threading.Thread):
         self._stall = stall
         name = f"step-{progress.step:09d}"
         self._final = checkpoints.directory / name
-        self._partial = self._final.with_name(f"{name}.{checkpoints._token}{PARTIAL}")
+        self.partial = self._final.with_name(f"{name}.{checkpoints._token}{PARTIAL}")
         self.start()
 
     def run(self) -> None:
@@ -279,14 +291,14 @@ class _Save(threading.Thread):
         began = time.perf_counter()
         try:
             self._write(_file_name(world))
-        except (OSError, SafetensorError) as error:
+        except Exception as error:  # a thread that just ended would leave all ranks waiting
             self._fail(error)
         self.written.set()
         if world.rank == 0:
             try:
                 if self.fault is None and self._publish():
                     self._report(time.perf_counter() - began)
-            except (OSError, UserError) as error:
+            except Exception as error:
                 self._fail(error)
             self.published.set()
 
@@ -296,23 +308,38 @@ class _Save(threading.Thread):
         print(f"{self._final}: could not be written: {error}", flush=True)
 
     def _write(self, name: str) -> None:
-        self._partial.mkdir(exist_ok=True)
-        data = serialize(self._tensors)
+        self.partial.mkdir(exist_ok=True)
+        parts = list(safetensors_parts(self._tensors))
+        write_whole(self.partial / name, *parts)
+        checksum = hashlib.sha256()  # of what was to be written, not of what is on the disk
+        for part in parts:
+            checksum.update(part)
+        facts = {
+            "bytes": sum(part.nbytes for part in parts),
+            "sha256": checksum.hexdigest(),
+            "pieces": self._extents,
+        }
         self._tensors = {}
-        write_whole(self._partial / name, data)
-        facts = {**_fingerprint(self._partial / name), "pieces": self._extents}
-        write_whole(self._partial / f"{name}.json", json.dumps(facts).encode())
+        write_whole(self.partial / f"{name}.json", json.dumps(facts).encode())
 
     def _publish(self) -> bool:
         """Wait for every rank's file, then give the checkpoint its name; False if abandoned."""
         world = self._checkpoints._world
         descriptions = [
-            self._partial / f"{_file_name(world, rank)}.json" for rank in range(world.world_size)
+            self.partial / f"{_file_name(world, rank)}.json" for rank in range(world.world_size)
         ]
-        while not all(path.exists() for path in descriptions):
-            if self.abandoned.wait(POLL_SECONDS):
-                shutil.rmtree(self._partial, ignore_errors=True)
-                return False
+        patience: float = VISIBLE_SECONDS
+        for path in descriptions:
+            while not path.exists():
+                if self.abandoned.wait(POLL_SECONDS):
+                    return False
+                patience -= POLL_SECONDS if self.all_written.is_set() else 0
+                if patience < 0:
+                    missing = ", ".join(p.stem for p in descriptions if not p.exists())
+                    raise UserError(
+                        f"{socket.gethostname()} does not see {missing}, which other ranks wrote; "
+                        "--output must be on a file system that all nodes share"
+                    )
         files = {path.stem: json.loads(path.read_bytes()) for path in descriptions}
         for path in descriptions:
             path.unlink()
@@ -323,23 +350,32 @@ class _Save(threading.Thread):
             "facts": self._checkpoints.facts,
             "files": files,
         }
-        write_whole(self._partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-        sync_directory(self._partial)
+        write_whole(self.partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        sync_directory(self.partial)
         self._bytes = sum(file["bytes"] for file in files.values())
         if self._checkpoints._owner() != self._checkpoints._token:
             raise UserError("another start of this run has taken over; this one must end")
         if self._final.exists():  # saved at this step before, and found damaged on resuming
             shutil.rmtree(self._final)
-        os.replace(self._partial, self._final)
+            self._checkpoints._damaged.discard(self._final.name)
+        os.replace(self.partial, self._final)
         sync_directory(self._final.parent)
+        mark = self._final.parent.with_name(CHECKPOINTED)
+        if not mark.exists():
+            write_whole(mark, b"Without its checkpoints this run does not start again.\n")
         self._drop_old()
         return True
 
     def _drop_old(self) -> None:
-        every = self._checkpoints.keep_every
-        for old in published(self._checkpoints.directory)[self._checkpoints.keep :]:
-            if not every or int(old.name.removeprefix("step-")) % every:
-                shutil.rmtree(old, ignore_errors=True)
+        checkpoints = self._checkpoints
+        every, damaged = checkpoints.keep_every, checkpoints._damaged
+        found = published(checkpoints.directory)
+        whole = [path for path in found if path.name not in damaged]
+        for path in found:
+            kept = every and int(path.name.removeprefix("step-")) % every == 0
+            # A damaged one, newer than what was resumed from, must not take a good one's place.
+            if path.name in damaged or (path in whole[checkpoints.keep :] and not kept):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _report(self, seconds: float) -> None:
         self.timings = {
@@ -352,6 +388,25 @@ class _Save(threading.Thread):
             f"({self._bytes / 1e6 / seconds:,.0f} MB/s), training stood still {self._stall:.3f} s",
             flush=True,
         )
+
+
+def safetensors_parts(tensors: dict[str, Tensor]) -> Iterator[memoryview]:
+    """A safetensors file of fp32 tensors in main memory: its header, then each tensor's own memory.
+
+    The library's writer would copy everything once more, and stop all Python threads meanwhile.
+    """
+    header, position = {}, 0
+    for name, tensor in tensors.items():
+        end = position + tensor.nbytes
+        offsets = [position, end]
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        assert tensor.dtype == torch.float32 and tensor.is_contiguous()
+        yield tensor.numpy().data.cast("B")
 
 
 class PieceReader:
@@ -396,6 +451,12 @@ class PieceReader:
         if file not in self._files:
             self._files[file] = safe_open(self._checkpoint / file, "pt")
         return self._files[file]
+
+
+def has_checkpointed(run: Path) -> bool:
+    """Whether the run in this directory has made a checkpoint, even one that is gone."""
+    # The mark follows the checkpoint, and a crash may have come between the two.
+    return (run / CHECKPOINTED).exists() or bool(published(run / "checkpoints"))
 
 
 def published(directory: Path) -> list[Path]:
@@ -453,7 +514,3 @@ def _file_name(world: World, rank: int | None = None) -> str:
 
 def _key(kind: str, name: str, start: int) -> str:
     return f"{kind}/{name}/{start}"
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

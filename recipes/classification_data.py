@@ -31,6 +31,7 @@ from recipes.example_files import (
     read_file,
     read_tsv,
     score,
+    score_within,
 )
 from recipes.glue_tasks import Task
 
@@ -218,13 +219,14 @@ def _open_source(task: Task, source: str | Path | None) -> tuple[_SetReader, lis
     )
 
 
-def _new_reading(task: Task, part: str, name: str) -> Reading:
+def _new_reading(task: Task, part: str, name: str, *, by_name: bool) -> Reading:
+    """`by_name`: labels are names, else class indices; taking both would let in other tasks."""
     if part == "test":
         return Reading(name, _server_index)
     if task.labels is None:
-        return Reading(name, score)
-    index = {str(i): i for i in range(task.outputs)} | {n: i for i, n in enumerate(task.labels)}
-    return Reading(name, class_index(index))
+        return Reading(name, score_within(*task.score_range))
+    written = task.labels if by_name else map(str, range(task.outputs))
+    return Reading(name, class_index({label: i for i, label in enumerate(written)}))
 
 
 def _server_index(value: Any) -> int:
@@ -257,7 +259,7 @@ def _tsv_reader(task: Task, directory: Path) -> _SetReader:
         if task.name == "mrpc" and part != "test" and not path.is_file():
             path, keep = _mrpc_original(directory, part)
         header = _COLA_HEADER if task.name == "cola" and part != "test" else None
-        reading = _new_reading(task, part, str(path))
+        reading = _new_reading(task, part, str(path), by_name=task.labels_by_name)
         if not path.is_file():
             raise UserError(f"{path}: missing; the directory has {_files(directory)}")
         with naming(path):
@@ -291,7 +293,7 @@ def _table_reader(task: Task, origin: str, load: _SplitLoader) -> _SetReader:
         split = split if name == part else f"{split}_{name}"
         label = "idx" if part == "test" else "label"
         columns = (*task.text_columns, label)
-        reading = _new_reading(task, part, f"{origin}, {split}")
+        reading = _new_reading(task, part, f"{origin}, {split}", by_name=False)
         with naming(origin):
             table, features = load(split)
             missing = [column for column in columns if column not in table.column_names]

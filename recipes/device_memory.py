@@ -1,13 +1,16 @@
 """What pretraining needs of a GPU's memory, before there is a GPU.
 
 The states follow from the number of parameters and from what DeepSpeed keeps. The activations are
-those that autograd keeps: of the Triton kernels by formula, of the plain ones counted in a forward
-pass of the real layers over two sequences, scaled to the micro-batch. Buffers that live for moments
-only are covered by a reserve, so this is an estimate.
+those that autograd keeps: of the Triton kernels by formula, of the plain ones counted on the CPU in
+a forward pass of the real layers over two sequences, scaled to the micro-batch. Buffers that live
+for moments only are covered by a reserve, so this is an estimate, and does not know better than a
+user who gives --gpu-memory-gb.
 """
 
 from __future__ import annotations
 
+import functools
+import socket
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,7 +22,7 @@ from model.config import ModelConfig
 from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel
 from recipes.cli import UserError
-from recipes.engine import BatchPlan, precision
+from recipes.engine import BatchPlan, World, precision
 
 PROBE_SEQUENCES = 2
 RESERVE = 3 * 10**9
@@ -44,8 +47,8 @@ class MemoryEstimate:
         return sum(asdict(self).values())
 
     def __str__(self) -> str:
-        parts = " + ".join(f"{name} {size / 1e9:.1f}" for name, size in asdict(self).items())
-        return f"{parts} = {self.total / 1e9:.1f} GB per GPU (estimate)"
+        parts = " + ".join(f"{name} {size / 1e9:.2f}" for name, size in asdict(self).items())
+        return f"{parts} = {self.total / 1e9:.2f} GB per GPU (estimate)"
 
 
 def estimate(
@@ -81,8 +84,39 @@ def estimate(
     return MemoryEstimate(parameters, gradients, optimizer, activations)
 
 
+def device_bytes(device: torch.device) -> int:
+    """Memory of a GPU that no other process holds."""
+    free, total = torch.cuda.mem_get_info(device)
+    # What this process has of it itself, context and NCCL's buffers, is in the reserve.
+    return min(total, free + RESERVE)
+
+
+def check_devices(
+    needed: MemoryEstimate, micro_batch: int, world: World, capacity_gb: float | None
+) -> None:
+    """Compare with the GPUs of all ranks, the smallest of them. Call on every rank.
+
+    Args:
+        capacity_gb: what to take for each GPU's memory instead of asking it.
+
+    Raises:
+        UserError: as `check_fit`, and which rank it is, on all of them.
+    """
+    where = f"rank {world.rank} ({socket.gethostname()}, {world.device})"
+    everyone: list[Any] = [(device_bytes(world.device), where)] * world.world_size
+    dist.all_gather_object(everyone, everyone[0])
+    smallest, where = min(everyone)
+    try:
+        check_fit(needed, micro_batch, smallest / 1e9 if capacity_gb is None else capacity_gb)
+    except UserError as error:
+        raise UserError(
+            *(f"{where}: {fault}" for fault in error.faults),
+            "if you know that it fits, say so: --gpu-memory-gb",
+        ) from None
+
+
 def check_fit(needed: MemoryEstimate, micro_batch: int, capacity_gb: float) -> None:
-    """Compare with a GPU's memory.
+    """Compare with a GPU's memory, in 10^9 bytes.
 
     Raises:
         UserError: it does not fit, with the arithmetic and the largest micro-batch that does.
@@ -98,7 +132,7 @@ def check_fit(needed: MemoryEstimate, micro_batch: int, capacity_gb: float) -> N
         else "not even one sequence fits, use more GPUs, a higher ZeRO stage or --tensor-parallel"
     )
     raise UserError(
-        f"micro-batches of {micro_batch} sequences do not fit into {capacity_gb:g} GB: {needed}; "
+        f"micro-batches of {micro_batch} sequences do not fit into {capacity_gb:.4g} GB: {needed}; "
         f"{way_out}"
     )
 
@@ -120,6 +154,7 @@ def state_bytes(parameters: int, deepspeed: dict[str, Any], ranks: int) -> tuple
     return 2 * parameters, gradients, 12 * shard
 
 
+@functools.cache
 def activation_bytes(
     config: ModelConfig,
     dtype: torch.dtype,
@@ -132,10 +167,9 @@ def activation_bytes(
 
     Measured on models of one and of two layers: every further layer keeps what the second does, or
     only its input where it is computed again (and all of one layer then, when its turn comes).
+    Needs a world of one process, and makes it where there is none.
     """
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-        initialize_parallel()
+    initialize_parallel()
     one, two = (
         kept_bytes(
             replace(config, num_layers=layers),

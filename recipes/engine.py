@@ -536,4 +536,5 @@ def agree(fault: Exception | None, what: str) -> None:
 def shut_down() -> None:
     """Leave the process groups; without this about one exit in thirty aborts."""
     if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

@@ -138,6 +138,18 @@ def score(label: Any) -> float:
     return value
 
 
+def score_within(low: float, high: float) -> Callable[[Any], float]:
+    """`score`, which also raises ValueError for numbers that are not from `low` to `high`."""
+
+    def read(label: Any) -> float:
+        value = score(label)
+        if not low <= value <= high:
+            raise ValueError(f"label {label!r} is not from {low:g} to {high:g}")
+        return value
+
+    return read
+
+
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """Whatever a file's readers raise, as a UserError with its name."""

@@ -27,6 +27,7 @@ from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.vocab")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def export(
@@ -110,14 +111,26 @@ def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict
         description = json.loads((directory / CONFIG).read_bytes())
         config = ModelConfig.from_dict(description["model"])
         return config, load_file(directory / WEIGHTS), description
-    except (FileNotFoundError, NotADirectoryError) as error:
-        missing = error.filename or directory / WEIGHTS  # safetensors gives no name
-        raise UserError(
-            f"{checkpoint}: no export there ({missing} is missing); a run writes its export/ when "
-            "it has finished"
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{checkpoint}: no export there: {_lacking(directory)}") from None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory}: damaged export: {error}") from None
+        where = f"{WEIGHTS}: " if isinstance(error, SafetensorError) else ""
+        raise UserError(f"{directory}: damaged export: {where}{error}") from None
+
+
+def _lacking(directory: Path) -> str:
+    if not directory.is_dir():
+        what = "a file" if directory.exists() else "no such directory"
+        return f"{what}; name the directory of a run or of an export"
+    absent = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
+    missing = " and ".join(f"{name} is missing" for name in absent)
+    pickled = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLED)
+    if pickled:
+        return (
+            f"{missing}, and what {', '.join(pickled)} may hold is never unpickled; weights are "
+            f"read from {WEIGHTS} alone"
+        )
+    return f"{missing}; a run writes its export/ when it has finished"
 
 
 def load_model(checkpoint: Path, attention_backend: str = "reference") -> MaskedLM:

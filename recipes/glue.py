@@ -5,12 +5,13 @@
 
 MNLI runs first; RTE, MRPC and STS-B start from its result, everything else runs beside it. Each job
 is a process of its own, on a GPU of its own where there are any, so that one that dies takes
-nothing with it. Whether a result is there already is for `finetune.py` to say, which knows the
-settings that decide it: a restart asks it again for every job, at the cost of its start.
+nothing with it. A restart skips the jobs whose results are there with the same settings, data and
+start weights included.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import signal
@@ -30,8 +31,10 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
-from recipes.glue_tasks import TASKS, Task  # noqa: E402
+from recipes import finetune_options  # noqa: E402
+from recipes.cli import ArgumentParser, Faults, UserError, run  # noqa: E402
+from recipes.export import read_tensors  # noqa: E402
+from recipes.glue_tasks import TASKS, Task, find_task  # noqa: E402
 from recipes.run_log import duration  # noqa: E402
 from recipes.score_table import describe, load_results, read_result, write_scores  # noqa: E402
 
@@ -55,6 +58,11 @@ class Job:
     output: Path
     after: Job | None = None
     state: State = "waiting"
+
+    @property
+    def options(self) -> list[str]:
+        """The command's, after interpreter and script."""
+        return self.command[2:]
 
     @property
     def name(self) -> str:
@@ -188,9 +196,14 @@ def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], signals: Sequence[int]
                     job.state = "skipped"
                     _finished(total, job, f"{job.after.name}, from which it starts, failed")
             free = [place for place in places if place not in [other.slot for other in running]]
-            ready = [job for job in jobs if job.state == "waiting" and _may_start(job)]
-            for slot, job in zip(free, ready, strict=False):
-                running.append(_start(job, slot))
+            for job in [job for job in jobs if job.state == "waiting" and _may_start(job)]:
+                if signals or not free:
+                    break
+                if _is_done(job):
+                    job.state = "done"
+                    _finished(total, job, f"{describe(read_result(job.result))}, there already")
+                else:
+                    running.append(_start(job, free.pop(0)))
             for bar, slot in zip([] if quiet else bars, places, strict=False):
                 bar.set_description_str(_doing(slot, running))
             time.sleep(POLL_SECONDS)
@@ -206,6 +219,17 @@ def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], signals: Sequence[int]
 
 def _may_start(job: Job) -> bool:
     return job.after is None or job.after.state == "done"
+
+
+def _is_done(job: Job) -> bool:
+    """What the job would find out itself, without the seconds that its process takes to start."""
+    if not job.result.exists():
+        return False
+    try:
+        options = finetune_options.parse_arguments(job.options)
+        return finetune_options.is_done(finetune_options.resolve(options, 1))
+    except UserError:
+        return False  # the job will say why it cannot be
 
 
 def _start(job: Job, slot: Slot) -> Running:
@@ -362,18 +386,16 @@ def resolve(options: Any, finetune: Path = FINETUNE) -> list[Job]:
     Raises:
         UserError: all faults of the options at once.
     """
-    faults = [f"--{name}: at least 1" for name in ("seeds", "jobs") if _below_one(options, name)]
-    unknown = [name for name in options.tasks if name not in TASKS]
-    if unknown:
-        faults.append(f"--tasks: no task {', '.join(unknown)}; the tasks are {', '.join(TASKS)}")
-    if not options.checkpoint.is_dir():
-        faults.append(f"--checkpoint {options.checkpoint}: no such directory")
+    faults = Faults(f"--{n}: at least 1" for n in ("seeds", "jobs") if _below_one(options, n))
+    found = [faults.attempt(functools.partial(find_task, name)) for name in options.tasks]
+    faults.attempt(lambda: read_tensors(options.checkpoint))
+    if options.data is not None and not options.data.is_dir():
+        faults.append(f"--data {options.data}: no such directory")
     if options.output is None:
         options.output = options.checkpoint / ("glue-from-scratch" * options.from_scratch or "glue")
-    if faults:
-        raise UserError(*faults)
+    faults.stop()
     jobs = plan(
-        [TASKS[name] for name in dict.fromkeys(options.tasks)],
+        list({task.name: task for task in found if task}.values()),
         checkpoint=options.checkpoint,
         output=options.output,
         seeds=options.seeds,
@@ -383,6 +405,7 @@ def resolve(options: Any, finetune: Path = FINETUNE) -> list[Job]:
     )
     if options.only is not None and not 0 <= options.only < len(jobs):
         raise UserError(f"--only {options.only}: the jobs are numbered 0 to {len(jobs) - 1}")
+    finetune_options.parse_arguments(jobs[0].options)  # leaves on a mistyped option, once for all
     for job in jobs:
         result = _result(job)
         if job.task.start == "pretrained" and result:

@@ -7,6 +7,7 @@ examples are adversarial.
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 
 from recipes.cli import UserError
@@ -28,6 +29,7 @@ class Task:
         folder: in the classic layout of TSV files, and the task's usual spelling.
         text_columns: one, or two for a pair, as the hub names them.
         labels: names in the hub's order, which is the class index; None for a regression.
+        score_range: of a regression's labels, and of the predictions that the GLUE server takes.
         labels_by_name: whether the TSV files and the GLUE server write labels as names; else as
             class indices.
         metrics: computed on each development set, the one that is the task's score first.
@@ -47,6 +49,7 @@ class Task:
     folder: str
     text_columns: tuple[str, ...]
     labels: tuple[str, ...] | None
+    score_range: tuple[float, float] = (-math.inf, math.inf)
     labels_by_name: bool = False
     metrics: tuple[str, ...] = ("accuracy",)
     train_count: int
@@ -191,6 +194,7 @@ _ALL = (
         folder="STS-B",
         text_columns=("sentence1", "sentence2"),
         labels=None,
+        score_range=(0.0, 5.0),
         metrics=("spearman", "pearson"),
         train_count=5_749,
         dev_counts={"dev": 1_500},

@@ -13,8 +13,6 @@ import numpy as np
 from recipes.glue_tasks import Task
 from recipes.whole_files import write_whole
 
-_STSB_RANGE = (0.0, 5.0)  # the server refuses a similarity outside
-
 
 def write_predictions(
     directory: str | Path, task: Task, name: str, predictions: np.ndarray
@@ -24,8 +22,8 @@ def write_predictions(
     Args:
         directory: made if it is not there.
         name: of the test set, a key of `task.server_files`.
-        predictions: [N] class indices, or scores for a regression, which are clipped to 0..5, in
-            the order of `TaskData.test`.
+        predictions: [N] class indices, or scores for a regression, which are clipped to the
+            task's range, in the order of `TaskData.test`.
 
     Returns:
         The file.
@@ -47,7 +45,7 @@ def _texts(task: Task, predictions: np.ndarray) -> list[str]:
     if task.labels is None:
         if not np.isfinite(predictions).all():
             raise ValueError(f"{task.folder}: predictions that are not finite")
-        return [f"{score:.3f}" for score in np.clip(predictions, *_STSB_RANGE)]
+        return [f"{score:.3f}" for score in np.clip(predictions, *task.score_range)]
     classes = np.arange(task.outputs)
     if not np.isin(predictions, classes).all():
         raise ValueError(f"{task.folder}: predictions other than 0 to {classes[-1]}")

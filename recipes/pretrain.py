@@ -28,9 +28,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from model.attention import BACKENDS, best_backend, check_backend
 from model.config import PRESETS, ModelConfig, preset, training_flops
-from model.kernels import KERNELS, best_kernels, check_kernels
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import seed_dropout
 from recipes import device_memory, engine, run_record
@@ -39,6 +37,7 @@ from recipes.cli import ArgumentParser, Faults, UserError, run
 from recipes.engine import BatchPlan, World
 from recipes.export import TOKENIZER_FILES, export
 from recipes.interruption import INTERRUPTED, STOPPED, StopRequests, Watchdog
+from recipes.kernel_options import add_kernel_options, choose_kernels
 from recipes.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
 from recipes.run_log import RunLog
 from recipes.schedule import (
@@ -83,15 +82,19 @@ def main() -> int:
     settings = resolve(options, options.gpus or engine.launched_world_size())
     if options.dry_run:
         print(run_record.describe(settings))
-        try:
-            dry_run_memory(settings)
-        finally:
-            engine.shut_down()
+        memory = needed_memory(settings)
+        print(f"    memory: {memory}")
+        capacity = 80.0 if options.gpu_memory_gb is None else options.gpu_memory_gb
+        device_memory.check_fit(memory, settings.plan.micro_batch, capacity)
         return 0
     watchdog = Watchdog(options.step_timeout)
     watchdog.pause()
+    needed = needed_memory(settings) if torch.cuda.is_available() else None
     world = engine.initialize_world(options.tensor_parallel)
     try:
+        if needed:
+            size = settings.plan.micro_batch
+            device_memory.check_devices(needed, size, world, options.gpu_memory_gb)
         status = train(settings, world, watchdog)
     except UserError:
         faulthandler.dump_traceback_later(SHUTDOWN_SECONDS, exit=True)  # others may not have failed
@@ -209,7 +212,7 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
                         export_weights(trainer, settings, done, directory)
             ending = not last and (asked["signalled"] or asked["stop_file"])
             if ending:
-                status = INTERRUPTED if asked["signalled"] else STOPPED
+                status = STOPPED if asked["stop_file"] else INTERRUPTED
             begin = last or ending or due(done.step, options.save_every)
             if begin or asked["save_failed"]:
                 save(begin, wait=last or ending)
@@ -224,7 +227,8 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
                 + (f" of {settings.total_steps}" if settings.total_steps else "")
                 + ", with a checkpoint; the same command goes on"
             )
-        requests.honoured()
+        if status == STOPPED:  # one that came too late to be seen is for the next start
+            requests.honoured()
         return status
     exported = export_weights(trainer, settings, done, options.output)
     if world.rank == 0:
@@ -238,26 +242,23 @@ def export_weights(trainer: Any, settings: Run, done: Progress, directory: Path)
     return export(trainer, settings.model, settings.options.data, directory, facts)
 
 
-def dry_run_memory(settings: Run) -> None:
-    """Say what a GPU would have to hold.
-
-    Raises:
-        UserError: it is more than --gpu-memory-gb.
-    """
+def needed_memory(settings: Run) -> device_memory.MemoryEstimate:
+    """What a GPU has to hold. Call before the ranks have met: it takes a world of one process."""
     options = settings.options
-    needed = device_memory.estimate(
-        settings.model,
-        settings.deepspeed,
-        settings.plan,
-        sequence_length=options.sequence_length,
-        mask_probability=options.mask_probability,
-        tensor_parallel=options.tensor_parallel,
-        attention=options.attention,
-        kernels=options.kernels,
-        recompute=options.recompute,
-    )
-    print(f"    memory: {needed}")
-    device_memory.check_fit(needed, settings.plan.micro_batch, options.gpu_memory_gb)
+    try:
+        return device_memory.estimate(
+            settings.model,
+            settings.deepspeed,
+            settings.plan,
+            sequence_length=options.sequence_length,
+            mask_probability=options.mask_probability,
+            tensor_parallel=options.tensor_parallel,
+            attention=options.attention,
+            kernels=options.kernels,
+            recompute=options.recompute,
+        )
+    finally:
+        engine.shut_down()
 
 
 def on_skipped(done: Progress, loss: float, norm: float, in_a_row: int, world: World) -> None:
@@ -498,7 +499,7 @@ def resolve(options: Any, world_size: int) -> Run:
         model = replace(model, vocab_size=train.vocab_size)
         faults += _model_faults(model, options)
     if model:
-        faults += choose_kernels(model, options)
+        faults += choose_kernels(model, options, assumed_gpus=bool(options.gpus))
     faults.stop()
     assert model and deepspeed and train and validation and plan
     if options.learning_rate is None:
@@ -538,25 +539,11 @@ def _option_faults(options: Any) -> list[str]:
         (options.tensor_parallel >= 1, "--tensor-parallel: at least 1"),
         (options.gpus is None or options.gpus >= 1, "--gpus: at least 1"),
         (options.gpus is None or options.dry_run, "--gpus: only with --dry-run; a launcher starts"),
+        (options.gpu_memory_gb is None or options.gpu_memory_gb > 0, "--gpu-memory-gb: positive"),
         (options.price_per_gpu_hour >= 0, "--price-per-gpu-hour: not negative"),
     ]
     options.tensor_parallel = max(1, options.tensor_parallel)
     return [message for holds, message in checks if not holds]
-
-
-def choose_kernels(model: ModelConfig, options: Any) -> list[str]:
-    """Put names in the place of `auto`; returns what cannot run here."""
-    device_type = "cuda" if torch.cuda.is_available() or options.gpus else "cpu"
-    if options.attention == "auto":
-        options.attention = best_backend(device_type, model.attention_dropout)
-    if options.kernels == "auto":
-        options.kernels = best_kernels(device_type)
-    if options.gpus:  # a dry run, perhaps where there is neither a GPU nor Triton
-        return []
-    faults = Faults()
-    faults.attempt(lambda: check_backend(options.attention, device_type, model.attention_dropout))
-    faults.attempt(lambda: check_kernels(options.kernels, device_type))
-    return faults
 
 
 def _model_faults(model: ModelConfig, options: Any) -> list[str]:
@@ -625,19 +612,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         help="per step at peak learning rate, as published; AdamW is handed this / peak",
     )
     add("--seed", type=int, default=17, help="of weights, order, masking and dropout")
-    add(
-        "--attention",
-        choices=("auto", *BACKENDS),
-        default="auto",
-        help="attention backend; auto: triton on a GPU, sdpa on the CPU and for models that drop "
-        "attention weights",
-    )
-    add(
-        "--kernels",
-        choices=("auto", *KERNELS),
-        default="auto",
-        help="of the operations around the matmuls; auto: triton on a GPU, torch on the CPU",
-    )
+    add_kernel_options(parser)
     add(
         "--recompute",
         action="store_true",
@@ -676,7 +651,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     add("--price-per-gpu-hour", type=float, default=2.5, help="dollars (appendix E)")
     add("--dry-run", action="store_true", help="print the resolved run or its faults, and exit")
     add("--gpus", type=int, help="with --dry-run: as if there were so many, 8 to a node")
-    add("--gpu-memory-gb", type=float, default=80.0, help="with --dry-run: of each GPU")
+    add(
+        "--gpu-memory-gb",
+        type=float,
+        help="of each GPU, in 10^9 bytes, against which the estimate is checked before the start; "
+        "what the GPU says unless given, and 80 with --dry-run",
+    )
     add("--local-rank", type=int, default=0, help="set by the deepspeed launcher; not used")
     return parser.parse_args(arguments)
 

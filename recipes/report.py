@@ -2,9 +2,11 @@
 
     python recipes/report.py runs/base
     python recipes/report.py runs/base runs/large --output docs/results
+    python recipes/report.py runs/scaling/rapidbert-large/*
 
-writes `report.md`, `loss.png` and `throughput.png`, and prints the table. Nothing is measured
-here: every number is in the records, so a report can be made again at any time, anywhere.
+writes `report.md`, `loss.png` and `throughput.png`, and prints the table; of a scaling sweep,
+`scaling-<model>.md` and `.png` instead (`scaling.py`). Nothing is measured here: every number is in
+the records, so a report can be made again at any time, anywhere.
 """
 
 from __future__ import annotations
@@ -59,10 +61,10 @@ class Run:
         _, values = self.curve("step", key)
         return float(values[-1]) if len(values) else None
 
-    def median(self, key: str) -> float | None:
-        """The median over the logged windows of `key`, None where it was never logged."""
+    def median(self, key: str, *, skip: int = 0) -> float | None:
+        """The median over the logged windows of `key` after the first `skip`, None without any."""
         _, values = self.curve("step", key)
-        return statistics.median(values) if len(values) else None
+        return float(statistics.median(values[skip:])) if len(values) > skip else None
 
 
 def load_runs(directories: Sequence[Path]) -> list[Run]:
@@ -179,10 +181,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def markdown(runs: Sequence[Run]) -> str:
     """The report: table, figures, and what it takes to repeat each run."""
-    header, *rows = table(runs)
-    lines = ["# Pretraining report", ""]
-    lines += [_markdown_row(header), _markdown_row(["---"] * len(header))]
-    lines += [_markdown_row(row) for row in rows]
+    lines = ["# Pretraining report", "", *markdown_table(table(runs))]
     lines += ["", "![loss](loss.png)", "", "![throughput](throughput.png)"]
     for run_ in runs:
         settings = {
@@ -198,13 +197,19 @@ def markdown(runs: Sequence[Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, the first row its header."""
+    header, *others = rows
+    return [_markdown_row(row) for row in (header, ["---"] * len(header), *others)]
+
+
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def loss_figure(runs: Sequence[Run]) -> Figure:
     """Training and evaluation loss in nats against sequences, with the unigram entropy."""
-    figure, (axes,) = _figure(1, "Masked-language-model loss")
+    figure, (axes,) = new_figure(1, "Masked-language-model loss")
     first = min(run_.steps[0]["sequences"] for run_ in runs)
     last = max(run_.steps[-1]["sequences"] for run_ in runs)
     # Over less than two decades the logarithm would only hide the end, which matters most.
@@ -236,13 +241,13 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("sequences")
     axes.set_ylabel("nats per masked token")
-    _legend(axes, columns=3)
+    add_legend(axes, columns=3)
     return figure
 
 
 def throughput_figure(runs: Sequence[Run]) -> Figure:
     """Real tokens per second, and the shares lost to padding and to waiting for data, by step."""
-    figure, (speed, lost) = _figure(2, "Throughput")
+    figure, (speed, lost) = new_figure(2, "Throughput")
     for run_, color, _ in _styled(runs):
         _draw(speed, *run_.curve("step", "throughput/tokens_per_sec"), color, label=run_.name)
     for key, label, style in (
@@ -259,12 +264,13 @@ def throughput_figure(runs: Sequence[Run]) -> Figure:
     for axes in (speed, lost):
         axes.set_ylim(bottom=0)
     if len(runs) > 1:
-        _legend(speed, columns=3)
-    _legend(lost, columns=2)
+        add_legend(speed, columns=3)
+    add_legend(lost, columns=2)
     return figure
 
 
-def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
+def new_figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
+    """Panels one above the other over one x-axis, in the style of all figures."""
     figure = Figure(figsize=(9, 2 + 3 * panels), layout="constrained")
     grid = figure.subplots(panels, 1, sharex=True, squeeze=False)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
@@ -322,8 +328,8 @@ def bin_means(
     return x_means, y_means
 
 
-def _legend(axes: Axes, columns: int) -> None:
-    # Above the panel, where no curve can run through it.
+def add_legend(axes: Axes, columns: int) -> None:
+    """Above the panel, where no curve can run through it."""
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
@@ -335,16 +341,26 @@ def _legend(axes: Axes, columns: int) -> None:
 
 
 def png(figure: Figure) -> bytes:
+    """The figure as a file's contents."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
-def write_report(runs: Sequence[Run], output: Path) -> Path:
-    """Write `report.md`, `loss.png` and `throughput.png` into `output`; returns the report."""
+def make_directory(output: Path) -> None:
+    """Make the directory of a report.
+
+    Raises:
+        UserError: it is a file.
+    """
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; name a directory")
     output.mkdir(parents=True, exist_ok=True)
+
+
+def write_report(runs: Sequence[Run], output: Path) -> Path:
+    """Write `report.md`, `loss.png` and `throughput.png` into `output`; returns the report."""
+    make_directory(output)
     write_whole(output / "loss.png", png(loss_figure(runs)))
     write_whole(output / "throughput.png", png(throughput_figure(runs)))
     report = output / "report.md"
@@ -358,9 +374,14 @@ def main() -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="directory of report.md, loss.png, throughput.png; the first run's if not given",
+        help="directory of the report and its figures; the first run's if not given, and beside "
+        "the models' directories for a scaling sweep",
     )
     options = parser.parse_args()
+    from recipes import scaling  # it draws with what is in this file
+
+    if scaling.is_sweep(options.runs):
+        return scaling.main(options.runs, options.output)
     runs = load_runs(options.runs)
     report = write_report(runs, options.output or options.runs[0])
     print(aligned(table(runs)))

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from recipes.checkpoint import published
+from recipes.checkpoint import has_checkpointed
 from recipes.cli import UserError
 from recipes.engine import World, precision
 from recipes.schedule import adamw_weight_decay
@@ -96,8 +96,8 @@ def _start(settings: Run, world: World) -> bool:
             )
     print(describe(settings))
     write_whole(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
-    # One that a crash left unfinished, the first of a run, is no progress to go on from.
-    return bool(published(output / "checkpoints")) or (output / "export").exists()
+    # A first checkpoint that a crash left unfinished is no progress to go on from.
+    return has_checkpointed(output) or (output / "export").exists()
 
 
 _locks: dict[Path, IO[bytes]] = {}  # held until the process ends, however it ends

@@ -10,8 +10,10 @@ PARTIAL = ".partial"
 """Ending of what is not finished; nothing with this name is ever read."""
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a reader, or a crash, sees the old or the new, never half.
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace `path` by `parts`, one after the other.
+
+    A reader, or a crash, sees the old or the new, never half.
 
     Raises:
         OSError: the file system's own (full, read-only); `path` is then as it was.
@@ -19,7 +21,8 @@ def write_whole(path: Path, data: bytes) -> None:
     aside = path.with_name(path.name + PARTIAL)
     try:
         with aside.open("wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)

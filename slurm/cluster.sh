@@ -6,11 +6,13 @@
 #export SBATCH_ACCOUNT=my_project
 #export SBATCH_PARTITION=gpu
 
-# How a command runs on the nodes of a job: one task per GPU. When one has ended, the others have
-# a minute to end by themselves, so that the status is the trainer's own and not that of a task that
+# How a command runs on the nodes of a job: one task per GPU, each with the job's cores per task,
+# which srun does not take over by itself since SLURM 22.05. When one has ended, the others have a
+# minute to end by themselves, so that the status is the trainer's own and not that of a task that
 # srun has killed.
-ending=(--kill-on-bad-exit=0 --wait="${TASK_END_SECONDS:-60}")
-on_nodes() { srun "${ending[@]}" "$@"; }
+steps=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0
+  --wait="${TASK_END_SECONDS:-60}")
+on_nodes() { srun "${steps[@]}" "$@"; }
 
 # 1. Modules and the environment that `./run.sh setup` made.
 #module load cuda/13.0
@@ -19,12 +21,12 @@ if [[ -f .venv/bin/activate ]]; then source .venv/bin/activate; fi
 
 # 2. A container through pyxis. The repository must be visible inside.
 #on_nodes() {
-#  srun "${ending[@]}" --container-image="$PWD/rapidbert.sqsh" \
+#  srun "${steps[@]}" --container-image="$PWD/rapidbert.sqsh" \
 #    --container-mounts="$PWD:$PWD" --container-workdir="$PWD" "$@"
 #}
 
 # 3. A container through apptainer.
-#on_nodes() { srun "${ending[@]}" apptainer exec --nv --bind "$PWD" rapidbert.sif "$@"; }
+#on_nodes() { srun "${steps[@]}" apptainer exec --nv --bind "$PWD" rapidbert.sif "$@"; }
 
 # Network interface for the rendezvous and for NCCL, where the default route is not the fast one.
 #export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
@@ -32,7 +34,8 @@ if [[ -f .venv/bin/activate ]]; then source .venv/bin/activate; fi
 # Where rank 0 is, if the first node's name in SLURM is not one that the others can reach.
 #export MASTER_ADDR=...
 
-# CPU cores for each GPU of a finetuning job; the pretraining jobs say it in their #SBATCH lines.
+# CPU cores for each GPU of the jobs that other jobs submit (finetuning, the scaling sweep); the
+# pretraining jobs say it in their #SBATCH lines.
 export CPUS_PER_GPU=${CPUS_PER_GPU:-6}
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

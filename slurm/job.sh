@@ -11,8 +11,9 @@ submit() {
   )
 }
 
-newest_checkpoint() { # of a run's directory
-  find "$1/checkpoints" -maxdepth 1 -name 'step-*' ! -name '*.partial' -printf '%f\n' 2>/dev/null |
+newest_checkpoint() { # of a run's directory, which may have none yet
+  [[ -d $1/checkpoints ]] || return 0
+  find "$1/checkpoints" -maxdepth 1 -name 'step-*' ! -name '*.partial' -printf '%f\n' |
     sort | tail -n 1
 }
 
@@ -26,6 +27,11 @@ note() { # run directory, words
   printf '%s job %s %s\n' "$(date --iso-8601=seconds)" "$SLURM_JOB_ID" "${*:2}" >>"$1/attempts.log"
 }
 
+give_up() { # run directory, starts, checkpoint, what became of the last start
+  echo "$2 starts in a row from ${3:-nothing} have brought no new checkpoint, the last one $4: not" \
+    "started again. See above and $1/attempts.log." >&2
+}
+
 # Pretrain, and start again whatever happens, as long as there is progress:
 #   0 finished; 2 wrong settings and 3 stopped by <output>/stop: the end, for a person to look at;
 #   all else (75 after a signal, a crash, a killed rank): back into the queue, unless MAX_RESTARTS
@@ -35,7 +41,14 @@ pretrain() { # model, DeepSpeed JSON
   local output=${OUTPUT:-runs/${model#rapidbert-}} most=${MAX_RESTARTS:-3}
   read -ra options <<<"${PRETRAIN_OPTIONS:-}"
   mkdir -p "$output"
-  note "$output" "starts from $(newest_checkpoint "$output" | grep . || echo nothing)"
+  newest=$(newest_checkpoint "$output")
+  note "$output" "starts from ${newest:-nothing}"
+  # After a start that ended below, this cannot be; after one that its node took with it, it can.
+  starts=$(starts_from "$output" "$newest")
+  if ((starts > most + 1)); then
+    give_up "$output" "$((starts - 1))" "$newest" "was lost with its node"
+    return 1
+  fi
   echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
   on_nodes python recipes/pretrain.py --model "$model" --data "${DATA:-data/c4}" \
     --output "$output" --deepspeed_config "$config" "${options[@]}" || status=$?
@@ -47,8 +60,7 @@ pretrain() { # model, DeepSpeed JSON
   newest=$(newest_checkpoint "$output")
   starts=$(starts_from "$output" "$newest")
   if ((starts > most)); then
-    echo "$starts starts in a row from ${newest:-nothing} have brought no new checkpoint, the last" \
-      "one ended with status $status: not started again. See above and $output/attempts.log." >&2
+    give_up "$output" "$starts" "$newest" "ended with status $status"
     return $status
   fi
   echo "ended with status $status, newest checkpoint ${newest:-none}: back into the queue"

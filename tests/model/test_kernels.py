@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from model import attention_kernel, triton_kernels
 from model import kernels as ops
 from model.dropout import keep_mask
 
@@ -218,3 +224,32 @@ def test_what_cannot_run_is_named(monkeypatch):
     with pytest.raises(ValueError, match="'triton': they need a GPU .*; use 'torch' or 'compile'"):
         ops.check_kernels("triton", "cpu")
     assert ops.best_kernels("cpu") == "torch" and ops.best_kernels("cuda") == "triton"
+
+
+# Shared memory that a block may have (CUDA programming guide, compute capabilities).
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_kernels_compile_for_gpus(capability):
+    """The interpreter takes more than the compiler does. No A100 or H100 need be here."""
+    script = Path(__file__).with_name("compile_kernels.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, str(script), str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
+    kernels = {
+        name
+        for module in (attention_kernel, triton_kernels)
+        for name, value in vars(module).items()
+        if name.endswith(("_forward", "_backward", "_dropout"))
+        or name.startswith(("_forward_", "_backward_"))
+        if hasattr(value, "fn")
+    }
+    assert found.keys() == kernels and len(kernels) == 12
+    for name, facts in found.items():
+        assert facts["shared_bytes"] <= SHARED_BYTES[capability], name
+        assert facts["tensor_cores"] == (name in vars(attention_kernel)), name

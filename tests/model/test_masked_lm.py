@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from plain_bert import PaddedBatch, PlainRapidBERT, randomise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from model import kernels
 from model.config import ModelConfig, training_flops
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.public_layout import from_public, scatter_state, to_public
@@ -181,6 +183,46 @@ def test_both_backends_agree():
 @pytest.fixture(scope="module", params=["rapidbert", "bert"])
 def model(request, single_process) -> MaskedLM:
     return build(rapidbert() if request.param == "rapidbert" else bert())
+
+
+FAST = {
+    "triton": dict(attention_backend="triton", kernels="triton"),
+    "triton, recomputed": dict(attention_backend="triton", kernels="triton", recompute=True),
+    "triton, tiled": dict(attention_backend="triton", kernels="triton"),
+    "compile": dict(attention_backend="sdpa", kernels="compile"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("path", "feed_forward"),
+    [*((path, "fused_glu") for path in FAST), ("triton", "glu"), ("triton", "standard")],
+)
+def test_the_fast_paths_train_like_the_plain_one(path, feed_forward, dtype, monkeypatch):
+    """The same masks of dropout, and losses and gradients that differ by rounding."""
+    # All of torch.compile but its code generation, which takes a minute here.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    kernels._compiled.cache_clear()
+    dropout = dict(hidden_dropout=0.2, ffn_dropout=0.0 if feed_forward == "standard" else 0.2)
+    config = rapidbert(feed_forward=feed_forward, **dropout)
+    batch = PaddedBatch.random(LENGTHS, config.vocab_size)
+    inputs = batch.packed_inputs | batch.packed_targets
+    if path == "triton, tiled":
+        inputs["max_sequence_length"] = 150
+    results = []
+    for options in ({}, FAST[path]):
+        model = MaskedLM(config, **options)
+        randomise(model)
+        model.to(dtype).train()
+        loss = model(**inputs, sequence_keys=torch.arange(len(LENGTHS)))
+        loss.backward()
+        results.append((loss.item(), gradients(model)))
+    (loss, grads), (fast_loss, fast_grads) = results
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert fast_loss == pytest.approx(loss, rel=tolerance)
+    for name, gradient in grads.items():
+        error = (fast_grads[name].double() - gradient.double()).norm()
+        assert error <= 3 * tolerance * gradient.double().norm() + 1e-6, name
 
 
 def test_omitted_token_types_are_zeros(model):

@@ -75,3 +75,11 @@ def token_data(write_token_data: WriteTokenData) -> Path:
     return write_token_data(
         {"train": [documents(90), documents(3), documents(150)], "validation": [documents(40)]}
     )
+
+
+@pytest.fixture(scope="session")
+def finetune_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a toy export to finetune and toy tasks in GLUE's layout; not to be changed."""
+    from finetune_scenarios import make_place  # imports the model
+
+    return make_place(tmp_path_factory.mktemp("finetune"))

@@ -24,12 +24,14 @@ from pretrain_scenarios import (
     write_config,
     write_data,
 )
+from safetensors.torch import load as safetensors_load
 from safetensors.torch import load_file, save_file
 
 from model.parallel import initialize_parallel
 from recipes import checkpoint, engine, export, pretrain
 from recipes.checkpoint import MANIFEST, Checkpoints, Progress, SaveError
 from recipes.cli import UserError
+from recipes.whole_files import PARTIAL
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 NEWEST, OLDER = "step-000000005", "step-000000003"
@@ -175,6 +177,7 @@ def test_without_a_whole_checkpoint_a_run_does_not_start_over(copy):
 def test_a_run_killed_in_its_first_save_starts_again(copy):
     run, arguments = copy
     shutil.rmtree(run / "export")
+    (run / checkpoint.CHECKPOINTED).unlink()
     shutil.rmtree(run / "checkpoints" / OLDER)
     never_published(run / "checkpoints" / NEWEST)
     outcomes = run_world(2, pretraining, arguments)
@@ -182,11 +185,34 @@ def test_a_run_killed_in_its_first_save_starts_again(copy):
     assert "step 1/5" in outcomes[0].output
 
 
-def test_a_finished_run_without_its_checkpoints_does_not_start_over(copy):
+@pytest.mark.parametrize("left", ["export", checkpoint.CHECKPOINTED])
+def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(copy, left):
     run, arguments = copy
-    shutil.rmtree(run / "checkpoints")
-    with pytest.raises(UserError, match="no whole checkpoint to resume from"):
-        values(run_world(2, pretraining, arguments))
+    for lost in {"checkpoints", "export", checkpoint.CHECKPOINTED} - {left}:
+        path = run / lost
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    log = (run / "log.jsonl").read_bytes()
+    for outcome in run_world(2, pretraining, arguments):
+        assert "no whole checkpoint to resume from" in str(outcome.error)
+    assert (run / "log.jsonl").read_bytes() == log
+
+
+def resumed_and_saved(arguments: list[str], step: int) -> None:
+    settings, world, trainer = build(arguments)
+    checkpoints = opened(settings, world, keep=1)
+    checkpoints.resume(trainer, expected=True)
+    checkpoints.save(trainer, Progress(step))
+    checkpoints.wait()
+    engine.shut_down()
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_damaged_checkpoint_does_not_take_a_good_ones_place(copy, step):
+    run, arguments = copy
+    truncated(run / "checkpoints" / NEWEST)
+    values(run_world(2, resumed_and_saved, arguments, step))
+    [kept] = checkpoint.published(run / "checkpoints")
+    assert kept.name == f"step-{step:09d}" and not list(checkpoint.damage(kept))
 
 
 def limited(arguments: list[str], rank: int, limit: int) -> Any:
@@ -232,13 +258,13 @@ def full_for_a_while(arguments: list[str], rank: int) -> Any:
     return pretraining(arguments)
 
 
-@pytest.mark.parametrize("policy", ["continue", "stop"])
-def test_a_full_disk_in_between_is_said_and_the_run_goes_on_or_stops(data, tmp_path, policy):
+@pytest.mark.parametrize(("policy", "rank"), [("continue", 0), ("continue", 1), ("stop", 1)])
+def test_a_full_disk_in_between_is_said_and_the_run_goes_on_or_stops(data, tmp_path, policy, rank):
     config = write_config(tmp_path, 8, 4)
     arguments = command_line(
         data, tmp_path / "run", config, duration=72, save_every=2, on_save_failure=policy
     )
-    outcomes = run_world(2, full_for_a_while, arguments, 1)
+    outcomes = run_world(2, full_for_a_while, arguments, rank)
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     if policy == "continue":
         assert values(outcomes) == [0, 0]
@@ -282,6 +308,34 @@ def test_the_newest_checkpoints_and_every_nth_are_kept(data, tmp_path, keep, eve
         assert not list(checkpoint.damage(checkpoint_directory))
 
 
+def test_the_library_reads_what_is_written_without_it():
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"weight/{n}/0": torch.randn(n, generator=generator) for n in (1, 3, 1000)}
+    written = b"".join(checkpoint.safetensors_parts(tensors))
+    read = safetensors_load(written)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    assert safetensors_load(b"".join(checkpoint.safetensors_parts({}))) == {}
+
+
+def interrupted_writer(arguments: list[str]) -> str:
+    """A fault that is nobody's file system, in the thread that writes."""
+    settings, world, trainer = build(arguments)
+    checkpoints = opened(settings, world)
+    checkpoint._Save._write = lambda save, name: 1 / 0  # type: ignore[method-assign]
+    checkpoints.save(trainer, Progress(1))
+    with pytest.raises(SaveError, match="division by zero") as refusal:
+        checkpoints.wait()
+    engine.shut_down()
+    return str(refusal.value)
+
+
+def test_no_rank_waits_for_a_writer_that_has_failed(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    arguments = command_line(data, tmp_path / "run", config, duration=80)
+    values(run_world(2, interrupted_writer, arguments))
+
+
 def taken_over(arguments: list[str]) -> tuple[str, bytes]:
     """A start that was thought dead wakes up and saves; what it is told."""
     settings, world, trainer = build(arguments)
@@ -320,6 +374,29 @@ def test_ranks_that_do_not_share_the_directory_are_told(data, tmp_path):
         assert isinstance(outcome.error, UserError)
         assert "file system that all nodes share" in str(outcome.error)
         assert "rank 1" in str(outcome.error)
+
+
+def blind_later(arguments: list[str]) -> Any:
+    """Rank 1 writes elsewhere once the run has begun, or what it writes is never seen."""
+    checkpoint.VISIBLE_SECONDS = 0.5
+    write = checkpoint._Save._write
+
+    def elsewhere(save: Any, name: str) -> None:
+        if os.environ["RANK"] == "1":
+            save._partial = save._partial.with_name(f"elsewhere{PARTIAL}")
+        write(save, name)
+
+    checkpoint._Save._write = elsewhere  # type: ignore[method-assign]
+    return pretraining(arguments)
+
+
+def test_a_shard_that_rank_0_does_not_see_is_named(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    arguments = command_line(data, tmp_path / "run", config, duration=8)
+    for outcome in run_world(2, blind_later, arguments):
+        assert isinstance(outcome.error, SaveError)
+        assert "does not see tp00-dp00001.safetensors, which other ranks" in str(outcome.error)
+    assert not checkpoint.has_checkpointed(tmp_path / "run")
 
 
 def exported(arguments: list[str]) -> tuple[float, float]:

@@ -214,6 +214,9 @@ def test_stsb_has_scores(tmp_path):
     assert data.labels is None
     assert data.train.labels.dtype == np.float32
     np.testing.assert_array_equal(data.train.labels, np.float32([3.8, 5.0]))
+    write(tmp_path / "STS-B/dev.tsv", header, row + "e\tf\t5.25")
+    (fault,) = faults(load_task, find_task("stsb"), tmp_path)
+    assert "dev.tsv:2: label '5.25' is not from 0 to 5; 1 of 1" in fault
 
 
 def test_qnli_pairs_a_question_with_a_sentence(tmp_path):
@@ -240,13 +243,21 @@ def test_all_faults_of_a_task_come_at_once(tmp_path):
     write(tmp_path / "RTE/dev.tsv", "index\tquestion\tsentence\tlabel", "0\ta\tb\tentailment")
     train, dev = faults(load_task, find_task("rte"), tmp_path)
     assert train == (
-        f"{tmp_path / 'RTE/train.tsv'}:2: label 'neutral' is none of '0', '1', 'entailment', "
+        f"{tmp_path / 'RTE/train.tsv'}:2: label 'neutral' is none of 'entailment', "
         "'not_entailment'; 1 of 1 records cannot be used, more than 1%"
     )
     assert dev == (
         f"{tmp_path / 'RTE/dev.tsv'}: no column 'sentence1', 'sentence2'; "
         "there are 'index', 'question', 'sentence', 'label'"
     )
+
+
+def test_another_tasks_dev_set_with_the_same_columns_is_refused(tmp_path):
+    """WNLI's columns are RTE's, but its labels are numbers."""
+    write_rte(tmp_path)
+    write(tmp_path / "dev.tsv", RTE_HEADER, "0\ta\tb\t1")
+    (fault,) = faults(load_task, find_task("rte"), tmp_path)
+    assert "label '1' is none of 'entailment', 'not_entailment'" in fault
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"index\tsentence1\tsentence2\tlabel\n"])

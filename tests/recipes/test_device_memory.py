@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
+import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pretrain_scenarios import build, command_line, run_world, values, write_config, write_data
+from pretrain_scenarios import (
+    build,
+    command_line,
+    pretraining,
+    run_world,
+    values,
+    write_config,
+    write_data,
+)
 
 from model.config import PRESETS
+from model.parallel import initialize_parallel
 from recipes import device_memory as memory
-from recipes import engine
+from recipes import engine, pretrain
 from recipes.cli import UserError
 from recipes.device_memory import MemoryEstimate
 from recipes.engine import BatchPlan, plan_batches
+from recipes.token_shards import MANIFEST_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 BF16 = {"bf16": {"enabled": True}}
@@ -38,6 +50,19 @@ def test_activations_of_a_deep_model_and_a_large_batch_are_those_counted(monkeyp
             each = memory.activation_bytes(config, dtype, 64, 0.3)
             whole = memory.kept_bytes(config, dtype, 8, 64, 0.3, "sdpa")
             assert 8 * each == pytest.approx(whole, rel=0.02)
+
+
+def test_activations_of_the_triton_kernels_are_those_of_the_formula():
+    """What autograd keeps when the kernels really run, in the interpreter."""
+    initialize_parallel()
+    sizes = dict(vocab_size=128, num_layers=2, hidden_size=64, num_heads=1, ffn_size=128)
+    config = replace(PRESETS["rapidbert-base"], **sizes)
+    for dtype, length in ((torch.float32, 48), (torch.bfloat16, 136)):
+        formula = memory.triton_activation_bytes(config, dtype, length, 0.3)
+        kept = memory.kept_bytes(config, dtype, 2, length, 0.3, "triton", "triton")
+        assert 2 * formula == pytest.approx(kept, rel=0.04)
+        again = memory.triton_activation_bytes(config, dtype, length, 0.3, recompute=True)
+        assert again < formula
 
 
 def test_activations_grow_with_width_and_shrink_with_precision():
@@ -108,35 +133,143 @@ def test_bytes_per_parameter_of_bf16(stage, accumulation, ranks, counted):
 def test_what_does_not_fit_is_told_the_largest_micro_batch():
     needed = MemoryEstimate(10**9, 2 * 10**9, 10**9, 60 * 10**9, 10**9)
     memory.check_fit(needed, 512, 80)
-    with pytest.raises(UserError, match=r"do not fit into 40 GB.*= 65.0 GB.*; 298 sequences fit"):
+    with pytest.raises(UserError, match=r"do not fit into 40 GB.*= 65.00 GB.*; 298 sequences fit"):
         memory.check_fit(needed, 512, 40)  # (40 - 5) / 60 * 512 = 298.7
     with pytest.raises(UserError, match="not even one sequence fits"):
         memory.check_fit(needed, 512, 4)
 
 
-def dry_run(data: Path, size: str, gpus: int, *more: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "recipes/pretrain.py", "--dry-run", "--gpus", str(gpus)]
-    command += ["--model", f"rapidbert-{size}", "--data", str(data), "--output", "none"]
-    command += ["--deepspeed_config", f"ds_configs/{size}.json", *map(str, more)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def english(data, tmp_path_factory) -> Path:
+    """Data that say their tokenizer has as many pieces as the published one."""
+    directory = shutil.copytree(data, tmp_path_factory.mktemp("english") / "data")
+    manifest = json.loads((directory / MANIFEST_NAME).read_text())
+    manifest["tokenizer"]["vocab_size"] = 30_522
+    (directory / MANIFEST_NAME).write_text(json.dumps(manifest))
+    return directory
 
 
-@pytest.mark.slow
+def dry_run(data: Path, size: str, gpus: int, *more: Any) -> int:
+    arguments = ["--dry-run", "--gpus", str(gpus), "--model", f"rapidbert-{size}"]
+    arguments += ["--data", str(data), "--output", str(data / "none")]
+    config = ROOT / "ds_configs" / f"{size}.json"
+    status = pretraining([*arguments, "--deepspeed_config", str(config), *map(str, more)])
+    assert not (data / "none").exists()
+    return status
+
+
+# By hand. Embeddings with norm, layers, head: word 30,528 h, types 2 h, norm 2 h; per layer
+# q, k, v and output 4 (h h + h), GLU h x 2 f without bias, f h + h, two norms 4 h; head h h + h,
+# norm 2 h, bias 30,528; h, f = 768, 3,072 in 12 layers and 1,024, 4,096 in 24.
+PARAMETERS = {"base": 137_400_384, "large": 435_221_312}
+GPUS = [8, 16, 32, 64, 128, 200]
+# Sequences per micro-batch and micro-batches per step: 4,096 over the GPUs, cut by 512 and 256.
+CUT = {
+    "base": [(512, 1), (256, 1), (128, 1), (64, 1), (32, 1), (20, 1)],
+    "large": [(256, 2), (256, 1), (128, 1), (64, 1), (32, 1), (20, 1)],
+}
+
+
 @pytest.mark.parametrize("size", ["base", "large"])
-def test_a_dry_run_for_200_gpus_shows_what_each_would_hold(data, size):
-    shown = dry_run(data, size, 200)
-    assert shown.returncode == 0, shown.stderr
-    assert "nodes: 25 nodes x 8 GPUs" in shown.stdout
-    assert "4000 = 20 sequences x 1 micro-batches x 200 ranks (rounded from 4096" in shown.stdout
-    assert "duration: 71,680 steps, 286,720,000 sequences" in shown.stdout  # 70,000 x 4,096 / 4,000
-    assert " GB per GPU (estimate)" in shown.stdout
+def test_dry_runs_show_what_each_of_8_to_200_gpus_would_do_and_hold(english, size, capsys):
+    activations = {}
+    for gpus, (micro, accumulation) in zip(GPUS, CUT[size], strict=True):
+        assert dry_run(english, size, gpus) == 0
+        shown = capsys.readouterr().out
+        batch = 4000 if gpus == 200 else 4096
+        for line in (
+            f"nodes: {gpus // 8} nodes x 8 GPUs",
+            f"global batch {batch} = {micro} sequences x {accumulation} micro-batches x "
+            f"{gpus} ranks",
+            # 70,000 x 4,096 sequences, in batches of 4,000 on 200 GPUs.
+            f"duration: {'71,680' if gpus == 200 else '70,000'} steps, 286,720,000 sequences",
+            f"model: rapidbert-{size}, {PARAMETERS[size] / 1e6:.1f}M parameters",
+        ):
+            assert line in shown, shown
+        assert ("(rounded from 4096" in shown) == (gpus == 200)
+        memory_line = re.search(r"memory: (.*) = ([\d.]+) GB per GPU \(estimate\)", shown)
+        assert memory_line
+        parts = {name: float(gb) for name, gb in re.findall(r"(\w+) ([\d.]+)", memory_line[1])}
+        gigabyte = PARAMETERS[size] / 1e9
+        assert parts["parameters"] == pytest.approx(2 * gigabyte, abs=0.005)  # bf16
+        assert parts["gradients"] == pytest.approx(6 * gigabyte, abs=0.005)  # bf16 and fp32
+        # ZeRO-1: a part of the fp32 weights and of both moments.
+        assert parts["optimizer"] == pytest.approx(12 * gigabyte / gpus, abs=0.005)
+        assert parts["reserve"] == 3
+        assert float(memory_line[2]) == pytest.approx(sum(parts.values()), abs=0.03)
+        activations[micro] = parts["activations"]
+    # In proportion to the micro-batch, whatever the number of GPUs.
+    largest = max(activations)
+    for micro, size_of in activations.items():
+        assert size_of == pytest.approx(activations[largest] * micro / largest, abs=0.01)
 
 
-@pytest.mark.slow
-def test_a_dry_run_refuses_what_cannot_fit(data):
-    refused = dry_run(data, "large", 8, "--gpu-memory-gb", 16)
-    assert refused.returncode == 2
-    assert "micro-batches of 256 sequences do not fit into 16 GB" in refused.stderr
+@pytest.mark.parametrize(
+    ("size", "gpus", "gigabytes", "states"),
+    # What is there without activations: 8 bytes a parameter, 12 / GPUs of them, the reserve.
+    [("large", 8, 16, "3.48 + 0.65 + 3"), ("base", 8, 20, "1.10 + 0.21 + 3")],
+)
+def test_a_dry_run_refuses_what_cannot_fit_and_its_advice_is_the_largest_that_does(
+    english, size, gpus, gigabytes, states, tmp_path, capsys
+):
+    memory_of = ["--gpu-memory-gb", gigabytes]
+    with pytest.raises(UserError, match=f"do not fit into {gigabytes} GB") as refusal:
+        dry_run(english, size, gpus, *memory_of)
+    advised = int(re.findall(r"(\d+) sequences fit", str(refusal.value))[0])
+    activations = float(re.findall(r"activations ([\d.]+)", str(refusal.value))[0])
+    micro = CUT[size][GPUS.index(gpus)][0]
+    left = gigabytes - sum(map(float, states.split(" + ")))
+    assert advised == pytest.approx(left / (activations / micro), abs=1)
+    config = json.loads((ROOT / "ds_configs" / f"{size}.json").read_text())
+    for sequences, fits in ((advised, True), (advised + 1, False)):
+        # So many at once: as many in a global batch as the GPUs take in one go.
+        config["train_micro_batch_size_per_gpu"] = sequences
+        config["train_batch_size"] = sequences * gpus
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        more = [*memory_of, "--deepspeed_config", tmp_path / "config.json"]
+        if fits:
+            assert dry_run(english, size, gpus, *more) == 0
+        else:
+            with pytest.raises(UserError, match="do not fit"):
+                dry_run(english, size, gpus, *more)
+
+
+def on_gpus_of(arguments: list[str], sizes: list[int]) -> Any:
+    """Start on ranks that say they have GPUs of these sizes in bytes."""
+    no_cuda, resolve = torch.cuda.is_available, pretrain.resolve
+    initialize_world = engine.initialize_world
+    memory.device_bytes = lambda device: sizes[int(os.environ["RANK"])]
+
+    def then_gpus(*args: Any) -> Any:
+        settings = resolve(*args)
+        torch.cuda.is_available = lambda: True
+        return settings
+
+    def then_none(tensor_parallel: int) -> Any:
+        torch.cuda.is_available = no_cuda
+        return initialize_world(tensor_parallel)
+
+    pretrain.resolve, engine.initialize_world = then_gpus, then_none
+    return pretraining(arguments)
+
+
+def test_a_start_on_gpus_that_are_too_small_is_refused_on_every_rank(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    arguments = command_line(data, tmp_path / "run", config, duration=8)
+    enough, short = 4 * 10**9, 10**9
+    for outcome in run_world(2, on_gpus_of, arguments, [enough, short]):
+        assert isinstance(outcome.error, UserError)
+        assert str(outcome.error).startswith("rank 1 (")
+        assert "micro-batches of 4 sequences do not fit into 1 GB: parameters " in str(
+            outcome.error
+        )
+    assert not (tmp_path / "run").exists()
+    # What the estimate does not know, the user may; and what fits is trained.
+    arguments += ["--gpu-memory-gb", "4"]
+    assert values(run_world(2, on_gpus_of, arguments, [short, short])) == [0, 0]
+    assert (tmp_path / "run" / "export").exists()
+    # By the two ranks together: the world that the estimate took is gone.
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*/*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("gpus", [8, 16, 32, 64, 128, 200])

@@ -1,264 +1,229 @@
-"""Finetuning end to end at toy size: staging, repeatability, own data, and everything refused."""
+"""Finetuning end to end at toy size: staging, repeatability, two ranks, predictions, own data."""
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import pickle
-import subprocess
-import sys
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from finetune_scenarios import BAD, DEV, FILLER, GOOD, sentence
+from pretrain_scenarios import run_world, values
 from safetensors.torch import load_file
 
 from model.classifier import SequenceClassifier
-from model.config import ModelConfig
-from model.masked_lm import MaskedLM
-from model.parallel import initialize_parallel
-from recipes import finetune
-from recipes.cli import UserError
-from recipes.export import write_export
-from recipes.glue_tasks import TASKS
-from recipes.prepare_data import main as prepare
-from recipes.schedule import adamw_weight_decay
-from recipes.tokenizer import Tokenizer
-
-ROOT = Path(__file__).resolve().parents[2]
-GOOD = "fine lovely bright warm happy".split()
-BAD = "awful broken grim cold bitter".split()
-FILLER = "the a report said that weather was quite again and then".split()
-
-
-def sentence(rng: np.random.Generator, word: str) -> str:
-    words = list(rng.choice(FILLER, 6))
-    words.insert(int(rng.integers(6)), word)
-    return " ".join(words)
-
-
-def write_tasks(folder: Path) -> None:
-    """MNLI, RTE and CoLA in GLUE's layout; the label is decided by one word of the sentence."""
-    rng = np.random.default_rng(0)
-    for name, labels in (
-        ("MNLI", ("entailment", "neutral", "contradiction")),
-        ("RTE", ("entailment", "not_entailment")),
-        ("CoLA", ("1", "0")),
-    ):
-        (folder / name).mkdir(parents=True)
-        for file, count in (("train", 192), ("dev", 64)):
-            rows = []
-            for i in range(count):
-                label = int(rng.integers(len(labels)))
-                text = sentence(rng, str(rng.choice((GOOD, BAD, FILLER)[label])))
-                if name == "CoLA":
-                    rows.append(f"src\t{labels[label]}\t\t{text}")
-                elif name == "RTE":
-                    rows.append(f"{i}\t{text}\tthe report\t{labels[label]}")
-                else:
-                    rows.append(f"{i}\t{text}\tthe report\t{labels[label]}")
-            header = {"RTE": "index\tsentence1\tsentence2\tlabel", "CoLA": None}.get(
-                name, "index\tsentence1\tsentence2\tgold_label"
-            )
-            lines = ([header] if header else []) + rows
-            files = [f"{file}.tsv"]
-            if name == "MNLI" and file == "dev":
-                files = ["dev_matched.tsv", "dev_mismatched.tsv"]
-            for each in files:
-                (folder / name / each).write_text("\n".join(lines) + "\n")
-    (folder / "STAND_IN").write_text("made up for a test\n")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with `run` (an export of a random encoder) and `glue` (three tasks)."""
-    folder = tmp_path_factory.mktemp("finetune")
-    rng = np.random.default_rng(1)
-    text = [sentence(rng, str(rng.choice(GOOD + BAD))) for _ in range(600)]
-    (folder / "text.txt").write_text("\n\n".join(text))
-    prepare(
-        ["--input", str(folder / "text.txt"), "--output", str(folder / "data")]
-        + ["--vocab-size", "300", "--workers", "1"]
-    )
-    tokenizer = Tokenizer(folder / "data" / "tokenizer.model")
-    initialize_parallel()
-    torch.manual_seed(0)
-    config = ModelConfig(
-        "tiny", num_layers=1, hidden_size=32, num_heads=2, ffn_size=64, vocab_size=300
-    )
-    state = {name: value.detach() for name, value in MaskedLM(config).named_parameters()}
-    facts = {"tokenizer": {"fingerprint": tokenizer.fingerprint}}
-    write_export(folder / "run" / "export", state, config, folder / "data", facts)
-    write_tasks(folder / "glue")
-    return folder
-
-
-def run_all(*calls: list[str]) -> None:
-    """Several finetunings, one after the other, in one fresh process."""
-    code = """
-import json, sys
 from recipes import engine, finetune
-works = [finetune.parse_arguments(call) for call in json.loads(sys.argv[1])]
-world = engine.initialize_world()
-for options in works:
-    work = finetune.resolve(options, 1)
-    if finetune.is_done(work):
-        print("done already", work.name)
-    else:
-        finetune.finetune(work, world)
-engine.shut_down()
-"""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    subprocess.run(
-        [sys.executable, "-c", code, json.dumps(calls)], cwd=ROOT, env=environment, check=True
-    )
+from recipes.cli import UserError
+from recipes.finetune_options import is_done, parse_arguments, resolve
+from recipes.glue_tasks import TASKS
+
+FAST = ["--epochs", "20", "--learning-rate", "5e-3", "--batch-size", "16", "--log-every", "1"]
+
+
+def finetunings(calls: list[list[str]]) -> list[str]:
+    """Several, one after the other, in one process; returns which were done already."""
+    world = engine.initialize_world()
+    done = []
+    for call in calls:
+        work = resolve(parse_arguments(call), world.world_size)
+        if is_done(work):
+            done.append(work.name)
+        else:
+            finetune.finetune(work, world)
+    engine.shut_down()
+    return done
+
+
+def calm_finetunings(calls: list[list[str]]) -> list[str]:
+    """Likewise, without the head's dropout."""
+    finetune.SequenceClassifier = functools.partial(SequenceClassifier, dropout=0.0)  # type: ignore[misc,assignment]
+    return finetunings(calls)
+
+
+def losses(directory: Path) -> list[float]:
+    lines = (directory / "log.jsonl").read_text().splitlines()
+    return [record["loss/train"] for record in map(json.loads, lines) if "loss/train" in record]
+
+
+def predicted(file: Path) -> list[str]:
+    """The predictions in a file for the server, which numbers them from 0."""
+    header, *rows = file.read_text().splitlines()
+    assert header == "index\tprediction"
+    numbers, predictions = zip(*(row.split("\t") for row in rows), strict=True)
+    assert numbers == tuple(str(number) for number in range(DEV))
+    return list(predictions)
 
 
 @pytest.fixture(scope="module")
-def results(place):
+def out(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def results(finetune_place, out):
     """MNLI, RTE from it, and CoLA: twice with one seed, once with another, once from scratch."""
-    fast = ["--epochs", "15", "--learning-rate", "1e-2", "--batch-size", "16"]
+    place = finetune_place
 
-    def call(task: str, output: str, checkpoint: str = "run", *more: str) -> list[str]:
+    def call(task: str, output: str, *more: str, start: Path = place / "run") -> list[str]:
         named = ["--task", task, "--data", str(place / "glue")]
-        named += ["--checkpoint", str(place / checkpoint), "--output", str(place / output)]
-        return [*named, *fast, *more]
+        return [*named, "--checkpoint", str(start), "--output", str(out / output), *FAST, *more]
 
-    run_all(
-        call("mnli", "out"),
-        call("rte", "out", "out/mnli-seed17"),
-        call("cola", "out"),
-        call("cola", "again", "run", "--save-model"),
-        call("cola", "out", "run", "--seed", "18"),
-        call("cola", "scratch", "run", "--from-scratch"),
-        call("cola", "again", "run", "--save-model"),  # done already
-    )
+    calls = [
+        call("MNLI", "one", "--predict-test"),  # in another spelling, it is still MNLI
+        call("rte", "one", start=out / "one" / "mnli-seed17"),
+        call("cola", "one"),
+        call("cola", "again", "--save-model"),
+        call("cola", "one", "--seed", "18"),
+        call("cola", "scratch", "--from-scratch"),
+        call("mnli", "one", "--predict-test"),
+        call("cola", "again", "--save-model"),
+    ]
+    (done,) = values(run_world(1, finetunings, calls))
+    assert done == ["mnli-seed17", "cola-seed17"]
     return {
-        path.relative_to(place): json.loads(path.read_text())
-        for path in place.glob("*/*.json")
-        if path.parent.name in ("out", "again", "scratch")
+        str(path.relative_to(out)): json.loads(path.read_text()) for path in out.glob("*/*.json")
     }
 
 
 def test_the_record_says_what_was_done(results):
-    record = results[Path("out/cola-seed17.json")]
+    record = results["one/cola-seed17.json"]
     assert record["task"] == "cola" and record["seed"] == 17 and record["stand_in"]
-    assert record["train_examples"] == 192 and record["dev_examples"] == 64
-    assert record["steps"] == 15 * 12
-    assert record["adamw_weight_decay"] == pytest.approx(TASKS["cola"].weight_decay / 1e-2)
-    mnli = results[Path("out/mnli-seed17.json")]
+    assert record["train_examples"] == 192 and record["dev_examples"] == DEV
+    assert record["steps"] == 20 * 12
+    assert record["adamw_weight_decay"] == pytest.approx(TASKS["cola"].weight_decay / 5e-3)
+    mnli = results["one/mnli-seed17.json"]
     matched, mismatched = mnli["metrics"]["matched"], mnli["metrics"]["mismatched"]
     assert mnli["score"] == pytest.approx((matched["accuracy"] + mismatched["accuracy"]) / 2)
 
 
 def test_a_decisive_word_is_learned(results):
-    assert results[Path("out/cola-seed17.json")]["score"] > 0.8
+    assert results["one/cola-seed17.json"]["score"] > 0.8
 
 
-def test_one_seed_repeats_and_two_differ(results, place):
-    def losses(output: str, seed: int) -> list[float]:
-        lines = (place / output / f"cola-seed{seed}" / "log.jsonl").read_text().splitlines()
-        return [x["loss/train"] for x in map(json.loads, lines) if "loss/train" in x]
-
-    assert losses("out", 17) == losses("again", 17) != losses("out", 18)
-    assert losses("scratch", 17) != losses("out", 17)
-    metrics = [results[Path(f"{place}/cola-seed17.json")]["metrics"] for place in ("out", "again")]
+def test_one_seed_repeats_and_two_differ(results, out):
+    first = losses(out / "one" / "cola-seed17")
+    assert first == losses(out / "again" / "cola-seed17")
+    assert first != losses(out / "one" / "cola-seed18")
+    assert first != losses(out / "scratch" / "cola-seed17")
+    metrics = [results[f"{name}/cola-seed17.json"]["metrics"] for name in ("one", "again")]
     assert metrics[0] == metrics[1]
 
 
-def test_rte_starts_from_mnli(results, place):
+def test_rte_starts_from_mnli(results, finetune_place, out):
     """Encoder and pooler are MNLI's result, the head is new."""
-    config, weights, _ = finetune.starting_weights(place / "out" / "mnli-seed17")
-    model = SequenceClassifier(config, 2)
-    head = model.classifier.weight.detach().clone()
-    finetune.start_from(model, weights)
-    published = load_file(place / "out" / "mnli-seed17" / "export" / "model.safetensors")
+    start = out / "one" / "mnli-seed17"
+    options = ["--task", "rte", "--data", str(finetune_place / "glue"), "--checkpoint", str(start)]
+    model = finetune.build_model(resolve(parse_arguments([*options, "--output", str(out)]), 1))
+    published = load_file(start / "export" / "model.safetensors")
     name = "bert.encoder.layer.0.mlp.wo.weight"
-    assert torch.equal(model.encoder.layers[0].mlp.linear_out.weight, published[name])
-    assert torch.equal(model.pooler.weight, published["bert.pooler.dense.weight"])
-    assert torch.equal(model.classifier.weight, head)
-    before = load_file(place / "run" / "export" / "model.safetensors")
-    assert not torch.equal(published[name], before[name]), "MNLI moved the encoder"
+    assert model.encoder.layers[0].mlp.linear_out.weight.equal(published[name])
+    assert model.pooler.weight.equal(published["bert.pooler.dense.weight"])
+    assert model.classifier.weight.shape == (2, 32) != published["classifier.weight"].shape
+    before = load_file(finetune_place / "run" / "export" / "model.safetensors")
+    assert not published[name].equal(before[name]), "MNLI moved the encoder"
     assert "cls.predictions.decoder.bias" not in published
 
 
-def test_data_of_ones_own(place):
+def test_predictions_for_the_server_score_what_the_dev_sets_do(results, finetune_place, out):
+    """The test sets are the dev sets, in another order."""
+    metrics = results["one/mnli-seed17.json"]["metrics"]
+    assert metrics["matched"]["accuracy"] > 0.6
+    for name, file in (("matched", "MNLI-m.tsv"), ("mismatched", "MNLI-mm.tsv")):
+        dev = (finetune_place / "glue" / "MNLI" / f"dev_{name}.tsv").read_text().splitlines()[1:]
+        labels = [line.split("\t")[3] for line in dev]
+        found = predicted(out / "one" / "mnli-seed17" / "predictions" / file)
+        right = np.mean([a == b for a, b in zip(found, labels, strict=True)])
+        assert right == pytest.approx(metrics[name]["accuracy"])
+
+
+def test_another_result_takes_the_earlier_model_along(results, finetune_place, out):
+    directory = out / "again" / "cola-seed17"
+    assert (directory / "export" / "model.safetensors").is_file()
+    options = ["--task", "cola", "--data", str(finetune_place / "glue"), "--output"]
+    options += [str(out / "again"), "--checkpoint", str(finetune_place / "run")]
+    work = resolve(parse_arguments(options), 1)
+    finetune.remove_earlier(work)
+    assert not work.result.exists() and not (directory / "export").exists()
+    assert (directory / "log.jsonl").exists()
+
+
+def test_two_ranks_compute_what_one_does(finetune_place, out):
+    """15 examples a step, 1 in the last one, 63 in the dev and test sets: two ranks divide none."""
+
+    def calls(output: str) -> list[list[str]]:
+        return [
+            ["--task", task, "--data", str(finetune_place / "glue"), "--max-train", "61"]
+            + ["--checkpoint", str(finetune_place / "calm"), "--output", str(out / output)]
+            + ["--epochs", "20", "--learning-rate", "5e-3", "--batch-size", "15"]
+            + ["--log-every", "1", "--predict-test"]
+            for task in ("cola", "stsb")
+        ]
+
+    for world_size in (1, 2):
+        values(run_world(world_size, calm_finetunings, calls(f"ranks-{world_size}")))
+    one, two = out / "ranks-1", out / "ranks-2"
+    for task in ("cola", "stsb"):
+        name = f"{task}-seed17"
+        assert len(losses(one / name)) == 20 * 5
+        np.testing.assert_allclose(losses(two / name), losses(one / name), rtol=1e-3)
+        records = [json.loads((ranks / f"{name}.json").read_text()) for ranks in (one, two)]
+        assert [record["world_size"] for record in records] == [1, 2]
+        assert records[1]["metrics"] == pytest.approx(records[0]["metrics"], abs=1e-3)
+    classes = [predicted(ranks / "cola-seed17/predictions/CoLA.tsv") for ranks in (one, two)]
+    assert classes[0] == classes[1]
+    scores = [predicted(ranks / "stsb-seed17/predictions/STS-B.tsv") for ranks in (one, two)]
+    assert len(set(scores[0])) > 20
+    np.testing.assert_allclose(np.float64(scores[1]), np.float64(scores[0]), atol=2e-3)
+
+
+def test_data_of_ones_own(finetune_place, out):
     rng = np.random.default_rng(3)
-    for file, count in (("mine.csv", 96), ("dev.csv", 32)):
-        rows = ["mood,words"]
-        for _ in range(count):
-            mood = str(rng.choice(["up", "down"]))
-            rows.append(f"{mood},{sentence(rng, str(rng.choice(GOOD if mood == 'up' else BAD)))}")
-        (place / file).write_text("\n".join(rows) + "\n")
-    run_all(
-        ["--train-file", str(place / "mine.csv"), "--dev-file", str(place / "dev.csv")]
-        + ["--text-columns", "words", "--label-column", "mood", "--checkpoint", str(place / "run")]
-        + ["--output", str(place / "mine"), "--epochs", "1"]
-    )
-    record = json.loads((place / "mine" / "custom-seed17.json").read_text())
+    worth = {"up": GOOD, "even": FILLER, "down": BAD}
+    for file, count in (("mine", 192), ("dev", DEV)):
+        moods = [str(mood) for mood in rng.choice(["up", "down"], count)]
+        rows = [f"{mood},{sentence(rng, str(rng.choice(worth[mood])))}" for mood in moods]
+        (out / f"{file}.csv").write_text("\n".join(["mood,words", *rows]) + "\n")
+        drawn = [(mood, str(rng.choice(worth[mood]))) for mood in rng.choice([*worth], count)]
+        records = [
+            {"words": sentence(rng, word), "degrees": {"up": 1, "even": "0.1", "down": -1.0}[mood]}
+            for mood, word in drawn
+        ]
+        (out / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+
+    def call(kind: str, label: str, *more: str) -> list[str]:
+        files = ["--train-file", str(out / f"mine.{kind}"), "--dev-file", str(out / f"dev.{kind}")]
+        named = ["--text-columns", "words", "--label-column", label, "--output", str(out / "mine")]
+        return [*files, *named, "--checkpoint", str(finetune_place / "run"), *more]
+
+    regression = call("jsonl", "degrees", "--regression", "--task", "warmth", *FAST)
+    values(run_world(1, finetunings, [call("csv", "mood", "--epochs", "1"), regression]))
+    record = json.loads((out / "mine" / "custom-seed17.json").read_text())
     assert set(record["metrics"]) == {"accuracy", "f1"}
-    description = json.loads((place / "mine/custom-seed17/export/config.json").read_text())
+    description = json.loads((out / "mine/custom-seed17/export/config.json").read_text())
     assert description["task"]["labels"] == ["down", "up"]
+    record = json.loads((out / "mine" / "warmth-seed17.json").read_text())
+    assert set(record["metrics"]) == {"spearman", "pearson"}
+    assert record["score"] == record["metrics"]["spearman"] > 0.5
+    weights = load_file(out / "mine/warmth-seed17/export/model.safetensors")
+    assert weights["classifier.weight"].shape == (1, 32)
 
 
-def faults_of(place: Path, *more: str) -> list[str]:
-    arguments = ["--checkpoint", str(place / "run"), "--output", str(place / "refused"), *more]
-    with pytest.raises(UserError) as error:
-        finetune.resolve(finetune.parse_arguments(arguments), 1)
-    assert not (place / "refused").exists()
-    return list(error.value.faults)
+def test_a_loss_that_is_no_number_ends_without_a_result(finetune_place, out):
+    options = ["--task", "cola", "--data", str(finetune_place / "glue"), "--output"]
+    options += [str(out / "nan"), "--checkpoint", str(finetune_place / "run")]
+    (outcome,) = run_world(1, poisoned, options)
+    assert isinstance(outcome.error, UserError)
+    assert "cola-seed17, step 1 of 60: loss nan, gradient norm" in str(outcome.error)
+    assert not (out / "nan" / "cola-seed17.json").exists()
 
 
-def test_all_faults_at_once(place):
-    glue = str(place / "glue")
-    faults = faults_of(place, "--task", "rtee", "--data", glue, "--epochs", "0", "--seed", "-1")
-    assert len(faults) == 3 and any("rte" in fault for fault in faults)
-    assert "batch of 16" in faults_of_world(place, "--task", "rte", "--data", glue)
-    assert any("--dev-file" in fault for fault in faults_of(place, "--train-file", "x.csv"))
-    assert any("RTE" in f for f in faults_of(place, "--task", "rte", "--data", str(place)))
-
-
-def faults_of_world(place: Path, *more: str) -> str:
-    arguments = ["--checkpoint", str(place / "run"), "--output", str(place / "refused"), *more]
-    with pytest.raises(UserError) as error:
-        finetune.resolve(finetune.parse_arguments(arguments), 64)
-    return str(error.value)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "pickle", "missing", "tokenizer"])
-def test_a_damaged_start_is_refused(place, tmp_path, damage):
-    import shutil
-
-    shutil.copytree(place / "run" / "export", tmp_path / "export")
-    weights = tmp_path / "export" / "model.safetensors"
-    if damage == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-100])
-    elif damage == "pickle":
-        weights.write_bytes(pickle.dumps({"bert": Trap(tmp_path / "sprung")}))
-    elif damage == "missing":
-        weights.unlink()
-    else:
-        description = json.loads((tmp_path / "export" / "config.json").read_text())
-        description["tokenizer"]["fingerprint"] = "0" * 64
-        (tmp_path / "export" / "config.json").write_text(json.dumps(description))
-    arguments = ["--task", "rte", "--data", str(place / "glue"), "--output", str(tmp_path / "o")]
-    with pytest.raises(UserError) as error:
-        finetune.resolve(finetune.parse_arguments([*arguments, "--checkpoint", str(tmp_path)]), 1)
-    expected = "fingerprint" if damage == "tokenizer" else str(tmp_path)
-    assert expected in str(error.value)
-    assert not (tmp_path / "sprung").exists(), "weights are never unpickled"
-
-
-class Trap:
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
-
-
-def test_the_published_decay():
-    """Table S1's 5e-6 at a peak of 5e-5 is AdamW's 0.1: facts of the two conventions."""
-    cola = TASKS["cola"]
-    assert adamw_weight_decay(cola.weight_decay, cola.learning_rate) == pytest.approx(0.1)
+def poisoned(options: list[str]) -> None:
+    world = engine.initialize_world()
+    work = resolve(parse_arguments(options), 1)
+    work.weights["encoder.embedding.layernorm.weight"][0] = math.nan
+    try:
+        finetune.finetune(work, world)
+    finally:
+        engine.shut_down()

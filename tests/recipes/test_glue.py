@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from recipes import glue
+from model.config import PRESETS
+from recipes import finetune_options, glue
 from recipes.cli import UserError
 from recipes.glue_tasks import TASKS
 
@@ -72,8 +75,12 @@ def fake(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
+    """An export as far as the runner looks at it."""
     directory = tmp_path / "base"
     directory.mkdir()
+    description = {"model": PRESETS["rapidbert-tiny"].to_dict()}
+    (directory / "config.json").write_text(json.dumps(description))
+    save_file({"weight": torch.zeros(1)}, directory / "model.safetensors")
     return directory
 
 
@@ -176,6 +183,25 @@ def test_a_restart_keeps_what_is_done_and_repeats_what_has_other_settings(checkp
     assert {result["settings"]["epochs"] for result in again.values()} == {"2"}
 
 
+def test_what_is_done_is_skipped_without_starting_it(finetune_place, tmp_path, fake, capsys):
+    """By the real check: `fake` would fail."""
+    output = tmp_path / "out"
+    orders(output, cola_seed17="fail", rte_seed17="fail")
+    start, data = str(finetune_place / "run"), str(finetune_place / "glue")
+    options = ["--checkpoint", start, "--output", str(output), "--data", data, "--seeds", "1"]
+    for task in ("cola", "rte"):
+        named = ["--task", task, "--checkpoint", start, "--output", str(output), "--data", data]
+        work = finetune_options.resolve(finetune_options.parse_arguments(named), 1)
+        record = {"task": task, "seed": 17, "score": 0.5, "metrics": {TASKS[task].score: 0.5}}
+        record |= {"stand_in": True, "seconds": 1.0, "checkpoint": start}
+        record |= {"settings": work.settings, "test_examples_sha256": None}
+        work.result.write_text(json.dumps(record))
+    assert glue.main([*options, "--tasks", "cola", "rte"], finetune=fake) == 0
+    assert capsys.readouterr().out.count("there already") == 2
+    assert not (output / "logs").exists(), "no process was started"
+    assert glue.main([*options, "--tasks", "cola", "--", "--epochs", "9"], finetune=fake) == 1
+
+
 def test_a_failure_skips_its_dependants_and_nothing_else(checkpoint, fake, capsys):
     output = checkpoint / "glue"
     orders(output, mnli_seed17="fail")
@@ -245,11 +271,19 @@ def _alive(pid: int) -> bool:
 def test_all_faults_at_once(tmp_path):
     options = glue.parse_arguments(
         ["--checkpoint", str(tmp_path / "none"), "--tasks", "rte", "wnli", "--seeds", "0"]
+        + ["--data", str(tmp_path / "nowhere")]
     )
     with pytest.raises(UserError) as caught:
         glue.resolve(options)
-    assert len(caught.value.faults) == 3
+    assert len(caught.value.faults) == 4
     assert "wnli" in str(caught.value) and "stsb" in str(caught.value)
+
+
+def test_a_mistyped_option_of_the_jobs_starts_none(checkpoint, fake, capsys):
+    with pytest.raises(SystemExit):
+        benchmark(checkpoint, fake, "--tasks", "cola", "--", "--epoch", "2")
+    assert "finetune.py: error: unknown argument '--epoch'" in capsys.readouterr().err
+    assert not (checkpoint / "glue").exists()
 
 
 def test_the_control_does_not_overwrite_the_results(checkpoint, fake, capsys):

@@ -175,12 +175,23 @@ def test_a_signal_during_a_save(data, tmp_path):
     assert newest.name == "step-000000003" and not list(checkpoint.damage(newest))
 
 
-def test_a_stop_file_ends_the_run_and_is_used_up(data, tmp_path):
+def signalled_at_once(arguments: list[str]) -> Any:
+    next_step = pretrain.next_step
+
+    def signalled(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return next_step(*args)
+
+    pretrain.next_step = signalled
+    return pretraining(arguments)
+
+
+def test_a_stop_file_ends_the_run_whatever_else_asks_and_is_used_up(data, tmp_path):
     config = write_config(tmp_path, 8, 4)
     arguments = command_line(data, tmp_path / "run", config, duration=80)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "stop").touch()
-    assert values(run_world(2, pretraining, arguments)) == [STOPPED] * 2
+    assert values(run_world(2, signalled_at_once, arguments)) == [STOPPED] * 2
     assert not (tmp_path / "run" / "stop").exists()
     outcomes = run_world(2, pretraining, arguments)
     assert values(outcomes) == [0, 0]

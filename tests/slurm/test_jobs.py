@@ -145,6 +145,8 @@ def test_a_run_survives_whatever_happens(cluster, settings, straight, tmp_path):
             assert time.monotonic() < deadline, cluster.log(job)
             cluster.hurry(job)
             time.sleep(0.05)
+        # srun takes over what a task may use only if it is told.
+        assert "TresPerTask=cpu:1" in cluster.command("scontrol", "show", "step", "-o", job)
         fault(cluster, job, output)
     ended = cluster.wait_for(job)
     assert ended["JobState"] == "COMPLETED", cluster.log(job)
@@ -180,23 +182,79 @@ def test_the_number_of_nodes_may_change(cluster, settings, straight, tmp_path):
 def test_a_run_without_progress_is_given_up_and_a_wrong_setting_at_once(
     cluster, settings, tmp_path
 ):
-    output = tmp_path / "run"
-    # The disk of the checkpoints is "full": the last, indispensable one cannot be published.
-    hopeless = settings | {"OUTPUT": str(output), "MAX_RESTARTS": "1"}
-    hopeless["PRETRAIN_OPTIONS"] += " --step-timeout 0.001"
+    # A start that dies before it has written anything.
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("raise OSError('the file system is away')\n")
+    hopeless = settings | {"OUTPUT": str(tmp_path / "run"), "MAX_RESTARTS": "1"}
+    hopeless["PYTHONPATH"] = str(tmp_path / "broken")
     wrong = settings | {"OUTPUT": str(tmp_path / "wrong")}
     wrong["PRETRAIN_OPTIONS"] += " --warmup-fraction 7"
+    lost = settings | {"OUTPUT": str(tmp_path / "lost"), "MAX_RESTARTS": "1"}
     jobs = [
-        cluster.submit("slurm/pretrain_base.sh", "--nodes=1", **environment)
-        for environment in (hopeless, wrong)
+        cluster.submit("slurm/pretrain_base.sh", "--nodes=1", *options, **environment)
+        for environment, options in ((hopeless, []), (wrong, []), (lost, ["--hold"]))
     ]
+    # Two starts that their node took with it have left nothing but their first line.
+    (tmp_path / "lost").mkdir()
+    line = f"2026-01-01T00:00:00+00:00 job {jobs[2]} starts from nothing\n"
+    (tmp_path / "lost" / "attempts.log").write_text(2 * line)
+    cluster.command("scontrol", "release", jobs[2])
+
     ended = cluster.wait_for(jobs[1])
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), cluster.log(jobs[1])
     assert ended["Restarts"] == "0"
     assert "--warmup-fraction: from 0 to 1" in cluster.log(jobs[1])
+    ended = cluster.wait_for(jobs[2])
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), cluster.log(jobs[2])
+    assert "2 starts in a row from nothing have brought no new checkpoint" in cluster.log(jobs[2])
+    assert not (tmp_path / "lost" / "config.json").exists()
     ended = cluster.wait_for(jobs[0])
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), cluster.log(jobs[0])
     assert "2 starts in a row from nothing have brought no new checkpoint" in cluster.log(jobs[0])
+
+
+def test_a_scaling_sweep_leaves_a_record_of_each_point_and_skips_what_is_done(
+    cluster, settings, tmp_path
+):
+    sweep = settings | {
+        "NODE_COUNTS": "1 2",
+        "GPUS_PER_NODE": "1",
+        "CPUS_PER_GPU": "2",
+        "GLOBAL_BATCHES": "8 1",  # two ranks cannot share one sequence
+        "SWEEP_STEPS": "10",
+        "SWEEP_OUTPUT": str(tmp_path),
+        "PRETRAIN_OPTIONS": "--sequence-length 32 --loader-workers 0",
+    }
+
+    def submitted(**more: str) -> list[tuple[str, str]]:
+        """State and log of the job of each size."""
+        planner = cluster.submit("slurm/scaling_sweep.sh", **(sweep | more))
+        assert cluster.wait_for(planner)["JobState"] == "COMPLETED", cluster.log(planner)
+        jobs = re.findall(r"nodes: job (\d+)", cluster.log(planner))
+        logs = [ROOT / "slurm" / "logs" / f"scaling-{job}.log" for job in jobs]
+        states = [cluster.wait_for(job)["JobState"] for job in jobs]
+        return [(state, log.read_text()) for state, log in zip(states, logs, strict=True)]
+
+    (one, log_of_one), (two, log_of_two) = submitted()
+    points = {path.name: path for path in (tmp_path / "rapidbert-tiny").iterdir()}
+    assert (one, two) == ("COMPLETED", "FAILED"), log_of_one + log_of_two
+    bad = points.pop("gpus-2-batch-1")
+    assert f"failed: {bad} (status 2)" in log_of_two
+    assert set(points) == {"gpus-1-batch-8", "gpus-1-batch-1", "gpus-2-batch-8"}
+    for name, point in points.items():
+        record = json.loads((point / "config.json").read_text())
+        assert name == f"gpus-{record['world_size']}-batch-{record['global_batch']}"
+        records = [json.loads(line) for line in (point / "log.jsonl").read_text().splitlines()]
+        speeds = [r["step"] for r in records if "throughput/tokens_per_sec" in r]
+        assert speeds == [5, 10]
+        assert not list(point.glob("**/*.safetensors"))
+    written = {name: (point / "log.jsonl").stat().st_mtime_ns for name, point in points.items()}
+
+    ((state, log),) = submitted(NODE_COUNTS="2", GLOBAL_BATCHES="8")
+    # A log of an earlier cluster's job of the same number may lie there.
+    assert state == "COMPLETED" and log.endswith(f"{points['gpus-2-batch-8']}: done before\n")
+    for name, point in points.items():
+        assert (point / "log.jsonl").stat().st_mtime_ns == written[name]
 
 
 def test_pretraining_then_tasks_side_by_side_then_the_score_table(cluster, settings, tmp_path):
