@@ -81,6 +81,8 @@ class World:
     data_parallel_rank: int
     data_parallel_size: int
     tensor_parallel_size: int
+    host_group: dist.ProcessGroup | None = None
+    """All ranks, for numbers that are on the host: a device's group would wait for the device."""
 
     @property
     def data_parallel_group(self) -> dist.ProcessGroup:
@@ -368,6 +370,9 @@ def initialize_world(tensor_parallel: int = 1) -> World:
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         tensor_parallel_size=tensor_parallel,
+        host_group=dist.new_group(backend="gloo", timeout=TIMEOUT)
+        if world_size > 1 and backend != "gloo"
+        else dist.group.WORLD,
     )
 
 
@@ -441,26 +446,37 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def step(engine: Any) -> float | None:
+@dataclass(frozen=True)
+class Update:
+    """What became of the weights after a global batch."""
+
+    applied: bool
+    """False where the gradient is not finite: the update is skipped, on every rank."""
+    norm: Tensor | float
+    """2-norm of the global batch's gradient. `float` of it waits for the device."""
+
+
+def step(engine: Any) -> Update | None:
     """After each micro-batch's backward; updates the weights after the last one.
 
+    Waits for the gradient, which must be known to be finite, but not for the update.
+
     Returns:
-        2-norm of the global batch's gradient. It is not finite where the gradient is not: the
-        update is then skipped, on every rank. None between updates.
+        None between updates.
     """
     if not engine.is_gradient_accumulation_boundary():
         engine.step()
         return None
-    norm = None
-    if not hasattr(next(engine.module.parameters()), "_hp_mapping"):
-        norm = _unsharded_norm(engine)
-        if not math.isfinite(norm):
-            # AdamW passes over parameters without a gradient: no update, no moment is touched.
-            for parameter in engine.module.parameters():
-                parameter.grad = None
+    if hasattr(next(engine.module.parameters()), "_hp_mapping"):
+        engine.step()  # with ZeRO the optimizer computes the norm, and skips by itself
+        return Update(not engine.optimizer.overflow, engine.get_global_grad_norm())
+    norm = _unsharded_norm(engine)
+    if not math.isfinite(norm):
+        # AdamW passes over parameters without a gradient: no update, no moment is touched.
+        for parameter in engine.module.parameters():
+            parameter.grad = None
     engine.step()
-    # With ZeRO the optimizer computes it, and skips by itself.
-    return float(engine.get_global_grad_norm()) if norm is None else norm
+    return Update(math.isfinite(norm), norm)
 
 
 def _unsharded_norm(engine: Any) -> float:

@@ -190,11 +190,11 @@ def train_step(
     )
     # DeepSpeed averages over the ranks; this makes it the mean over the whole batch.
     trainer.backward(loss * (world.data_parallel_size / batch.global_examples), scale_wrt_gas=False)
-    norm = engine.step(trainer)
-    assert norm is not None  # one micro-batch is a step
+    update = engine.step(trainer)
+    assert update is not None  # one micro-batch is a step
     total = loss.detach().clone()
     dist.all_reduce(total)
-    return total.item() / batch.global_examples, norm
+    return total.item() / batch.global_examples, float(update.norm)
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
 
 from model.config import PRESETS, ModelConfig, preset, training_flops
 from model.masked_lm import IGNORED_LABEL, MaskedLM
@@ -172,12 +173,12 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
             budget.begin_step(1e-6 * counts.pop("clock"))
             lr = budget.learning_rate(**schedule(options))
             asked = {name: counts.pop(name) > 0 for name in asked}
-            loss, norm = train_step(
+            loss, update = train_step(
                 trainer, micro_batches, counts, lr, done.step, options, world, times
             )
             meter.step(**counts, data_wait_seconds=waited)
             times.step(waited)
-            skipped = not math.isfinite(norm)
+            skipped = not update.applied
             skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
             done = Progress(
                 done.step + 1,
@@ -188,15 +189,15 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
                 meter.training_seconds(),
             )
             if skipped:
-                on_skipped(done, loss, norm, skipped_in_a_row, world)
+                on_skipped(done, float(loss), float(update.norm), skipped_in_a_row, world)
             last = budget.spent
             shares = budget.reached(options.export_at)
             trained = {"time/training_seconds": done.training_seconds}
             if last or done.step % options.log_every == 0:
                 scalars = {
-                    "loss/train": loss,
+                    "loss/train": float(loss),
                     "optimizer/lr": lr,
-                    "optimizer/grad_norm": norm,
+                    "optimizer/grad_norm": float(update.norm),
                     "optimizer/skipped_steps": done.skipped,
                     **times.window(),
                     **checkpoints.timings,
@@ -290,20 +291,20 @@ def train_step(
     options: Any,
     world: World,
     times: RankTimes,
-) -> tuple[float, float]:
+) -> tuple[Tensor, engine.Update]:
     """One optimizer step on the global batch.
 
     Returns:
-        Mean loss over the global batch's masked tokens, in nats, and the gradient's 2-norm. Where
-        either is not finite on any rank, neither weights nor optimizer have changed on any, and the
-        norm is not finite.
+        Mean loss over the global batch's masked tokens, in nats, fp32 scalar on the device, and
+        what became of the weights. Where loss or gradient are not finite on any rank, neither
+        weights nor optimizer have changed on any.
     """
     engine.set_learning_rate(trainer, lr)
     total = torch.zeros((), device=world.device)
     # DeepSpeed averages gradients over the ranks; with this factor the average is the gradient of
     # the sum over all masked tokens of the global batch divided by their number.
     scale = world.data_parallel_size / max(1, counts["masked_tokens"])
-    norm = None
+    update = None
     for micro_step, batch in enumerate(micro_batches):
         seed_dropout(options.seed, step, micro_step, world.data_parallel_rank)  # of attention only
         with times.forward():
@@ -319,10 +320,10 @@ def train_step(
         poison = loss.detach() * 0 + 1
         trainer.backward(loss * (scale * poison), scale_wrt_gas=False)
         total += loss.detach()
-        norm = engine.step(trainer)
-    assert norm is not None
+        update = engine.step(trainer)
+    assert update is not None
     dist.all_reduce(total, group=world.data_parallel_group)
-    return total.item() / max(1, counts["masked_tokens"]), norm
+    return total / max(1, counts["masked_tokens"]), update
 
 
 @torch.no_grad()
@@ -370,24 +371,20 @@ def next_step(
 
 
 def global_counts(
-    micro_batches: list[PackedBatch], flags: dict[str, int], world: World
+    micro_batches: list[PackedBatch], asked: dict[str, int], world: World
 ) -> dict[str, int]:
-    """What the global batch holds, and the sums of the ranks' flags, in one exchange.
+    """What the global batch holds, and the sums of what the ranks ask for, in one exchange.
 
-    With tensor parallelism the largest flag of all ranks instead of the sum.
+    Between hosts, while the devices are still busy with the step before.
     """
     names = ("sequences", "real_tokens", "masked_tokens", "token_pairs")
-    sums = [sum(getattr(batch, name) for batch in micro_batches) for name in names]
-    sums.append(sum(len(batch.input_ids) for batch in micro_batches))
-    # Tensor-parallel ranks hold the same batch and share their flags through a maximum over all
-    # ranks, which is then counted once.
-    raised = torch.tensor(list(flags.values()), dtype=torch.long, device=world.device)
-    if world.tensor_parallel_size > 1:
-        dist.all_reduce(raised, dist.ReduceOp.MAX)
-        raised *= world.data_parallel_rank == 0
-    counts = torch.cat([torch.tensor(sums, device=world.device), raised])
-    dist.all_reduce(counts, group=world.data_parallel_group)
-    return dict(zip((*names, "padded_tokens", *flags), counts.tolist(), strict=True))
+    counts = [sum(getattr(batch, name) for batch in micro_batches) for name in names]
+    counts.append(sum(len(batch.input_ids) for batch in micro_batches))
+    numbers = torch.tensor([*counts, *asked.values()])
+    if world.world_size > 1:
+        dist.all_reduce(numbers, group=world.host_group)
+    numbers[: len(counts)] //= world.tensor_parallel_size  # whose ranks hold the same batch
+    return dict(zip((*names, "padded_tokens", *asked), numbers.tolist(), strict=True))
 
 
 def training_batches(settings: Run, world: World, step: int) -> Iterator[PackedBatch]:

@@ -237,9 +237,10 @@ def one_step(settings: pretrain.Run, world: World, trainer: Any, step: int) -> f
     batches = pretrain.training_batches(settings, world, step)
     micro_batches, _ = pretrain.next_step(batches, settings.plan.accumulation, world)
     counts = pretrain.global_counts(micro_batches, {}, world)
-    return pretrain.train_step(
+    loss, _ = pretrain.train_step(
         trainer, micro_batches, counts, 1e-3, step, settings.options, world, RankTimes(world)
-    )[0]
+    )
+    return float(loss)
 
 
 def weights(trainer: Any) -> dict[str, Tensor]:

@@ -383,7 +383,7 @@ def blind_later(arguments: list[str]) -> Any:
 
     def elsewhere(save: Any, name: str) -> None:
         if os.environ["RANK"] == "1":
-            save._partial = save._partial.with_name(f"elsewhere{PARTIAL}")
+            save.partial = save.partial.with_name(f"elsewhere{PARTIAL}")
         write(save, name)
 
     checkpoint._Save._write = elsewhere  # type: ignore[method-assign]
