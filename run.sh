@@ -34,13 +34,14 @@ setup() {
   [[ -z ${WHEELS:-} ]] || wanted+=$(echo; cd "$WHEELS" && echo ./*.whl)
   [[ -f $stamp && $(<"$stamp") == "$wanted"* ]] && return
   echo "run.sh: installing into $venv (about two minutes) ..."
-  [[ -x $python ]] || "$base" -m venv "$venv" || {
+  # Wheels are installed by the other interpreter's pip; Debian's cannot give an environment its own.
+  [[ -x $python ]] || "$base" -m venv ${WHEELS:+--without-pip} "$venv" || {
     echo "run.sh: $base cannot make a virtual environment (Debian: apt install python3-venv)." >&2
     exit 1
   }
   if [[ -n ${WHEELS:-} ]]; then
     # Not the package itself, which would need build tools: commands run from this directory.
-    "$python" recipes/wheels.py install "$WHEELS" --torch-of "$base"
+    "$base" recipes/wheels.py install "$WHEELS" --into "$python"
     printf '%s\n' "$wanted" >"$stamp"
     return
   fi

@@ -14,7 +14,6 @@ Every step is a command of its own, shown as it starts; the same command goes on
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import subprocess
@@ -136,11 +135,8 @@ def run_step(command: Sequence[str]) -> int:
 
     Ctrl-C goes to all processes of a terminal; what is sent to this one alone is passed on.
     """
-    environment = dict(os.environ)
-    if not torch.cuda.is_available():  # one process has all cores; glue.py divides them itself
-        environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
     before = [signal.signal(signal.SIGINT, lambda *_: None)]
-    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    process = subprocess.Popen(command, cwd=ROOT)
     before.append(signal.signal(signal.SIGTERM, lambda *_: process.terminate()))
     try:
         status = process.wait()

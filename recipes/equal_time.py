@@ -24,7 +24,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
 from recipes.export import CONFIG, export_directory  # noqa: E402
 from recipes.glue_tasks import TASKS  # noqa: E402
-from recipes.report import COLORS, Run, aligned, load_runs, png  # noqa: E402
+from recipes.report import COLORS, Run, aligned, load_runs, make_directory, png  # noqa: E402
 from recipes.score_table import STAND_IN, Series, load_results, summarize  # noqa: E402
 from recipes.whole_files import write_whole  # noqa: E402
 
@@ -264,7 +264,7 @@ def write(output: Path, directories: Sequence[Path]) -> str:
     lines = [title, "", *(f"- {note}" for note in said), "", header]
     lines += ["| " + " | ".join(["---"] * len(rows[0])) + " |", *body]
     lines += ["", "![loss and score against time](equal_time.png)", ""]
-    output.mkdir(parents=True, exist_ok=True)
+    make_directory(output)
     write_whole(output / "equal_time.png", png(figure(found)))
     write_whole(output / "equal_time.json", (json.dumps(record(found), indent=1) + "\n").encode())
     write_whole(output / "equal_time.md", "\n".join(lines).encode())

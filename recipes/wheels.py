@@ -26,22 +26,26 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.parser import Parser
+from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pip._vendor.packaging.requirements import Requirement  # noqa: E402
-from pip._vendor.packaging.utils import canonicalize_name  # noqa: E402
-from pip._vendor.packaging.version import InvalidVersion, Version  # noqa: E402
+try:
+    from pip._vendor.packaging.requirements import Requirement
+    from pip._vendor.packaging.utils import canonicalize_name
+    from pip._vendor.packaging.version import InvalidVersion, Version
+except ImportError:
+    sys.exit(f"{sys.executable} has no pip; set PYTHON to an interpreter that has")
 
 from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
 
@@ -127,13 +131,11 @@ def read_wheels(folder: Path) -> dict[str, Found]:
     return found
 
 
-def installed(package: str) -> Found | None:
-    """What this interpreter has of a package."""
-    try:
-        distribution = metadata.distribution(package)
-    except metadata.PackageNotFoundError:
-        return None
-    return Found(distribution.version, distribution.requires or [])
+def installed(package: str, paths: Sequence[Path]) -> Found | None:
+    """What the directories `paths`, in this order, have of a package."""
+    for distribution in metadata.distributions(name=package, path=list(map(str, paths))):
+        return Found(distribution.version, distribution.requires or [])
+    return None
 
 
 def follow(
@@ -310,7 +312,7 @@ def pip(*arguments: str) -> None:
         UserError: it failed; what it said has been printed.
     """
     finished = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments],
+        [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check"],
         # DeepSpeed's build compiles its operations only where it is told to.
         env={**os.environ, "DS_BUILD_OPS": "0"},
         stdout=subprocess.PIPE,
@@ -320,55 +322,45 @@ def pip(*arguments: str) -> None:
     if finished.returncode:
         lines = finished.stdout.splitlines()
         first = next((n for n, line in enumerate(lines) if line.startswith("ERROR")), 0)
-        raise UserError(f"pip {arguments[0]} failed:", *lines[first:])
+        raise UserError("pip failed:", *lines[first:])
 
 
 def install(options: argparse.Namespace) -> int:
-    """`wheels.py install`: into the environment of the interpreter that runs this."""
+    """`wheels.py install`: into another environment; say what of the recipe's needs it lacks then.
+
+    Run by an interpreter that has pip; PyTorch, if it is not among the wheels, is this one's.
+    """
     wheels = read_wheels(options.folder)
-    faults = [] if wheels else [f"{options.folder}: no wheels in it; ./run.sh wheels fills it"]
-    if wheels and "torch" not in wheels:
-        # The line of a .pth file goes to the end of the search path: the wheels come first.
-        found = subprocess.run(
-            [
-                options.torch_of,
-                "-c",
-                "import importlib.util as u; print(u.find_spec('torch').origin)",
-            ],
-            capture_output=True,
-            text=True,
-        )
-        if found.returncode:
-            faults.append(
-                f"neither {options.folder} nor {options.torch_of} has PyTorch; set PYTHON to an "
+    if not wheels:
+        raise UserError(f"{options.folder}: no wheels in it; ./run.sh wheels fills it")
+    own = Path(_ask(options.into, "import sysconfig; print(sysconfig.get_path('purelib'))"))
+    paths = [own]
+    if "torch" not in wheels:
+        torch = find_spec("torch")
+        if torch is None or torch.origin is None:
+            raise UserError(
+                f"neither {options.folder} nor {sys.executable} has PyTorch; set PYTHON to an "
                 "interpreter that has it, or fill the folder with --with-torch"
             )
-        else:
-            packages = Path(found.stdout.strip()).parents[1]
-            link = Path(sysconfig.get_path("purelib")) / "torch-of-this-machine.pth"
-            link.write_text(f"{packages}\n")
-    if faults:
-        raise UserError(*faults)
-    # Into this environment even where the other one has it: programs look for its commands.
+        # The line of a .pth file goes to the end of the search path: the wheels come first.
+        paths.append(Path(torch.origin).parents[1])
+        (own / "torch-of-this-machine.pth").write_text(f"{paths[-1]}\n")
+    # Also what is installed beside PyTorch: programs look for its commands in this environment.
+    files = map(str, sorted(options.folder.glob("*.whl")))
     pip(
-        "install",
-        "--no-index",
-        "--no-deps",
-        "--ignore-installed",
-        *map(str, sorted(options.folder.glob("*.whl"))),
+        "--python", options.into, "install", "--no-index", "--no-deps", "--ignore-installed", *files
     )
-    # In a process of its own, which sees what has just been installed.
-    return subprocess.run([sys.executable, __file__, "check"]).returncode
-
-
-def check(options: argparse.Namespace) -> int:
-    """`wheels.py check`: say what the environment lacks; a part of the recipe may do without it."""
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    python = _ask(options.into, "import sys; print('%d.%d' % sys.version_info[:2])")
     environment = target_environment(python, platform.machine())
-    _, gaps = follow(needed_to_run(), installed, environment)
+    _, gaps = follow(needed_to_run(), partial(installed, paths=paths), environment)
     for _, explanation in gaps.values():
         print(f"not installed: {explanation}")
     return 0
+
+
+def _ask(python: str, code: str) -> str:
+    asked = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+    return asked.stdout.strip()
 
 
 def main() -> int:
@@ -384,12 +376,10 @@ def main() -> int:
     )
     mode.add_argument("--with-torch", action="store_true", help="PyTorch as well, with CUDA")
     mode.set_defaults(action=download)
-    mode = modes.add_parser("install", help="into the environment of this interpreter")
+    mode = modes.add_parser("install", help="a folder's wheels, and this interpreter's PyTorch")
     mode.add_argument("folder", type=Path, help="that download has filled")
-    mode.add_argument("--torch-of", required=True, help="interpreter whose PyTorch to use")
+    mode.add_argument("--into", required=True, help="interpreter of the environment")
     mode.set_defaults(action=install)
-    mode = modes.add_parser("check", help="say what this interpreter lacks")
-    mode.set_defaults(action=check)
     options = parser.parse_args()
     return options.action(options)
 
