@@ -44,7 +44,7 @@ ORDER = {
 TOY_WORDS = {
     "checkpoint": ["--model", "rapidbert-tiny", "--deepspeed-config", "ds_configs/tiny_cpu.json"]
 }
-GRACE_SECONDS = 30.0
+GRACE_SECONDS = 45.0
 """A mode starts nothing new after its share; this long it may take to finish what it has begun."""
 LEAST_SECONDS = 20.0
 """Less is not enough to import and to measure anything."""
