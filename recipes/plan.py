@@ -406,7 +406,7 @@ def resolve(options: Any) -> Question:
         BatchPlan(1, 1, 1, 1),
         sequence_length=options.sequence_length,
         mask_probability=options.mask_probability,
-        attention=best_backend("cuda", model.attention_dropout),
+        attention=best_backend("cuda", engine.precision(deepspeed), model.attention_dropout),
         kernels=best_kernels("cuda"),
         recompute=options.recompute,
     ).activations
