@@ -46,7 +46,7 @@ TOY_WORDS = {
 }
 GRACE_SECONDS = 30.0
 """A mode starts nothing new after its share; this long it may take to finish what it has begun."""
-LEAST_SECONDS = 15.0
+LEAST_SECONDS = 20.0
 """Less is not enough to import and to measure anything."""
 UNVERIFIED = "unverified"
 """Where records go after kernels turned out to be wrong."""
@@ -86,7 +86,8 @@ def run_all(
     for place, mode in enumerate(waiting):
         weights = [ORDER.get(name, 1.0) for name in waiting[place:]]
         left = ends - time.monotonic() - GRACE_SECONDS
-        share = max(0.0, left) * weights[0] / sum(weights)
+        # What is important gets enough, even where nothing remains for what stands behind it.
+        share = min(left, max(LEAST_SECONDS, left * weights[0] / sum(weights)))
         ended.append(run_one(mode, options, output, module_of(mode), share, ends))
         if mode == "correctness" and kernels_are_wrong(ended[-1].record):
             output = options.output / UNVERIFIED

@@ -180,18 +180,26 @@ def benchmark(options: Namespace, record: Record) -> None:
             name: {"parameters": contender.parameters, "micro_batch": contender.micro_batch}
             for name, contender in contenders.items()
         }
-        steps = {name: contender.step for name, contender in contenders.items()}
-        times = alternate(steps, world.device, repeats=ROUNDS)
         tokens = sum(batch.real_tokens for batch in batches) / len(batches)
         rows = sum(len(batch.input_ids) for batch in batches) / len(batches)
-        record["settings"] |= {"real_tokens_per_step": tokens, "packed_rows_per_step": rows}
-        record["settings"]["padded_rows_per_step"] = sequences * SEQUENCE_LENGTH
-        for name, seconds in times.items():
-            record["contenders"][name] |= {
-                "step_seconds": spread(seconds),
-                "tokens_per_second": spread([tokens / time for time in seconds]),
-                "ratio": ratios(seconds, times[ours]),
-            }
+        record["settings"] |= {
+            "real_tokens_per_step": tokens,
+            "packed_rows_per_step": rows,
+            "padded_rows_per_step": sequences * SEQUENCE_LENGTH,
+        }
+
+        def go_on(times: dict[str, list[float]]) -> bool:
+            for name, seconds in times.items():
+                record["contenders"][name] |= {
+                    "step_seconds": spread(seconds),
+                    "tokens_per_second": spread([tokens / time for time in seconds]),
+                    "ratio": ratios(seconds, times[ours]),
+                }
+            record.save()
+            return not record.out_of_time(f"rounds after {len(times[ours])}")
+
+        steps = {name: contender.step for name, contender in contenders.items()}
+        alternate(steps, world.device, repeats=ROUNDS, go_on=go_on)
 
 
 def figure(record: dict[str, Any]) -> Figure:

@@ -101,6 +101,7 @@ def alternate(
     *,
     repeats: int,
     seconds: float = 0.0,
+    go_on: Callable[[dict[str, list[float]]], bool] = lambda times: True,
 ) -> dict[str, list[float]]:
     """Seconds per call of each contender, taking turns: A B C A B C ...
 
@@ -108,6 +109,7 @@ def alternate(
         repeats: rounds that count; the calls before them, which compile and fill caches, do not.
         seconds: how long one turn lasts at least, in calls in a row, where a call is too short for
             the clock.
+        go_on: asked after every round, with the times so far.
 
     Returns:
         One time per round for each; round i of all of them ran within the same moments.
@@ -122,6 +124,8 @@ def alternate(
     for _ in range(repeats):
         for name, work in contenders.items():
             times[name].append(seconds_per_call(work, device, calls[name]))
+        if not go_on(times):
+            break
     return times
 
 

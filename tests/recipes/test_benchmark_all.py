@@ -45,10 +45,10 @@ def module_of(mode):
 
 @pytest.fixture
 def run_all(monkeypatch, tmp_path):
-    def run(order, minutes=1.0, data=None, as_wrong=False):
+    def run(order, minutes=1.0, data=None, as_wrong=False, least=0.01):
         monkeypatch.setattr(benchmark_all, "ORDER", order)
         monkeypatch.setattr(benchmark_all, "GRACE_SECONDS", 1.0)
-        monkeypatch.setattr(benchmark_all, "LEAST_SECONDS", 0.01)
+        monkeypatch.setattr(benchmark_all, "LEAST_SECONDS", least)
 
         def command(mode):
             ending = ENDINGS["wrong" if as_wrong and mode == "correctness" else mode]
@@ -90,9 +90,16 @@ def test_all_good(run_all, capsys):
 
 
 def test_nothing_starts_without_time_left(run_all, capsys):
-    status, output = run_all({"hanging": 1.0, "good": 1e-6}, minutes=2 / 60)
+    status, output = run_all({"hanging": 1.0, "good": 1.0}, minutes=2 / 60, least=0.9)
     assert status == 1 and not (output / "good.json").exists()
     assert "no time left" in capsys.readouterr().out
+
+
+def test_the_first_ones_get_enough_where_time_is_short(run_all):
+    """Three seconds without the grace: half of that would not be enough for anything."""
+    _, output = run_all({"correctness": 1.0, "good": 1.0}, minutes=4 / 60, least=2.0)
+    words = json.loads((output / "correctness.json").read_text())["words"]
+    assert float(words[words.index("--minutes") + 1]) == pytest.approx(2 / 60, rel=0.05)
 
 
 def test_speeds_of_wrong_kernels_do_not_lie_among_the_results(run_all, capsys):

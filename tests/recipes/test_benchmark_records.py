@@ -46,6 +46,9 @@ def test_contenders_take_turns_and_warm_up_does_not_count(monkeypatch):
     contenders = {"a": contender("a", 1.0), "b": contender("b", 2.0)}
     times = alternate(contenders, CPU, repeats=3, seconds=4.0)
     assert times == {"a": [1.0] * 3, "b": [2.0] * 3}
+    ended = alternate(contenders, CPU, repeats=3, go_on=lambda times: len(times["b"]) < 2)
+    assert ended == {"a": [1.0] * 2, "b": [2.0] * 2}
+    del seen[-2 * 2 - 2 * (records.WARM_UP_CALLS + 1) :]
     # Turns of four seconds, after the calls that warm up and the one that is timed for this.
     warm = records.WARM_UP_CALLS + 1
     assert "".join(seen) == "a" * warm + "b" * warm + 3 * ("aaaa" + "bb")
