@@ -366,6 +366,12 @@ def explanation(question: Question, forecasts: Sequence[Forecast]) -> list[str]:
     """What the numbers stand on, line by line."""
     options = question.options
     lines = ["Memory is an estimate, for full sequences."]
+    fits = ((question.record or {}).get("largest_micro_batch") or {}).get(question.model.name)
+    if fits:
+        lines[0] += (
+            f" Measured on {options.gpu}: micro-batches of {fits['micro_batch']} sequences fit, of "
+            f"{2 * fits['micro_batch']} do not."
+        )
     if any(each.measured for each in forecasts):
         source = "the rate given" if options.tokens_per_second_per_gpu else str(options.record)
         lines.append(f"Times are predictions from {source}, not measurements.")
