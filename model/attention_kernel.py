@@ -282,8 +282,8 @@ def _options(qkv: Tensor, slopes: Tensor | None) -> dict[str, Any]:
 
 # Tiles follow from shape and GPU alone: tuning at run time would make the rounding differ between
 # runs. Those of the backward pass are the ones with which ptxas spills least (see
-# tests/model/compile_kernels.py) and, on Hopper, two programs fit into a multiprocessor, so that one
-# loads while the other computes. Not one was timed on a GPU yet.
+# tests/model/compile_kernels.py) and, on Hopper, two programs fit into a multiprocessor: one loads
+# while the other computes. Not one was timed on a GPU yet.
 def _whole_options(qkv: Tensor, max_length: int, *, backward: bool) -> dict[str, Any]:
     keys = max(16, triton.next_power_of_2(max_length))
     options: dict[str, Any] = dict(KEYS=keys, QUERIES=min(keys, 64), num_warps=4, num_stages=1)
