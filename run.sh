@@ -111,7 +111,8 @@ fi
 case $command in
   setup) ;;
   demo) demo ;;
-  test) exec "$python" -m pytest "$@" ;;
+  # Two processes; a file's tests stay together, since they share what was trained for them.
+  test) exec "$python" -m pytest -n 2 --dist loadfile "$@" ;;
   bench) exec "$python" recipes/benchmark.py all --output docs/results "$@" ;;
   cram) exec "$python" recipes/cram.py "$@" ;;
   wheels) exec "$base" recipes/wheels.py download "$@" ;;

@@ -115,9 +115,12 @@ def _power_of_2(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def best_backend(device_type: str, dropout: float) -> str:
-    """The fastest one that needs nothing but this package and can do this here."""
-    return "triton" if device_type == "cuda" and not dropout else "sdpa"
+def best_backend(device_type: str, precision: str, dropout: float) -> str:
+    """The fastest one that needs nothing but this package and can do this here.
+
+    In fp32 the Triton kernel does not fit into a GPU's registers.
+    """
+    return "triton" if device_type == "cuda" and precision == "bf16" and not dropout else "sdpa"
 
 
 def _through_padding(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -172,10 +175,9 @@ def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) 
 
 
 def _attend_triton(qkv, sequence_offsets, max_sequence_length, slopes, dropout) -> Tensor:
-    from model.attention_kernel import attention_forward
+    from model.attention_kernel import attention
 
-    qkv = qkv.contiguous()
-    return attention_forward(qkv, sequence_offsets, slopes, max_sequence_length)[0]
+    return attention(qkv.contiguous(), sequence_offsets, slopes, max_sequence_length)
 
 
 def _attend_flash(qkv, sequence_offsets, max_sequence_length, slopes, dropout) -> Tensor:

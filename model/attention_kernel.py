@@ -18,6 +18,7 @@ without waiting for the device, and cutting it would be silently wrong.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -100,7 +101,7 @@ def _forward_whole(
             scores = _scores(q, k, query, key, end, slope, scale, ACC)
             weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
             total = tl.sum(weights, 1)
-            out = _dot(weights.to(v.dtype), v, ACC) / total[:, None]
+            out = _dot(weights.to(v.dtype), v, ACC) * (1.0 / total)[:, None]
             _store_tile(O, query, end, HEADS * D, columns, D, out)
     tail = last + sequence * QUERIES
     _fill(O, tail, tokens, sequences * QUERIES, HEADS * D, columns, D, QUERIES, 0.0)
@@ -132,15 +133,15 @@ def _backward_whole(
         do = _tile(DO, query, end, HEADS * D, columns, D)
         scores = _scores(q, k, query, key, end, slope, scale, ACC)
         weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-        weights = weights / tl.sum(weights, 1)[:, None]
+        weights = weights * (1.0 / tl.sum(weights, 1))[:, None]
         dv += _dot(tl.trans(weights.to(do.dtype)), do, ACC)
         d_weights = _dot(do, tl.trans(v), ACC)
         # The whole row is here: no need for the output to know its product with the gradient.
         delta = tl.sum(weights * d_weights, 1)
-        d_scores = (weights * (d_weights - delta[:, None]) * scale).to(k.dtype)
-        _store_tile(DQ, query, end, HEADS * 3 * D, columns, D, _dot(d_scores, k, ACC))
+        d_scores = (weights * (d_weights - delta[:, None])).to(k.dtype)
+        _store_tile(DQ, query, end, HEADS * 3 * D, columns, D, _dot(d_scores, k, ACC) * scale)
         dk += _dot(tl.trans(d_scores), q, ACC)
-    _store_tile(DQ + D, key, end, HEADS * 3 * D, columns, D, dk)
+    _store_tile(DQ + D, key, end, HEADS * 3 * D, columns, D, dk * scale)
     _store_tile(DQ + 2 * D, key, end, HEADS * 3 * D, columns, D, dv)
     tail, step = last + sequence * QUERIES, sequences * QUERIES
     for part in tl.static_range(3):
@@ -189,7 +190,7 @@ def _forward_tiled(
             total = total * shrink + tl.sum(weights, 1)
             out = out * shrink[:, None] + _dot(weights.to(v.dtype), v, ACC)
             largest = above
-        _store_tile(O, query, end, HEADS * D, columns, D, out / total[:, None])
+        _store_tile(O, query, end, HEADS * D, columns, D, out * (1.0 / total)[:, None])
         tl.store(LogSums + head * tokens + query, largest + tl.log2(total), query < end)
     tail = last + (sequence * tiles + tile) * QUERIES
     _fill(O, tail, tokens, sequences * tiles * QUERIES, HEADS * D, columns, D, QUERIES, 0.0)
@@ -224,9 +225,9 @@ def _backward_queries(
             scores = _scores(q, k, query, key, end, slope, scale, ACC)
             weights = tl.exp2(scores - log_sum[:, None])
             d_weights = _dot(do, tl.trans(v), ACC)
-            d_scores = weights * (d_weights - delta[:, None]) * scale
+            d_scores = weights * (d_weights - delta[:, None])
             dq += _dot(d_scores.to(k.dtype), k, ACC)
-        _store_tile(DQ, query, end, HEADS * 3 * D, columns, D, dq)
+        _store_tile(DQ, query, end, HEADS * 3 * D, columns, D, dq * scale)
     tail, step = last + (sequence * tiles + tile) * QUERIES, sequences * tiles * QUERIES
     for part in tl.static_range(3):
         _fill(DQ + part * D, tail, tokens, step, HEADS * 3 * D, columns, D, QUERIES, 0.0)
@@ -261,9 +262,9 @@ def _backward_keys(
             weights = tl.exp2(scores - log_sum[:, None])
             dv += _dot(tl.trans(weights.to(do.dtype)), do, ACC)
             d_weights = _dot(do, tl.trans(v), ACC)
-            d_scores = weights * (d_weights - delta[:, None]) * scale
+            d_scores = weights * (d_weights - delta[:, None])
             dk += _dot(tl.trans(d_scores.to(q.dtype)), q, ACC)
-        _store_tile(DQ + D, key, end, HEADS * 3 * D, columns, D, dk)
+        _store_tile(DQ + D, key, end, HEADS * 3 * D, columns, D, dk * scale)
         _store_tile(DQ + 2 * D, key, end, HEADS * 3 * D, columns, D, dv)
 
 
@@ -279,33 +280,40 @@ def _options(qkv: Tensor, slopes: Tensor | None) -> dict[str, Any]:
     )
 
 
-# Tiles follow from the shape alone: tuning at run time would make the rounding differ between runs.
-# They are those with which two programs or more fit into a multiprocessor (registers and spills as
-# ptxas counts them for sm_80 and sm_90), so that one loads while the other computes.
-def _whole_options(max_length: int, queries: int) -> dict[str, Any]:
+# Tiles follow from shape and GPU alone: tuning at run time would make the rounding differ between
+# runs. Those of the backward pass are the ones with which ptxas spills least (see
+# tests/model/compile_kernels.py) and, on Hopper, two programs fit into a multiprocessor: one loads
+# while the other computes. Not one was timed on a GPU yet.
+def _whole_options(qkv: Tensor, max_length: int, *, backward: bool) -> dict[str, Any]:
     keys = max(16, triton.next_power_of_2(max_length))
-    return dict(KEYS=keys, QUERIES=min(keys, queries), num_warps=4, num_stages=1)
+    options: dict[str, Any] = dict(KEYS=keys, QUERIES=min(keys, 64), num_warps=4, num_stages=1)
+    if backward and keys > 64:
+        options |= dict(QUERIES=32, num_warps=8)
+        if _capability(qkv.device) >= (9, 0):
+            options |= dict(QUERIES=16, maxnreg=128)
+    elif backward:
+        options |= dict(QUERIES=min(keys, 32))
+    return options
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """The one to compile for."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)
+    arch = 90 if _INTERPRETED.value else int(triton.runtime.driver.active.get_current_target().arch)
+    return divmod(arch, 10)
 
 
 def _tiled_options(head_dim: int) -> dict[str, Any]:
     return dict(QUERIES=64, KEYS=64, num_warps=4 if head_dim <= 64 else 8, num_stages=2)
 
 
-@torch.library.custom_op("rapidbert::packed_attention", mutates_args=())
-def attention_forward(
+def _forward(
     qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
 ) -> tuple[Tensor, Tensor]:
-    """Attention of every token to the tokens of its own sequence.
-
-    Args:
-        qkv: [T, H, 3, D], contiguous.
-        offsets: int32 [S+1].
-        slopes: fp32 [H] or None.
-        max_length: at least as long as every sequence.
-
-    Returns:
-        [T, H, D], and what the backward pass needs besides `qkv`: the rows' log-sums (base 2) fp32
-        [H, T] for long sequences, otherwise nothing, [0].
+    """The output, and what the backward pass needs besides `qkv`: the rows' log-sums (base 2) fp32
+    [H, T] for long sequences, otherwise nothing, [0].
     """
     tokens, heads, _, head_dim = qkv.shape
     sequences = offsets.shape[0] - 1
@@ -315,7 +323,7 @@ def attention_forward(
         _forward_whole[(sequences * heads,)](
             *(qkv, slopes, offsets, out, sequences, tokens),
             **options,
-            **_whole_options(max_length, queries=64),
+            **_whole_options(qkv, max_length, backward=False),
         )
         return out, _accumulators(qkv, 0)
     log_sums = _accumulators(qkv, heads, tokens).zero_()  # rows behind the last sequence, too
@@ -327,8 +335,7 @@ def attention_forward(
     return out, log_sums
 
 
-@torch.library.custom_op("rapidbert::packed_attention_backward", mutates_args=())
-def attention_backward(
+def _backward(
     d_out: Tensor,
     qkv: Tensor,
     offsets: Tensor,
@@ -337,10 +344,8 @@ def attention_backward(
     log_sums: Tensor | None,
     max_length: int,
 ) -> Tensor:
-    """Gradient of `attention_forward` with respect to `qkv`, in its layout.
-
-    Args:
-        out, log_sums: what `attention_forward` returned; None where one program holds a sequence.
+    """Gradient of `qkv`, in its layout. `out` and `log_sums` may be None where one program holds a
+    sequence.
     """
     tokens, heads, _, head_dim = qkv.shape
     sequences = offsets.shape[0] - 1
@@ -350,7 +355,7 @@ def attention_backward(
         _backward_whole[(sequences * heads,)](
             *(qkv, slopes, offsets, d_out, d_qkv, sequences, tokens),
             **options,
-            **_whole_options(max_length, queries=32),
+            **_whole_options(qkv, max_length, backward=True),
         )
         return d_qkv
     tiled = _tiled_options(head_dim)
@@ -373,28 +378,66 @@ def _accumulators(qkv: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=qkv.device)
 
 
-@attention_forward.register_fake
-def _(qkv, offsets, slopes, max_length):
-    tokens, heads, _, head_dim = qkv.shape
-    log_sums = (0,) if is_whole(max_length, head_dim) else (heads, tokens)
-    return qkv.new_empty(tokens, heads, head_dim), _accumulators(qkv, *log_sums)
-
-
-@attention_backward.register_fake
-def _(d_out, qkv, offsets, slopes, out, log_sums, max_length):
-    return torch.empty_like(qkv)
-
-
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     qkv, offsets, slopes, ctx.max_length = inputs
     kept = (None, None) if is_whole(ctx.max_length, qkv.shape[3]) else output
     ctx.save_for_backward(qkv, offsets, slopes, *kept)
 
 
-def _backward(ctx: Any, d_out: Tensor, _: Any) -> tuple:
-    qkv, offsets, slopes, out, log_sums = ctx.saved_tensors
-    d_qkv = attention_backward(d_out, qkv, offsets, slopes, out, log_sums, ctx.max_length)
-    return d_qkv, None, None, None
+# What torch.compile sees: two operators that it leaves alone.
+attention_op = torch.library.custom_op("rapidbert::packed_attention", _forward, mutates_args=())
+_backward_op = torch.library.custom_op(
+    "rapidbert::packed_attention_backward", _backward, mutates_args=()
+)
 
 
-attention_forward.register_autograd(_backward, setup_context=_save)
+@attention_op.register_fake
+def _(qkv, offsets, slopes, max_length):
+    tokens, heads, _, head_dim = qkv.shape
+    log_sums = (0,) if is_whole(max_length, head_dim) else (heads, tokens)
+    return qkv.new_empty(tokens, heads, head_dim), _accumulators(qkv, *log_sums)
+
+
+@_backward_op.register_fake
+def _(d_out, qkv, offsets, slopes, out, log_sums, max_length):
+    return torch.empty_like(qkv)
+
+
+def _compiled_backward(ctx: Any, d_out: Tensor, _: Any) -> tuple:
+    return _backward_op(d_out, *ctx.saved_tensors, ctx.max_length), None, None, None
+
+
+attention_op.register_autograd(_compiled_backward, setup_context=_save)
+
+
+class _Attention(torch.autograd.Function):
+    """The same without the dispatcher, whose detours cost as much as two launches."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv, offsets, slopes, max_length):
+        output = _forward(qkv, offsets, slopes, max_length)
+        _save(ctx, (qkv, offsets, slopes, max_length), output)
+        return output[0]
+
+    @staticmethod
+    def backward(ctx: Any, d_out):
+        qkv, offsets, slopes, out, log_sums = ctx.saved_tensors
+        d_qkv = _backward(d_out, qkv, offsets, slopes, out, log_sums, ctx.max_length)
+        return d_qkv, None, None, None
+
+
+def attention(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int) -> Tensor:
+    """Attention of every token to the tokens of its own sequence.
+
+    Args:
+        qkv: [T, H, 3, D], contiguous.
+        offsets: int32 [S+1].
+        slopes: fp32 [H] or None.
+        max_length: at least as long as every sequence.
+
+    Returns:
+        [T, H, D].
+    """
+    if torch.compiler.is_compiling():
+        return attention_op(qkv, offsets, slopes, max_length)[0]
+    return _Attention.apply(qkv, offsets, slopes, max_length)

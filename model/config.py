@@ -128,12 +128,12 @@ def training_flops(
     return 3.0 * 2.0 * multiply_adds
 
 
-def _bert(name: str, **sizes: Any) -> ModelConfig:
+def _bert(name: str, attention_dropout: float = 0.1, **sizes: Any) -> ModelConfig:
     return ModelConfig(
         name=name,
         feed_forward="standard",
         positions="learned",
-        attention_dropout=0.1,
+        attention_dropout=attention_dropout,
         ffn_dropout=0.0,
         **sizes,
     )
@@ -151,7 +151,7 @@ PRESETS: dict[str, ModelConfig] = {
         ModelConfig("rapidbert-base", **BASE),
         ModelConfig("rapidbert-large", **LARGE),
         ModelConfig("rapidbert-xl", num_layers=24, hidden_size=1792, num_heads=28, ffn_size=7168),
-        _bert("bert-tiny", **TINY),
+        _bert("bert-tiny", **TINY, hidden_dropout=0.0, attention_dropout=0.0),
         _bert("bert-base", **BASE),
         _bert("bert-large", **LARGE),
     )

@@ -70,8 +70,8 @@ def keep_mask(
     column = torch.arange(first_column, first_column + columns, device=keys.device)
     x = (column * GOLDEN_32 & _M) ^ a[:, None]
     x = ((x ^ (x >> 16)) * MIX_1 + b[:, None]) & _M
-    x = ((x ^ (x >> 13)) * MIX_2) & _M
-    return (x ^ (x >> 16)) >= threshold(probability)
+    # Without the finalizer's last step, which the comparison would see once in 65,536 times.
+    return (((x ^ (x >> 13)) * MIX_2) & _M) >= threshold(probability)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Encoder(MegatronModule):
     """The embedding and `num_layers` post-norm layers.
 
     Args:
-        recompute: keep only each layer's input for the backward pass and compute the rest again.
+        recompute: of all layers but the last keep only the input, and compute the rest again.
     """
 
     def __init__(self, config: ModelConfig, megatron: TransformerConfig, recompute: bool = False):
@@ -122,8 +122,8 @@ class Encoder(MegatronModule):
         hidden = residual = self.embedding(input_ids, token_type_ids, packed)
         for layer in self.layers[:-1]:
             hidden, residual = self._through(layer, hidden, residual, packed)
-        last = replace(packed, keep=keep)
-        hidden, _ = self._through(self.layers[-1], hidden, residual, last)
+        # Its backward pass comes first: computing the last layer again would save nothing.
+        hidden, _ = self.layers[-1](hidden, residual, replace(packed, keep=keep))
         return hidden.squeeze(1)
 
     def _through(self, layer, hidden, residual, packed) -> tuple[Tensor, Tensor]:

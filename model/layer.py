@@ -40,7 +40,7 @@ from model.feed_forward import feed_forward_spec
 from model.kernels import KERNELS, check_kernels, residual_norm
 from model.parallel import linear, own_dropout, parallel_rank, parallel_size
 
-# Dropout sites (see `model.dropout`): the embedding, the pooler, then four for each layer.
+# Dropout sites (see `model.dropout`): the embedding, the pooler, and from 4 on those of the layers.
 EMBEDDING_SITE, POOLER_SITE = 0, 1
 _SITES_PER_LAYER = 4
 _ATTENTION_SITE, _INNER_SITE, _OUTPUT_SITE = 0, 1, 2

@@ -125,6 +125,7 @@ class MaskedLM(nn.Module):
         )
         if parallel_size() == 1:
             return cross_entropy(logits, labels, IGNORED_LABEL, self.kernels)
+        # The vocabulary is split: Megatron's loss, whichever kernels are asked for.
         losses = vocab_parallel_cross_entropy(logits, labels)
         return losses.masked_fill(labels == IGNORED_LABEL, 0.0).sum()
 

@@ -54,7 +54,7 @@ def linear(module: ColumnParallelLinear | RowParallelLinear, x: Tensor) -> Tenso
     Where the weight is not split there is nothing to communicate, and torch's own linear adds the
     bias inside the matmul; Megatron's autograd function adds it in a pass over the output.
     """
-    if module.weight.tensor_model_parallel and parallel_size() > 1:
+    if parallel_size() > 1:
         return module(x)[0]
     return F.linear(x, module.weight, None if module.skip_bias_add else module.bias)
 
@@ -89,7 +89,7 @@ def seed_dropout(seed: int, step: int, micro_step: int, data_parallel_rank: int)
     for word in (step, micro_step, data_parallel_rank):
         value = _mix(value ^ _mix(word + 0x9E3779B97F4A7C15))
     if torch.cuda.is_available() and parallel_state.get_tensor_model_parallel_world_size() > 1:
-        # Also seeds the tracker from which units inside a tensor-parallel region are dropped.
+        # Also seeds the tracker from which weights of a rank's own heads are dropped.
         model_parallel_cuda_manual_seed(value & 0x7FFFFFFF)
     else:
         torch.manual_seed(value & 0x7FFFFFFFFFFFFFFF)

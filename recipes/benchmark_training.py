@@ -74,8 +74,9 @@ def recommended(model: str, record: Record) -> tuple[Setup, int]:
     options = pretrain.parse_arguments(words)
     sizes = {} if record.gpu else {"vocab_size": TOY_VOCABULARY}
     built = preset(model, **sizes)
-    choose_kernels(built, options)
-    setup = Setup(built, engine.read_config(config), options.attention, options.kernels)
+    deepspeed = engine.read_config(config)
+    choose_kernels(built, engine.precision(deepspeed), options)
+    setup = Setup(built, deepspeed, options.attention, options.kernels)
     return setup, setup.deepspeed["train_micro_batch_size_per_gpu"]
 
 

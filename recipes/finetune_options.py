@@ -99,14 +99,14 @@ def resolve(options: Any, world_size: int) -> Finetuning:
         task = faults.attempt(lambda: find_task(options.task))
     sound = not faults
     start = faults.attempt(lambda: starting_weights(options.checkpoint))
-    if start:
-        faults += choose_kernels(start[0], options)
     tokenizer = start and faults.attempt(lambda: _tokenizer(options.checkpoint, start[0], start[2]))
     default = "finetune.json" if torch.cuda.is_available() else "finetune_cpu.json"
     path = options.deepspeed_config or (
         Path(__file__).resolve().parents[1] / "ds_configs" / default
     )
     deepspeed = faults.attempt(lambda: engine.read_config(path, batch_sizes=False))
+    if start and deepspeed is not None:
+        faults += choose_kernels(start[0], engine.precision(deepspeed), options)
     data = None
     if sound and (not faults or task is None or options.data is not None):  # no download in vain
         data = faults.attempt(lambda: _load(options, task))

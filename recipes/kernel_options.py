@@ -23,8 +23,8 @@ def add_kernel_options(parser: argparse.ArgumentParser) -> None:
         "--attention",
         choices=("auto", *BACKENDS),
         default="auto",
-        help="attention backend; auto: triton on a GPU, sdpa on the CPU and for models that drop "
-        "attention weights",
+        help="attention backend; auto: triton on a GPU in bf16, unless the model drops attention "
+        "weights, otherwise sdpa",
     )
     parser.add_argument(
         "--kernels",
@@ -34,10 +34,13 @@ def add_kernel_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def choose_kernels(model: ModelConfig, options: Any, *, assumed_gpus: bool = False) -> list[str]:
+def choose_kernels(
+    model: ModelConfig, precision: str, options: Any, *, assumed_gpus: bool = False
+) -> list[str]:
     """Put names in the place of `auto`.
 
     Args:
+        precision: "bf16" or "fp32".
         assumed_gpus: choose for GPUs that are not here, and may not be asked.
 
     Returns:
@@ -46,7 +49,7 @@ def choose_kernels(model: ModelConfig, options: Any, *, assumed_gpus: bool = Fal
     device_type = "cuda" if torch.cuda.is_available() or assumed_gpus else "cpu"
     dropout = model.attention_dropout
     if options.attention == "auto":
-        options.attention = best_backend(device_type, dropout)
+        options.attention = best_backend(device_type, precision, dropout)
     if options.kernels == "auto":
         options.kernels = best_kernels(device_type)
     faults = Faults()

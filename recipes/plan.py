@@ -366,6 +366,12 @@ def explanation(question: Question, forecasts: Sequence[Forecast]) -> list[str]:
     """What the numbers stand on, line by line."""
     options = question.options
     lines = ["Memory is an estimate, for full sequences."]
+    fits = ((question.record or {}).get("largest_micro_batch") or {}).get(question.model.name)
+    if fits:
+        lines[0] += (
+            f" Measured on {options.gpu}: micro-batches of {fits['micro_batch']} sequences fit, of "
+            f"{2 * fits['micro_batch']} do not."
+        )
     if any(each.measured for each in forecasts):
         source = "the rate given" if options.tokens_per_second_per_gpu else str(options.record)
         lines.append(f"Times are predictions from {source}, not measurements.")
@@ -406,7 +412,7 @@ def resolve(options: Any) -> Question:
         BatchPlan(1, 1, 1, 1),
         sequence_length=options.sequence_length,
         mask_probability=options.mask_probability,
-        attention=best_backend("cuda", model.attention_dropout),
+        attention=best_backend("cuda", engine.precision(deepspeed), model.attention_dropout),
         kernels=best_kernels("cuda"),
         recompute=options.recompute,
     ).activations

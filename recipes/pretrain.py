@@ -495,8 +495,9 @@ def resolve(options: Any, world_size: int) -> Run:
     if model and train:
         model = replace(model, vocab_size=train.vocab_size)
         faults += _model_faults(model, options)
-    if model:
-        faults += choose_kernels(model, options, assumed_gpus=bool(options.gpus))
+    if model and deepspeed:
+        precision = engine.precision(deepspeed)
+        faults += choose_kernels(model, precision, options, assumed_gpus=bool(options.gpus))
     faults.stop()
     assert model and deepspeed and train and validation and plan
     if options.learning_rate is None:

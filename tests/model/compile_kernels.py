@@ -2,22 +2,28 @@
 
     python tests/model/compile_kernels.py 90
 
-prints a line of JSON for each: name, shared memory in bytes, whether it uses tensor cores.
+prints a line of JSON for each: name, shared memory of a block in bytes, registers of a thread and
+bytes of them that are spilled, whether it uses tensor cores.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
+import tempfile
 
 import torch
 from torch import nn
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from model import kernels as ops
-from model.attention_kernel import attention_forward
+from model.attention_kernel import attention
 
 
 class NoDriver:
@@ -36,11 +42,28 @@ class NoDriver:
 plain_run = JITFunction.run
 
 
+def resources(ptx: str) -> tuple[int, int]:
+    """Registers of a thread, and bytes that it stores for want of more, as ptxas counts them."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        target = re.findall(r"\.target (\w+)", ptx)[0]
+        ptxas = get_ptxas(int(sys.argv[1])).path
+        command = [ptxas, "-v", f"--gpu-name={target}", file.name, "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = re.findall(r"Used (\d+) registers", said)
+    spilled = re.findall(r"(\d+) bytes spill stores", said)
+    return int(registers[0]), int(spilled[0])
+
+
 def compile_only(self, *arguments, grid, warmup, **options) -> None:
     compiled = plain_run(self, *arguments, grid=grid, warmup=True, **options)
+    registers, spilled = resources(compiled.asm["ptx"])
     facts = {
         "name": self.fn.__name__,
         "shared_bytes": compiled.metadata.shared,
+        "registers": registers,
+        "spilled_bytes": spilled,
         "tensor_cores": "mma" in compiled.asm["ptx"],
     }
     print(json.dumps(facts), flush=True)
@@ -58,7 +81,7 @@ def main() -> None:
     offsets = torch.tensor([0, tokens], dtype=torch.int32)
     for max_length in (128, 256):
         for slopes in (torch.ones(heads), None):
-            context, _ = attention_forward(leaf(tokens, heads, 3, 64), offsets, slopes, max_length)
+            context = attention(leaf(tokens, heads, 3, 64), offsets, slopes, max_length)
             context.sum().backward()
     norm = nn.LayerNorm(width, dtype=torch.bfloat16)
     x, residual = leaf(tokens, 1, width), leaf(tokens, 1, width)

@@ -15,6 +15,13 @@ from model.parallel import initialize_parallel
 
 
 @pytest.fixture
+def on_device() -> Iterator[None]:
+    """Tensors are made on the GPU where there is one; elsewhere Triton's interpreter has them."""
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        yield
+
+
+@pytest.fixture
 def poisoned_memory(monkeypatch) -> None:
     """Memory that torch hands out uninitialised holds NaN."""
 

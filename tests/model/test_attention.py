@@ -121,9 +121,10 @@ def test_what_cannot_run_is_named():
 
 
 def test_the_best_backend_is_one_that_can():
-    assert best_backend("cuda", 0.0) == "triton"
-    assert best_backend("cuda", 0.1) == "sdpa"
-    assert best_backend("cpu", 0.0) == "sdpa"
+    assert best_backend("cuda", "bf16", 0.0) == "triton"
+    assert best_backend("cuda", "fp32", 0.0) == "sdpa"
+    assert best_backend("cuda", "bf16", 0.1) == "sdpa"
+    assert best_backend("cpu", "bf16", 0.0) == "sdpa"
 
 
 @pytest.mark.parametrize("backend", HERE)

@@ -22,7 +22,7 @@ def kept_by_hand(key: int, site: int, column: int, probability: float) -> bool:
     x = (column * 0x9E3779B9 & M) ^ a
     x = (x ^ (x >> 16)) * 0x85EBCA6B + b & M
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & M
-    return x ^ (x >> 16) >= round(probability * 2**32)
+    return x >= round(probability * 2**32)
 
 
 def test_murmur_by_its_published_values():

@@ -135,7 +135,9 @@ def record(path: Path, device: str) -> Path:
 
     rows = [row(512, 4096, 8.0), row(512, 512, 1.1), row(64, 64, 0.2)]
     settings = {"sequence_length": 128, "setups": {"rapidbert-base": {"recompute": False}}}
-    path.write_text(json.dumps({"device": device, "settings": settings, "rows": rows}))
+    content = {"device": device, "settings": settings, "rows": rows}
+    content["largest_micro_batch"] = {"rapidbert-base": {"micro_batch": 2048}}
+    path.write_text(json.dumps(content))
     return path
 
 
@@ -152,6 +154,7 @@ def test_a_record_of_this_device_is_what_times_stand_on(tmp_path):
     assert eight.measured == "512 x 1 on 1 GPU"
     assert eight.hours == pytest.approx(70_000 * eight.step_seconds / 3600)
     assert eight.dollars == pytest.approx(eight.hours * 8 * 2.5)
+    assert "of 2048 sequences fit, of 4096 do not" in plan.explanation(asked, [eight])[0]
     # Another card, another length, another way of computing: not measured.
     for others in (("--gpu", A100), ("--sequence-length", "256"), ("--recompute",)):
         assert forecast(question(tmp_path, *words, *others), 8).step_seconds is None

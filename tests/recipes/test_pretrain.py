@@ -112,6 +112,29 @@ def test_a_resumed_run_equals_the_straight_one_to_the_bit(
     assert all(torch.equal(state[name], state_again[name]) for name in state)
 
 
+def test_the_engine_trains_alike_with_triton_kernels(data, tmp_path):
+    """A step of two micro-batches, through hooks, ZeRO and the gradient in the logits' place."""
+    config = write_config(tmp_path, 4, 2, 1)
+    runs = []
+    for kernels in ("torch", "triton"):
+        attention = dict(torch="sdpa", triton="triton")[kernels]
+        arguments = command_line(
+            *(data, tmp_path / kernels, config),
+            model="dropout-tiny",
+            duration=4,
+            sequence_length=8,
+            eval_sequences=2,
+            kernels=kernels,
+            attention=attention,
+        )
+        run(1, arguments)
+        runs.append(trained(tmp_path / kernels))
+    (records, state), (fast_records, fast_state) = runs
+    for record, fast in zip(records, fast_records, strict=True):
+        assert fast == pytest.approx(record, rel=1e-5)
+    torch.testing.assert_close(fast_state, state, rtol=1e-5, atol=2e-6)
+
+
 def test_dropout_drops(data, tmp_path):
     """Equal runs prove nothing about dropout if it drops nothing."""
     config = write_config(tmp_path, 8, 4)
