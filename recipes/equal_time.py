@@ -194,16 +194,12 @@ def figure(found: Sequence[Contestant]) -> Figure:
         # The first point is no pretraining at all.
         scores.plot(xs[:1], ys[:1], "o", color=color, markerfacecolor="white", zorder=3)
     entropy = config["data"]["unigram_entropy_nats"]
-    losses.axhline(entropy, color="#777777", linestyle=(0, (4, 3)), linewidth=1)
-    losses.annotate(
-        f"unigram entropy {entropy:.2f}",
-        (1, entropy),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        color="#555555",
-        fontsize=8,
+    losses.axhline(
+        entropy,
+        color="#777777",
+        linestyle=(0, (4, 3)),
+        linewidth=1,
+        label=f"unigram entropy {entropy:.2f}",
     )
     losses.set_ylabel("held-out loss, nats per masked token (15%)")
     scores.set_ylabel(f"{series.average_name}{', not GLUE' if series.stand_in else ''}")

@@ -32,7 +32,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.parser import Parser
 from functools import partial
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -40,12 +40,15 @@ from typing import NamedTuple
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+# pip brings its own copy. Importing pip itself would take setuptools' distutils from this process.
+prefix = "" if find_spec("packaging") else "pip._vendor."
 try:
-    from pip._vendor.packaging.requirements import Requirement
-    from pip._vendor.packaging.utils import canonicalize_name
-    from pip._vendor.packaging.version import InvalidVersion, Version
+    Requirement = import_module(f"{prefix}packaging.requirements").Requirement
 except ImportError:
     sys.exit(f"{sys.executable} has no pip; set PYTHON to an interpreter that has")
+canonicalize_name = import_module(f"{prefix}packaging.utils").canonicalize_name
+Version = import_module(f"{prefix}packaging.version").Version
+InvalidVersion = import_module(f"{prefix}packaging.version").InvalidVersion
 
 from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
 
