@@ -28,7 +28,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from model.parallel import initialize_parallel
-from recipes.cli import UserError
+from recipes.cli import MachineError, UserError
 
 # Start-up includes reading shards and compiling on a cold file system; afterwards a rank that is
 # silent for this long is gone.
@@ -542,11 +542,13 @@ def full_precision_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:
 
 def agree(fault: Exception | None, what: str) -> None:
     """Raise on every rank when one failed, so that none waits for another for ever."""
-    faults: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(faults, None if fault is None else str(fault))
-    named = [f"rank {rank}: {text}" for rank, text in enumerate(faults) if text is not None]
-    if named:
-        raise UserError(*(f"{what} could not be written: {text}" for text in named))
+    faults: list[tuple[str, bool] | None] = [None] * dist.get_world_size()
+    mine = None if fault is None else (str(fault), isinstance(fault, MachineError))
+    dist.all_gather_object(faults, mine)
+    found = [(f"rank {rank}: {each[0]}", each[1]) for rank, each in enumerate(faults) if each]
+    if found:
+        kind = MachineError if any(by_machine for _, by_machine in found) else UserError
+        raise kind(*(f"{what} could not be written: {text}" for text, _ in found))
 
 
 def shut_down() -> None:

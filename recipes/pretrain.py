@@ -33,8 +33,8 @@ from model.config import PRESETS, ModelConfig, preset, training_flops
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import seed_dropout
 from recipes import device_memory, engine, run_record
-from recipes.checkpoint import Checkpoints, Progress, SaveError
-from recipes.cli import ArgumentParser, Faults, UserError, run
+from recipes.checkpoint import Checkpoints, Progress
+from recipes.cli import ArgumentParser, Faults, SaveError, UserError, run
 from recipes.engine import BatchPlan, World
 from recipes.export import TOKENIZER_FILES, export
 from recipes.interruption import INTERRUPTED, STOPPED, StopRequests, Watchdog
@@ -139,23 +139,27 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
     batches = training_batches(settings, world, done.step)
     first, skipped_in_a_row, status = done.step, 0, None
 
+    def wait_for_checkpoint() -> None:
+        try:
+            checkpoints.wait()
+        except SaveError as error:
+            # A run that ends before its last step has nothing to go on with but its checkpoint.
+            if options.on_save_failure == "stop" or status is not None:
+                raise
+            if world.rank == 0:
+                print("\n".join((*error.faults, "going on without it")), flush=True)
+
     def save(begin: bool, wait: bool) -> None:
         """Hear of the checkpoint before, `begin` one, `wait` until it is there."""
         watchdog.pause()
         with meter.pause():
-            try:
-                checkpoints.wait()
-            except SaveError as error:
-                if options.on_save_failure == "stop":
-                    raise
-                if world.rank == 0:
-                    print("\n".join((*error.faults, "going on without it")), flush=True)
+            wait_for_checkpoint()
             if begin:
                 log.flush()
                 engine.check_replicas(trainer, world)
                 checkpoints.save(trainer, done)
             if wait:
-                checkpoints.wait()
+                wait_for_checkpoint()
 
     try:
         while not budget.spent and status is None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from recipes.checkpoint import has_checkpointed
-from recipes.cli import UserError
+from recipes.cli import UserError, refused
 from recipes.engine import World, precision
 from recipes.schedule import adamw_weight_decay
 from recipes.whole_files import write_whole
@@ -73,10 +73,10 @@ def start(settings: Run, world: World) -> bool:
         except UserError as error:
             outcome = [error]
         except OSError as error:
-            outcome = [UserError(f"{settings.options.output}: {error.strerror}")]
+            outcome = [refused(error, settings.options.output)]
     dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], UserError):
-        raise UserError(*outcome[0].faults)
+        raise outcome[0]
     return outcome[0]
 
 
