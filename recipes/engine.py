@@ -416,7 +416,8 @@ def _joining(environment: dict[str, str]) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:  # the latter where a variable is not set
         raise MachineError(
             f"{where} could not join the {environment['WORLD_SIZE']} processes at "
-            f"{address}:{port}: {str(error).splitlines()[0].rstrip('.')}. If the first node is not reachable by this name, set "
+            f"{address}:{port}: {str(error).splitlines()[0].rstrip('.')}. "
+            "If the first node is not reachable by this name, set "
             "MASTER_ADDR, and if another network interface leads there, GLOO_SOCKET_IFNAME and "
             "NCCL_SOCKET_IFNAME (on a cluster in slurm/cluster.sh)"
         ) from error

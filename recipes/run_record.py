@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
+import socket
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -107,14 +109,21 @@ def _lock(output: Path) -> None:
     """Two runs writing one directory would mix their checkpoints and logs."""
     if output.resolve() in _locks:
         return
-    file = (output / ".lock").open("wb")
+    file = (output / ".lock").open("a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        file.seek(0)
+        holder = file.read().decode(errors="replace").strip() or "not named"
         file.close()
-        raise UserError(f"{output}: another process is training into it right now") from None
+        raise UserError(
+            f"{output}: another process is training into it right now ({holder})"
+        ) from None
     except OSError as error:  # some network file systems have no locks
         print(f"{output}: cannot be locked ({error.strerror}); start no second run into it")
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+    file.flush()
     _locks[output.resolve()] = file
 
 

@@ -130,7 +130,7 @@ def test_a_second_run_into_the_same_directory_is_refused(tmp_path):
     )
     assert holder.stdin and holder.stdout
     assert holder.stdout.readline() == b"locked\n"
-    with pytest.raises(UserError, match="another process"):
+    with pytest.raises(UserError, match=f"another process .*pid {holder.pid} on"):
         run_record._lock(tmp_path)
     holder.kill()
     holder.wait()
