@@ -25,7 +25,7 @@ from recipes.export import WEIGHTS, export_directory, read_tensors
 from recipes.glue_tasks import TASKS, Task, find_task
 from recipes.kernel_options import add_kernel_options, choose_kernels
 from recipes.tokenizer import Tokenizer
-from recipes.whole_files import sha256
+from recipes.whole_files import sha256, why_no_directory
 
 WARMUP_FRACTION = 0.06
 # For data of one's own, unless told: between the table's small and large tasks.
@@ -97,7 +97,7 @@ def resolve(options: Any, world_size: int) -> Finetuning:
     task = None
     if options.task is not None and not _own_data(options):
         task = faults.attempt(lambda: find_task(options.task))
-    sound = not faults
+    named = task or (_own_data(options) and not _own_data_faults(options))
     start = faults.attempt(lambda: starting_weights(options.checkpoint))
     if start:
         faults += choose_kernels(start[0], options)
@@ -108,7 +108,8 @@ def resolve(options: Any, world_size: int) -> Finetuning:
     )
     deepspeed = faults.attempt(lambda: engine.read_config(path, batch_sizes=False))
     data = None
-    if sound and (not faults or task is None or options.data is not None):  # no download in vain
+    local = options.data is not None or _own_data(options)
+    if named and (local or not faults):  # no download in vain
         data = faults.attempt(lambda: _load(options, task))
     faults.stop()
     assert data and start and tokenizer and deepspeed is not None
@@ -263,8 +264,8 @@ def _option_faults(options: Any) -> list[str]:
     checks: list[tuple[Any, str]] = [
         (options.max_length >= 8, f"--max-length {options.max_length}: at least 8 tokens"),
         (
-            options.output.is_dir() or not options.output.exists(),
-            f"--output {options.output}: is a file; name a directory",
+            not (refusal := why_no_directory(options.output)),
+            f"--output {options.output}: {refusal}",
         ),
         (0 <= options.seed < 2**63, f"--seed {options.seed}: 0 to 2**63 - 1"),
         (options.epochs is None or options.epochs >= 1, "--epochs: at least 1"),
@@ -275,6 +276,12 @@ def _option_faults(options: Any) -> list[str]:
         (options.log_every >= 1, "--log-every: at least 1 step"),
         (options.price_per_gpu_hour >= 0, "--price-per-gpu-hour: not negative"),
     ]
+    return [message for holds, message in checks if not holds] + _own_data_faults(options)
+
+
+def _own_data_faults(options: Any) -> list[str]:
+    """What is wrong with how the data is named."""
+    checks: list[tuple[Any, str]] = []
     if _own_data(options):
         both = options.train_file is not None and options.dev_file is not None
         checks += [

@@ -52,6 +52,7 @@ from recipes.stragglers import RankTimes
 from recipes.throughput import ThroughputMeter, describe_peak
 from recipes.token_shards import TokenShards, open_shards
 from recipes.tokenizer import Tokenizer
+from recipes.whole_files import why_no_directory
 
 # Base and Large as published; XL and the toy scaled by width. Tiny belongs to a batch of 16.
 PEAK_LEARNING_RATE = {"tiny": 1e-3, "base": 5e-4, "large": 2e-4, "xl": 1e-4}
@@ -513,8 +514,8 @@ def _option_faults(options: Any) -> list[str]:
     checks = [
         (options.sequence_length >= 8, f"--sequence-length {options.sequence_length}: at least 8"),
         (
-            options.output.is_dir() or not options.output.exists(),
-            f"--output {options.output}: is a file; name a directory",
+            not (refusal := why_no_directory(options.output)),
+            f"--output {options.output}: {refusal}",
         ),
         (0 <= options.seed < 2**63, f"--seed {options.seed}: 0 to 2**63 - 1"),
         (0 < options.mask_probability < 1, "--mask-probability: between 0 and 1"),

@@ -19,6 +19,7 @@ from recipes.checkpoint import has_checkpointed
 from recipes.cli import UserError, refused
 from recipes.engine import World, precision
 from recipes.schedule import adamw_weight_decay
+from recipes.sequence_order import SequenceIndex
 from recipes.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -254,18 +255,22 @@ def describe(settings: Run) -> str:
     options, plan, model = settings.options, settings.plan, settings.model
     stage = settings.deepspeed.get("zero_optimization", {}).get("stage", 0)
     decay = adamw_weight_decay(options.weight_decay, options.learning_rate)
-    epoch = settings.train.tokens
+    tokens = settings.train.tokens
+    epoch = len(SequenceIndex(settings.train.shards, options.sequence_length, options.documents))
+    passes = (settings.total_steps or 0) * plan.global_batch / epoch
     lines = {
         "model": f"{model.name}, {model.parameters() / 1e6:.1f}M parameters, "
         f"{options.attention} attention, {options.kernels} kernels"
         + (", layers recomputed" if options.recompute else ""),
-        "data": f"{options.data}, {epoch:,} training tokens, {options.documents} documents, "
+        "data": f"{options.data}, {tokens:,} training tokens, {options.documents} documents, "
         f"{options.sequence_length} tokens per sequence",
         "batch": str(plan),
         "duration": f"{settings.total_steps:,} steps, "
         f"{settings.total_steps * plan.global_batch:,} sequences"
         if settings.total_steps
         else f"{options.minutes:g} minutes of training, as many steps as fit",
+        "epochs": (f"{passes:.3g} of " if settings.total_steps else "each ")
+        + f"{epoch:,} sequences, the training text once",
         "optimizer": f"AdamW, peak lr {options.learning_rate:g}, betas {options.beta1:g} "
         f"{options.beta2:g}, eps {options.eps:g}, weight decay {decay:g} "
         f"(published convention: {options.weight_decay:g})",
