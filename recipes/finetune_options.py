@@ -87,6 +87,16 @@ def is_done(work: Finetuning) -> bool:
     return done
 
 
+def other_settings(work: Finetuning) -> list[str]:
+    """Names of the settings in which a result that is there differs; empty where none is."""
+    try:
+        before = json.loads(work.result.read_bytes())["settings"]
+        names = before.keys() | work.settings.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return sorted(name for name in names if before.get(name) != work.settings.get(name))
+
+
 def resolve(options: Any, world_size: int) -> Finetuning:
     """Check everything that can be checked before there is a model.
 
