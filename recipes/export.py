@@ -112,6 +112,8 @@ def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict
     directory = export_directory(checkpoint)
     try:
         description = json.loads((directory / CONFIG).read_bytes())
+        if not isinstance(description, dict) or "model" not in description:
+            raise ValueError(f"{CONFIG} does not say which model the weights are")
         config = ModelConfig.from_dict(description["model"])
         return config, load_file(directory / WEIGHTS), description
     except (FileNotFoundError, NotADirectoryError):
