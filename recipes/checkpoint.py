@@ -36,7 +36,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from recipes import optimizer_state
-from recipes.cli import UserError
+from recipes.cli import SaveError, UserError, refused
 from recipes.engine import World, agree
 from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
 
@@ -47,10 +47,6 @@ FORMAT = 2
 POLL_SECONDS = 0.02
 VISIBLE_SECONDS = 60
 """How long another node's file may take to show on a network file system."""
-
-
-class SaveError(UserError):
-    """A checkpoint could not be written; the older ones are untouched."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +208,7 @@ class Checkpoints:
                 owner = {"token": token[0], "host": socket.gethostname(), "pid": os.getpid()}
                 write_whole(self.directory / OWNER, json.dumps(owner).encode())
             except OSError as error:
-                fault = error
+                fault = refused(error, error.filename or self.directory)
         agree(fault, str(self.directory))
         dist.broadcast_object_list(token, src=0)
         deadline = time.monotonic() + VISIBLE_SECONDS

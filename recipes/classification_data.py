@@ -109,6 +109,22 @@ def load_task(task: Task, source: str | Path | None, *, with_test: bool = False)
     )
 
 
+def find_task_data(task: Task, source: Path) -> None:
+    """See whether a directory has a task's data, without reading it.
+
+    Raises:
+        UserError: there is none, or classic files of it are missing.
+    """
+    _, directories = _open_source(task, source)
+    directory = directories[-1]
+    if any(directory.glob("*.parquet")) or (directory / "dataset_dict.json").is_file():
+        return
+    wanted = [("train", "train"), *(("dev", name) for name in task.dev_counts)]
+    paths = [_tsv_path(task, directory, part, name)[0] for part, name in wanted]
+    if missing := [f"{path}: missing" for path in paths if not path.is_file()]:
+        raise UserError(*missing)
+
+
 def load_files(
     train_file: str | Path,
     dev_file: str | Path,
@@ -254,10 +270,7 @@ def _tsv_reader(task: Task, directory: Path) -> _SetReader:
     index = "id" if task.name == "qqp" else "index"
 
     def read(part: str, name: str, notes: list[str]) -> Examples:
-        path = directory / (f"{part}.tsv" if name == part else f"{part}_{name}.tsv")
-        keep = None
-        if task.name == "mrpc" and part != "test" and not path.is_file():
-            path, keep = _mrpc_original(directory, part)
+        path, keep = _tsv_path(task, directory, part, name)
         header = _COLA_HEADER if task.name == "cola" and part != "test" else None
         reading = _new_reading(task, part, str(path), by_name=task.labels_by_name)
         if not path.is_file():
@@ -267,6 +280,16 @@ def _tsv_reader(task: Task, directory: Path) -> _SetReader:
         return _finished(task, part, reading, notes)
 
     return read
+
+
+def _tsv_path(
+    task: Task, directory: Path, part: str, name: str
+) -> tuple[Path, Callable[[Sequence[str]], bool] | None]:
+    """A set's file, and which of its lines are the set's; None: all."""
+    path = directory / (f"{part}.tsv" if name == part else f"{part}_{name}.tsv")
+    if task.name == "mrpc" and part != "test" and not path.is_file():
+        return _mrpc_original(directory, part)
+    return path, None
 
 
 def _mrpc_original(

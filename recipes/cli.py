@@ -18,8 +18,9 @@ from typing import NoReturn, TypeVar
 Result = TypeVar("Result")
 
 
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # What the user mends, not us: no space, quota, read-only, no permission.
-_SYSTEM_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+_SYSTEM_REFUSALS = _NO_SPACE | {errno.EROFS, errno.EACCES}
 
 
 class UserError(ValueError):
@@ -31,6 +32,28 @@ class UserError(ValueError):
     def __init__(self, *faults: str):
         super().__init__("\n".join(faults))
         self.faults = faults
+
+    status = 2
+    """Exit code of the process."""
+
+
+class MachineError(UserError):
+    """Right settings that the machine cannot serve now: a full disk, a node out of reach.
+
+    Exit code 74 (EX_IOERR of sysexits.h), upon which a SLURM job goes back into the queue.
+    """
+
+    status = 74
+
+
+class SaveError(MachineError):
+    """A checkpoint or an export could not be written; the older ones are untouched."""
+
+
+def refused(error: OSError, where: object) -> UserError:
+    """What the system did not let us do, as the user's to mend: a `MachineError` if by space."""
+    fault = f"{where}: {error.strerror}"
+    return MachineError(fault) if error.errno in _NO_SPACE else UserError(fault)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -110,7 +133,7 @@ def _explain(word: str, known: Sequence[str]) -> str:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run an entry point; a `UserError` becomes one message per fault on stderr and exit code 2."""
+    """Run an entry point; a `UserError` becomes a message per fault on stderr and its exit code."""
     try:
         status = main()
         sys.stdout.flush()  # here, where a closed pipe is caught, not at interpreter shutdown
@@ -118,7 +141,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         for fault in error.faults:
             print(f"error: {fault}", file=sys.stderr)
-        sys.exit(2)
+        if isinstance(error, SaveError):
+            print("make room, then the same command goes on from what is whole", file=sys.stderr)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
@@ -131,4 +156,4 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(MachineError.status if error.errno in _NO_SPACE else UserError.status)

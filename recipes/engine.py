@@ -16,7 +16,9 @@ import os
 import socket
 import statistics
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,11 +30,14 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from model.parallel import initialize_parallel
-from recipes.cli import UserError
+from recipes.cli import MachineError, UserError
 
 # Start-up includes reading shards and compiling on a cold file system; afterwards a rank that is
 # silent for this long is gone.
 TIMEOUT = timedelta(minutes=30)
+# A launcher starts all processes at once; only their imports differ, from a cold file system.
+JOIN_TIMEOUT = timedelta(minutes=10)
+JOIN_SECONDS_UNSAID = 15.0
 
 # What a configuration may say: a type, a choice of values, or the keys of a section. `None`:
 # DeepSpeed's own (pydantic) check of the section is used; it has none for the others.
@@ -249,13 +254,24 @@ def _section_faults(key: str, value: Any) -> list[str]:
 
     if not isinstance(value, dict):
         return [f"{key} must be an object, got {value!r}"]
+    faults = []
+    if key == "zero_optimization":
+        stage = value.get("stage", 0)
+        if type(stage) is not int or not 0 <= stage <= 2:  # pydantic takes "1" for 1, and 3
+            why = "; 3 shards the weights themselves, which evaluation and export need whole"
+            faults.append(
+                f"{key}.stage must be 0, 1 or 2, got {stage!r}{why if stage == 3 else ''}"
+            )
+            value = {**value, "stage": 0}
     section = {"bf16": DeepSpeedBF16Config, "zero_optimization": DeepSpeedZeroConfig}[key]
     try:
         section(**value)
     except pydantic.ValidationError as error:
-        return [f"{'.'.join([key, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()]
+        return faults + [
+            f"{'.'.join([key, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()
+        ]
     if key == "zero_optimization":
-        return _zero_faults(value)
+        return faults + _zero_faults(value)
     # pydantic takes "false" for False, everything else here would take it for true.
     faults = [
         f"{key}.{name}: master weights, Adam's state and the overflow check stay as they are, "
@@ -271,19 +287,11 @@ def _section_faults(key: str, value: Any) -> list[str]:
 
 
 def _zero_faults(section: dict[str, Any]) -> list[str]:
-    if type(section.get("stage", 0)) is not int:  # pydantic takes "1" for 1
-        return [f"zero_optimization.stage must be a whole number, got {section['stage']!r}"]
-    faults = [
+    return [
         f"zero_optimization.{name}: the recipe's AdamW keeps its state on the device, remove it"
         for name in ("offload_optimizer", "offload_param", "zenflow")
         if section.get(name)
     ]
-    if section.get("stage", 0) == 3:
-        faults.append(
-            "zero_optimization.stage 3 shards the weights themselves, and evaluation and export "
-            "need them whole: use 0, 1 or 2"
-        )
-    return faults
 
 
 def _enabled(config: dict[str, Any], section: str) -> bool:
@@ -333,6 +341,7 @@ def initialize_world(tensor_parallel: int = 1) -> World:
 
     Raises:
         UserError: the world size is not a multiple of `tensor_parallel`.
+        MachineError: the others could not be reached within `JOIN_TIMEOUT`.
     """
     import deepspeed
 
@@ -355,11 +364,12 @@ def initialize_world(tensor_parallel: int = 1) -> World:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world_size > 1:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        host_group = _join(backend, environment)
     else:
         dist.init_process_group(
             backend, rank=0, world_size=1, store=dist.HashStore(), timeout=TIMEOUT
         )
+        host_group = dist.group.WORLD
     deepspeed.init_distributed(backend, verbose=False)
     initialize_parallel(tensor_parallel)
     return World(
@@ -370,10 +380,49 @@ def initialize_world(tensor_parallel: int = 1) -> World:
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         tensor_parallel_size=tensor_parallel,
-        host_group=dist.new_group(backend="gloo", timeout=TIMEOUT)
-        if world_size > 1 and backend != "gloo"
-        else dist.group.WORLD,
+        host_group=host_group,
     )
+
+
+def _join(backend: str, environment: dict[str, str]) -> dist.ProcessGroup:
+    """Make the group of all processes; returns one of them all for what is on the host."""
+    with _joining(environment):
+        dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
+        host_group = dist.group.WORLD
+        if backend != "gloo":
+            host_group = dist.new_group(backend="gloo", timeout=JOIN_TIMEOUT)
+    # Nothing public changes the patience of what is there already.
+    dist.distributed_c10d._get_default_store().set_timeout(TIMEOUT)
+    for group in {dist.group.WORLD, host_group}:
+        dist.distributed_c10d._set_pg_timeout(TIMEOUT, group)
+    return host_group
+
+
+@contextmanager
+def _joining(environment: dict[str, str]) -> Iterator[None]:
+    """While this process waits for the others: say where if it takes long, and why it failed."""
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    address, port = (environment.get(name) or os.environ.get(name, "unset") for name in names)
+    where = f"rank {environment['RANK']} ({socket.gethostname()})"
+
+    def say() -> None:
+        print(f"{where}: waiting for {address}:{port} and the other ranks ...", flush=True)
+
+    timer = threading.Timer(JOIN_SECONDS_UNSAID, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # the latter where a variable is not set
+        raise MachineError(
+            f"{where} could not join the {environment['WORLD_SIZE']} processes at "
+            f"{address}:{port}: {str(error).splitlines()[0].rstrip('.')}. "
+            "If the first node is not reachable by this name, set "
+            "MASTER_ADDR, and if another network interface leads there, GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME (on a cluster in slurm/cluster.sh)"
+        ) from error
+    finally:
+        timer.cancel()
 
 
 class MegatronTopology:
@@ -542,11 +591,13 @@ def full_precision_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:
 
 def agree(fault: Exception | None, what: str) -> None:
     """Raise on every rank when one failed, so that none waits for another for ever."""
-    faults: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(faults, None if fault is None else str(fault))
-    named = [f"rank {rank}: {text}" for rank, text in enumerate(faults) if text is not None]
-    if named:
-        raise UserError(*(f"{what} could not be written: {text}" for text in named))
+    faults: list[tuple[str, bool] | None] = [None] * dist.get_world_size()
+    mine = None if fault is None else (str(fault), isinstance(fault, MachineError))
+    dist.all_gather_object(faults, mine)
+    found = [(f"rank {rank}: {each[0]}", each[1]) for rank, each in enumerate(faults) if each]
+    if found:
+        kind = MachineError if any(by_machine for _, by_machine in found) else UserError
+        raise kind(*(f"{what} could not be written: {text}" for text, _ in found))
 
 
 def shut_down() -> None:

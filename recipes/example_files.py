@@ -165,6 +165,8 @@ def naming(path: str | Path) -> Iterator[None]:
         zstandard.ZstdError,
         pyarrow.ArrowException,
     ) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise UserError(f"{path}: cannot be read: {error}; save it as UTF-8") from error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{path}: cannot be read: {reason}") from error
 
@@ -225,7 +227,7 @@ def read_tsv(
             try:
                 line = raw.removesuffix(b"\n").removesuffix(b"\r").decode()
             except UnicodeDecodeError:
-                reading.reject(number, "not UTF-8")
+                reading.reject(number, "not UTF-8, save it as UTF-8")
                 continue
             fields = line.split("\t")
             if not line or (keep and not keep(fields)):

@@ -20,7 +20,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.masked_lm import MaskedLM
 from model.public_layout import Head, from_public, gather_state, scatter_state, to_public
-from recipes.cli import UserError
+from recipes.cli import SaveError, UserError
 from recipes.engine import agree, full_precision_parameters
 from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
 
@@ -47,7 +47,7 @@ def export(
         head: which model the engine trains, `MaskedLM` or `SequenceClassifier`.
 
     Raises:
-        UserError: the file system refused (full, read-only); an earlier export is untouched.
+        SaveError: the file system refused (full, read-only); an earlier export is untouched.
     """
     precise = dict(full_precision_parameters(engine))
     state = gather_state(engine.module, lambda name, parameter: precise[name])
@@ -58,7 +58,10 @@ def export(
             write_export(final, state, config, tokenizer_dir, facts, head)
     except (OSError, SafetensorError) as error:
         fault = error
-    agree(fault, str(final))
+    try:
+        agree(fault, str(final))
+    except UserError as error:
+        raise SaveError(*error.faults) from None
     return final
 
 
@@ -109,6 +112,8 @@ def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict
     directory = export_directory(checkpoint)
     try:
         description = json.loads((directory / CONFIG).read_bytes())
+        if not isinstance(description, dict) or "model" not in description:
+            raise ValueError(f"{CONFIG} does not say which model the weights are")
         config = ModelConfig.from_dict(description["model"])
         return config, load_file(directory / WEIGHTS), description
     except (FileNotFoundError, NotADirectoryError):

@@ -40,13 +40,14 @@ from recipes.finetune_options import (
     Finetuning,
     checksum,
     is_done,
+    other_settings,
     parse_arguments,
     resolve,
 )
 from recipes.glue_tasks import Task
 from recipes.metrics import compute
 from recipes.predictions import write_predictions
-from recipes.run_log import RunLog
+from recipes.run_log import LOG_NAME, RunLog
 from recipes.run_record import git_revision, versions
 from recipes.schedule import adamw_weight_decay, learning_rate
 from recipes.whole_files import write_whole
@@ -82,6 +83,13 @@ def finetune(work: Finetuning, world: World) -> None:
     began = time.perf_counter()
     if world.rank == 0:
         print("".join(f"note: {note}\n" for note in work.data.notes), end="", flush=True)
+        if different := other_settings(work):
+            print(
+                f"{work.result}: was computed with other settings ({', '.join(different)} differ), "
+                "now replaced",
+                flush=True,
+            )
+        (work.directory / LOG_NAME).unlink(missing_ok=True)  # a finetuning never goes on
     train = encode(work, work.data.train)
     dev = {name: encode(work, examples) for name, examples in work.data.dev.items()}
     torch.manual_seed(options.seed)

@@ -25,7 +25,7 @@ from recipes.export import WEIGHTS, export_directory, read_tensors
 from recipes.glue_tasks import TASKS, Task, find_task
 from recipes.kernel_options import add_kernel_options, choose_kernels
 from recipes.tokenizer import Tokenizer
-from recipes.whole_files import sha256
+from recipes.whole_files import sha256, why_no_directory
 
 WARMUP_FRACTION = 0.06
 # For data of one's own, unless told: between the table's small and large tasks.
@@ -87,6 +87,16 @@ def is_done(work: Finetuning) -> bool:
     return done
 
 
+def other_settings(work: Finetuning) -> list[str]:
+    """Names of the settings in which a result that is there differs; empty where none is."""
+    try:
+        before = json.loads(work.result.read_bytes())["settings"]
+        names = before.keys() | work.settings.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return sorted(name for name in names if before.get(name) != work.settings.get(name))
+
+
 def resolve(options: Any, world_size: int) -> Finetuning:
     """Check everything that can be checked before there is a model.
 
@@ -97,7 +107,7 @@ def resolve(options: Any, world_size: int) -> Finetuning:
     task = None
     if options.task is not None and not _own_data(options):
         task = faults.attempt(lambda: find_task(options.task))
-    sound = not faults
+    named = task or (_own_data(options) and not _own_data_faults(options))
     start = faults.attempt(lambda: starting_weights(options.checkpoint))
     tokenizer = start and faults.attempt(lambda: _tokenizer(options.checkpoint, start[0], start[2]))
     default = "finetune.json" if torch.cuda.is_available() else "finetune_cpu.json"
@@ -108,7 +118,8 @@ def resolve(options: Any, world_size: int) -> Finetuning:
     if start and deepspeed is not None:
         faults += choose_kernels(start[0], engine.precision(deepspeed), options)
     data = None
-    if sound and (not faults or task is None or options.data is not None):  # no download in vain
+    local = options.data is not None or _own_data(options)
+    if named and (local or not faults):  # no download in vain
         data = faults.attempt(lambda: _load(options, task))
     faults.stop()
     assert data and start and tokenizer and deepspeed is not None
@@ -263,8 +274,8 @@ def _option_faults(options: Any) -> list[str]:
     checks: list[tuple[Any, str]] = [
         (options.max_length >= 8, f"--max-length {options.max_length}: at least 8 tokens"),
         (
-            options.output.is_dir() or not options.output.exists(),
-            f"--output {options.output}: is a file; name a directory",
+            not (refusal := why_no_directory(options.output)),
+            f"--output {options.output}: {refusal}",
         ),
         (0 <= options.seed < 2**63, f"--seed {options.seed}: 0 to 2**63 - 1"),
         (options.epochs is None or options.epochs >= 1, "--epochs: at least 1"),
@@ -275,6 +286,12 @@ def _option_faults(options: Any) -> list[str]:
         (options.log_every >= 1, "--log-every: at least 1 step"),
         (options.price_per_gpu_hour >= 0, "--price-per-gpu-hour: not negative"),
     ]
+    return [message for holds, message in checks if not holds] + _own_data_faults(options)
+
+
+def _own_data_faults(options: Any) -> list[str]:
+    """What is wrong with how the data is named."""
+    checks: list[tuple[Any, str]] = []
     if _own_data(options):
         both = options.train_file is not None and options.dev_file is not None
         checks += [

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 import signal
 import socket
@@ -32,6 +33,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from recipes import finetune_options  # noqa: E402
+from recipes.classification_data import find_task_data  # noqa: E402
 from recipes.cli import ArgumentParser, Faults, UserError, run  # noqa: E402
 from recipes.export import read_tensors  # noqa: E402
 from recipes.glue_tasks import TASKS, Task, find_task  # noqa: E402
@@ -257,7 +259,7 @@ def _outcome(each: Running) -> str:
     if result is None:
         job.state = "failed"
         how = f"exit status {status}" if status else f"no result in {job.result}"
-        return f"{how}; {job.log}: {_last_line(job.log)}"
+        return f"{how}; {job.log}: {_last_error(job.log)}"
     job.state = "done"
     took = duration(time.monotonic() - each.began)
     if result == each.before:
@@ -289,13 +291,24 @@ def _doing(slot: Slot, running: Sequence[Running]) -> str:
 
 def _last_line(log: Path) -> str:
     """The last line that says something; the command alone where nothing was said."""
+    return _last_lines(log)[-1]
+
+
+def _last_error(log: Path) -> str:
+    """The last line that names an error, which others may follow; else the last line."""
+    said = _last_lines(log)
+    named = [line for line in said if re.match(r"error: |[\w.]*(Error|Exception)\b", line)]
+    return (named or said)[-1]
+
+
+def _last_lines(log: Path) -> list[str]:
     with log.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 4096))
         lines = file.read().decode(errors="replace").split("\n")
     # Of a progress bar, what a terminal would show last.
     said = [line.split("\r")[-1].strip() or line.strip() for line in lines]
-    return next((line for line in reversed(said) if line), "")
+    return [line for line in said if line] or [""]
 
 
 def stop(processes: Sequence[subprocess.Popen]) -> None:
@@ -376,7 +389,8 @@ def report(jobs: Sequence[Job], output: Path) -> int:
     if results:
         print(f"\n{write_scores({str(output): results}, output)}")
     for job in unfinished:
-        print(f"error: {job.name} {job.state}: {job.log}", file=sys.stderr)
+        said = f": {_last_error(job.log)}" if job.state == "failed" and job.log.exists() else ""
+        print(f"error: {job.name} {job.state}: {job.log}{said}", file=sys.stderr)
     return 1 if unfinished else 0
 
 
@@ -405,6 +419,11 @@ def resolve(options: Any, finetune: Path = FINETUNE) -> list[Job]:
     )
     if options.only is not None and not 0 <= options.only < len(jobs):
         raise UserError(f"--only {options.only}: the jobs are numbered 0 to {len(jobs) - 1}")
+    if options.data is not None and not options.report_only:
+        wanted = jobs if options.only is None else [jobs[options.only]]
+        for task in {job.task.name: job.task for job in wanted}.values():
+            faults.attempt(functools.partial(find_task_data, task, options.data))
+        faults.stop()
     finetune_options.parse_arguments(jobs[0].options)  # leaves on a mistyped option, once for all
     for job in jobs:
         result = _result(job)

@@ -22,6 +22,9 @@ ignores. `python recipes/benchmark.py input` measures both.
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -318,7 +321,26 @@ def mlm_loader(
         # The loader draws a seed for its workers whenever it is iterated. From the global generator
         # that would shift the dropout of a resumed run.
         generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_the_parent,
     )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Launchers and SLURM signal every process; the run ends at a step, for which it needs batches.
+
+    Only the parent's own SIGTERM ends a worker; a worker whose parent is gone ends by itself.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of threads to come, too
+    parent = os.getppid()
+
+    def heed() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=heed, daemon=True).start()
 
 
 def _round_up(count: int, multiple: int) -> int:

@@ -18,6 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -90,8 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         UserError: every fault of the settings and inputs, or what stopped the work.
     """
     args = _parser().parse_args(arguments)
+    made = not args.output.exists()
     try:
         return _prepare(args)
+    except UserError:
+        if made:
+            with suppress(OSError):  # unless something is in it
+                args.output.rmdir()
+        raise
     except OSError as error:
         raise UserError(_explain(error, args.output)) from error
     except KeyboardInterrupt:

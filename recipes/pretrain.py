@@ -33,8 +33,8 @@ from model.config import PRESETS, ModelConfig, preset, training_flops
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import seed_dropout
 from recipes import device_memory, engine, run_record
-from recipes.checkpoint import Checkpoints, Progress, SaveError
-from recipes.cli import ArgumentParser, Faults, UserError, run
+from recipes.checkpoint import Checkpoints, Progress
+from recipes.cli import ArgumentParser, Faults, SaveError, UserError, run
 from recipes.engine import BatchPlan, World
 from recipes.export import TOKENIZER_FILES, export
 from recipes.interruption import INTERRUPTED, STOPPED, StopRequests, Watchdog
@@ -52,6 +52,7 @@ from recipes.stragglers import RankTimes
 from recipes.throughput import ThroughputMeter, describe_peak
 from recipes.token_shards import TokenShards, open_shards
 from recipes.tokenizer import Tokenizer
+from recipes.whole_files import why_no_directory
 
 # Base and Large as published; XL and the toy scaled by width. Tiny belongs to a batch of 16.
 PEAK_LEARNING_RATE = {"tiny": 1e-3, "base": 5e-4, "large": 2e-4, "xl": 1e-4}
@@ -139,23 +140,27 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
     batches = training_batches(settings, world, done.step)
     first, skipped_in_a_row, status = done.step, 0, None
 
+    def wait_for_checkpoint() -> None:
+        try:
+            checkpoints.wait()
+        except SaveError as error:
+            # A run that ends before its last step has nothing to go on with but its checkpoint.
+            if options.on_save_failure == "stop" or status is not None:
+                raise
+            if world.rank == 0:
+                print("\n".join((*error.faults, "going on without it")), flush=True)
+
     def save(begin: bool, wait: bool) -> None:
         """Hear of the checkpoint before, `begin` one, `wait` until it is there."""
         watchdog.pause()
         with meter.pause():
-            try:
-                checkpoints.wait()
-            except SaveError as error:
-                if options.on_save_failure == "stop":
-                    raise
-                if world.rank == 0:
-                    print("\n".join((*error.faults, "going on without it")), flush=True)
+            wait_for_checkpoint()
             if begin:
                 log.flush()
                 engine.check_replicas(trainer, world)
                 checkpoints.save(trainer, done)
             if wait:
-                checkpoints.wait()
+                wait_for_checkpoint()
 
     try:
         while not budget.spent and status is None:
@@ -510,8 +515,8 @@ def _option_faults(options: Any) -> list[str]:
     checks = [
         (options.sequence_length >= 8, f"--sequence-length {options.sequence_length}: at least 8"),
         (
-            options.output.is_dir() or not options.output.exists(),
-            f"--output {options.output}: is a file; name a directory",
+            not (refusal := why_no_directory(options.output)),
+            f"--output {options.output}: {refusal}",
         ),
         (0 <= options.seed < 2**63, f"--seed {options.seed}: 0 to 2**63 - 1"),
         (0 < options.mask_probability < 1, "--mask-probability: between 0 and 1"),

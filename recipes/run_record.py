@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
+import socket
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +16,10 @@ import torch
 import torch.distributed as dist
 
 from recipes.checkpoint import has_checkpointed
-from recipes.cli import UserError
+from recipes.cli import UserError, refused
 from recipes.engine import World, precision
 from recipes.schedule import adamw_weight_decay
+from recipes.sequence_order import SequenceIndex
 from recipes.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -73,10 +76,10 @@ def start(settings: Run, world: World) -> bool:
         except UserError as error:
             outcome = [error]
         except OSError as error:
-            outcome = [UserError(f"{settings.options.output}: {error.strerror}")]
+            outcome = [refused(error, settings.options.output)]
     dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], UserError):
-        raise UserError(*outcome[0].faults)
+        raise outcome[0]
     return outcome[0]
 
 
@@ -107,14 +110,21 @@ def _lock(output: Path) -> None:
     """Two runs writing one directory would mix their checkpoints and logs."""
     if output.resolve() in _locks:
         return
-    file = (output / ".lock").open("wb")
+    file = (output / ".lock").open("a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        file.seek(0)
+        holder = file.read().decode(errors="replace").strip() or "not named"
         file.close()
-        raise UserError(f"{output}: another process is training into it right now") from None
+        raise UserError(
+            f"{output}: another process is training into it right now ({holder})"
+        ) from None
     except OSError as error:  # some network file systems have no locks
         print(f"{output}: cannot be locked ({error.strerror}); start no second run into it")
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+    file.flush()
     _locks[output.resolve()] = file
 
 
@@ -245,18 +255,22 @@ def describe(settings: Run) -> str:
     options, plan, model = settings.options, settings.plan, settings.model
     stage = settings.deepspeed.get("zero_optimization", {}).get("stage", 0)
     decay = adamw_weight_decay(options.weight_decay, options.learning_rate)
-    epoch = settings.train.tokens
+    tokens = settings.train.tokens
+    epoch = len(SequenceIndex(settings.train.shards, options.sequence_length, options.documents))
+    passes = (settings.total_steps or 0) * plan.global_batch / epoch
     lines = {
         "model": f"{model.name}, {model.parameters() / 1e6:.1f}M parameters, "
         f"{options.attention} attention, {options.kernels} kernels"
         + (", layers recomputed" if options.recompute else ""),
-        "data": f"{options.data}, {epoch:,} training tokens, {options.documents} documents, "
+        "data": f"{options.data}, {tokens:,} training tokens, {options.documents} documents, "
         f"{options.sequence_length} tokens per sequence",
         "batch": str(plan),
         "duration": f"{settings.total_steps:,} steps, "
         f"{settings.total_steps * plan.global_batch:,} sequences"
         if settings.total_steps
         else f"{options.minutes:g} minutes of training, as many steps as fit",
+        "epochs": (f"{passes:.3g} of " if settings.total_steps else "each ")
+        + f"{epoch:,} sequences, the training text once",
         "optimizer": f"AdamW, peak lr {options.learning_rate:g}, betas {options.beta1:g} "
         f"{options.beta2:g}, eps {options.eps:g}, weight decay {decay:g} "
         f"(published convention: {options.weight_decay:g})",

@@ -30,6 +30,16 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
         aside.unlink(missing_ok=True)
 
 
+def why_no_directory(path: Path) -> str | None:
+    """What would keep `path` from being made, or written into where it is; None: nothing seen."""
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        return "is a file; name a directory" if nearest == path else f"{nearest} is a file"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{nearest} cannot be written (permissions, or a read-only file system)"
+    return None
+
+
 def sync_directory(directory: Path) -> None:
     """Bring the names in `directory` to the disk: a rename before this can be lost in a crash."""
     descriptor = os.open(directory, os.O_RDONLY)

@@ -15,7 +15,7 @@
 #SBATCH --time=8:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=slurm/logs/%x-%A_%a.log
+#SBATCH --output=slurm/logs/%x-%j.log
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this with sbatch}"
 source slurm/job.sh
@@ -32,11 +32,12 @@ case ${GLUE_STAGE:-plan} in
     arrays=$(glue --list-arrays "${options[@]}")
     mapfile -t lines < <(grep -E '^(now|after-mnli) ' <<<"$arrays")
     export GLUE_STAGE=job
-    now=$(submit --job-name=glue-tasks --array="${lines[0]#now }" --gpus-per-node=1 \
+    array_log=slurm/logs/%x-%A_%a.log
+    now=$(submit --job-name=glue-tasks --output="$array_log" --array="${lines[0]#now }" --gpus-per-node=1 \
       --cpus-per-task="$CPUS_PER_GPU" slurm/finetune_glue.sh)
     all=$now
     if [[ ${lines[1]} != "after-mnli " ]]; then
-      after=$(submit --job-name=glue-after-mnli --array="${lines[1]#after-mnli }" \
+      after=$(submit --job-name=glue-after-mnli --output="$array_log" --array="${lines[1]#after-mnli }" \
         --gpus-per-node=1 --cpus-per-task="$CPUS_PER_GPU" --dependency="afterok:${now}_0" \
         --kill-on-invalid-dep=yes slurm/finetune_glue.sh)
       all=$now:$after

@@ -34,8 +34,8 @@ give_up() { # run directory, starts, checkpoint, what became of the last start
 
 # Pretrain, and start again whatever happens, as long as there is progress:
 #   0 finished; 2 wrong settings and 3 stopped by <output>/stop: the end, for a person to look at;
-#   all else (75 after a signal, a crash, a killed rank): back into the queue, unless MAX_RESTARTS
-#   restarts in a row have brought no new checkpoint.
+#   all else (75 after a signal, 74 for a full disk or a node out of reach, a crash, a killed rank):
+#   back into the queue, unless MAX_RESTARTS restarts in a row have brought no new checkpoint.
 pretrain() { # model, DeepSpeed JSON
   local model=${MODEL:-$1} config=${DEEPSPEED_CONFIG:-$2} status=0 newest starts options
   local output=${OUTPUT:-runs/${model#rapidbert-}} most=${MAX_RESTARTS:-3}

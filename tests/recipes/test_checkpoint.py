@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 
 from model.parallel import initialize_parallel
 from recipes import checkpoint, engine, export, pretrain
-from recipes.checkpoint import MANIFEST, Checkpoints, Progress, SaveError
-from recipes.cli import UserError
+from recipes.checkpoint import MANIFEST, Checkpoints, Progress
+from recipes.cli import SaveError, UserError
 from recipes.whole_files import PARTIAL
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -223,15 +223,25 @@ def limited(arguments: list[str], rank: int, limit: int) -> Any:
     return pretraining(arguments)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_full_disk_ends_every_rank_and_leaves_the_older_checkpoint(finished, copy, rank):
+@pytest.mark.parametrize(("rank", "policy"), [(0, "continue"), (1, "continue"), (1, "stop")])
+def test_a_full_disk_at_the_end_leaves_the_older_checkpoint(finished, copy, rank, policy):
     run, arguments = copy
     shutil.rmtree(run / "checkpoints" / NEWEST)
     shutil.rmtree(run / "export")
-    outcomes = run_world(2, limited, arguments, rank, 50_000)
-    for outcome in outcomes:
-        assert isinstance(outcome.error, SaveError)  # the last one, without which nothing is done
-        assert f"step 5 could not be written: rank {rank}" in str(outcome.error)
+    outcomes = run_world(2, limited, [*arguments, "--on-save-failure", policy], rank, 50_000)
+    fault = f"step 5 could not be written: rank {rank}"
+    if policy == "stop":
+        assert all(fault in str(outcome.error) for outcome in outcomes)
+    else:  # the export is tried all the same, by rank 0
+        assert fault in outcomes[0].output
+        assert "going on without it" in outcomes[0].output
+    if (rank, policy) == (1, "continue"):
+        assert values(outcomes) == [0, 0]
+        assert (run / "export").exists()
+        shutil.rmtree(run / "export")
+    else:
+        assert all(isinstance(outcome.error, SaveError) for outcome in outcomes)
+        assert all(outcome.error.status == 74 for outcome in outcomes)
     assert "File too large" in outcomes[rank].output
     assert not (run / "checkpoints" / NEWEST).exists()
     assert (run / "checkpoints" / OLDER).exists()

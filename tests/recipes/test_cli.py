@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipes import cli
-from recipes.cli import ArgumentParser, UserError, run
+from recipes.cli import ArgumentParser, SaveError, UserError, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -129,7 +129,9 @@ def test_a_closed_pipe_ends_quietly():
 @pytest.mark.parametrize(
     ("fault", "status", "said"),
     [
-        (OSError(28, "No space left on device", "runs/base/log.jsonl"), 2, "log.jsonl: No space"),
+        (OSError(28, "No space left on device", "runs/base/log.jsonl"), 74, "log.jsonl: No space"),
+        (OSError(30, "Read-only file system", "runs"), 2, "error: runs: Read-only"),
+        (SaveError("step 5 could not be written"), 74, "make room, then the same command"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )

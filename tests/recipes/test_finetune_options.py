@@ -75,6 +75,8 @@ def test_all_faults_at_once(finetune_place):
     assert len(found) == 3 and any("did you mean rte?" in fault for fault in found)
     (fault,) = faults(finetune_place, world_size=64)
     assert fault.startswith("a batch of 32 examples on 64 processes: at most 32")
+    found = faults(finetune_place, "--data", str(finetune_place), "--epochs", "0")
+    assert len(found) == 2 and any("no CoLA in it" in fault for fault in found)
     found = faults(finetune_place, "--data", str(finetune_place), "--checkpoint", "nowhere")
     assert any("no CoLA in it" in fault for fault in found)
     assert any("nowhere: no export there: no such directory" in fault for fault in found)

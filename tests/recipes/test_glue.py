@@ -215,6 +215,7 @@ def test_a_failure_skips_its_dependants_and_nothing_else(checkpoint, fake, capsy
     assert "error: no such luck" in failed
     assert "skipped rte-seed17" in captured.out
     assert "average of 1 task" in captured.out
+    assert "mnli-seed17.log: error: no such luck" in captured.err
     assert "mnli-seed17 failed" in captured.err and "rte-seed17 skipped" in captured.err
     log = (output / "logs" / "mnli-seed17.log").read_text()
     assert log.startswith("$ ") and "--task mnli" in log and "first line" in log
@@ -277,6 +278,17 @@ def test_all_faults_at_once(tmp_path):
         glue.resolve(options)
     assert len(caught.value.faults) == 4
     assert "wnli" in str(caught.value) and "stsb" in str(caught.value)
+
+
+def test_tasks_without_data_are_named_before_any_starts(checkpoint, fake, tmp_path):
+    (tmp_path / "CoLA").mkdir()
+    (tmp_path / "CoLA" / "train.tsv").touch()
+    with pytest.raises(UserError) as caught:
+        benchmark(checkpoint, fake, "--tasks", "cola", "rte", "--data", str(tmp_path))
+    faults = sorted(caught.value.faults)
+    assert faults[0] == f"{tmp_path / 'CoLA' / 'dev.tsv'}: missing"
+    assert "no RTE in it" in faults[1] and len(faults) == 2
+    assert not (checkpoint / "glue").exists()
 
 
 def test_a_mistyped_option_of_the_jobs_starts_none(checkpoint, fake, capsys):

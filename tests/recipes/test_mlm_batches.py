@@ -1,4 +1,5 @@
 import math
+import subprocess
 from collections import Counter
 
 import numpy as np
@@ -260,6 +261,20 @@ def test_loader_gives_the_same_with_workers_and_after_a_restart(train):
             assert len(found) == 12 - start
             for one, other in zip(found, expected[start:], strict=True):
                 assert_equal(one, other)
+
+
+def test_only_its_parent_ends_a_worker(train):
+    batches = MlmBatches(train, sequence_length=LENGTH, seed=0, micro_batch=8)
+    loader = iter(mlm_loader(batches, 0, 40, workers=1, prefetch=1))
+    next(loader)
+    [worker] = loader._workers  # type: ignore[attr-defined]
+    for name in ("TERM", "INT", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert len(list(loader)) == 39
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_loader_leaves_the_global_generator_alone(train):

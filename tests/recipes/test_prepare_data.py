@@ -236,6 +236,13 @@ def test_a_single_document_cannot_be_split(tmp_path, text, message):
         prepare(path, tmp_path / "data")
 
 
+def test_a_failed_preparation_leaves_no_empty_directory(tmp_path):
+    (tmp_path / "one.txt").write_text("only one document\n")
+    with pytest.raises(UserError, match="at least two different ones"):
+        main(["--input", str(tmp_path / "one.txt"), "--output", str(tmp_path / "data")])
+    assert not (tmp_path / "data").exists()
+
+
 def test_bad_records_are_reported_up_to_a_limit(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     lines = [json.dumps({"text": text}) for text in documents(200)]

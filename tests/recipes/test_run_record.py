@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pretrain_scenarios import Outcome, command_line, run_world, values, write_c
 
 from recipes import engine, pretrain, run_record
 from recipes.cli import UserError
+from recipes.whole_files import why_no_directory
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +132,16 @@ def test_a_second_run_into_the_same_directory_is_refused(tmp_path):
     )
     assert holder.stdin and holder.stdout
     assert holder.stdout.readline() == b"locked\n"
-    with pytest.raises(UserError, match="another process"):
+    with pytest.raises(UserError, match=f"another process .*pid {holder.pid} on"):
         run_record._lock(tmp_path)
     holder.kill()
     holder.wait()
     run_record._lock(tmp_path)  # free as soon as the other has ended, however it ended
+
+
+def test_an_output_that_cannot_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert why_no_directory(tmp_path / "file" / "run") == f"{tmp_path / 'file'} is a file"
+    assert why_no_directory(tmp_path / "new" / "run") is None
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    assert f"{tmp_path} cannot be written" in str(why_no_directory(tmp_path / "new" / "run"))
