@@ -384,11 +384,11 @@ def initialize_world(tensor_parallel: int = 1) -> World:
     )
 
 
-def _join(backend: str, environment: dict[str, str]) -> dist.ProcessGroup:
+def _join(backend: str, environment: dict[str, str]) -> dist.ProcessGroup | None:
     """Make the group of all processes; returns one of them all for what is on the host."""
     with _joining(environment):
         dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
-        host_group = dist.group.WORLD
+        host_group: dist.ProcessGroup | None = dist.group.WORLD
         if backend != "gloo":
             host_group = dist.new_group(backend="gloo", timeout=JOIN_TIMEOUT)
     # Nothing public changes the patience of what is there already.

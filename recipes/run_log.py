@@ -8,11 +8,12 @@ of its own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from recipes.whole_files import write_whole
@@ -92,31 +93,48 @@ class RunLog:
         self._writes = rank == 0
         if not self._writes:
             return
-        # Not at the top of the file: reading a log must not load torch.
-        from torch.utils.tensorboard import SummaryWriter
-
         directory.mkdir(parents=True, exist_ok=True)
         last = self._drop_after(directory / LOG_NAME, resume_step)
         self._path = directory / LOG_NAME
         self._file = self._path.open("ab", buffering=0)
         self._unwritten = b""
         self._refused = False
-        tensorboard = directory / "tensorboard"
-        new = resume_step == 0 or not tensorboard.exists()
-
-        def writer(subdirectory: str, last_x: int) -> SummaryWriter:
-            # Readers drop earlier points at purge_step and beyond.
-            purge_step = last_x + 1 if resume_step else 0
-            return SummaryWriter(str(tensorboard / subdirectory), purge_step=purge_step)
-
-        self._by_steps = writer("", resume_step)
-        self._by_sequences = writer("by_sequences", last.get("sequences", 0))
-        self._by_tokens = writer("by_tokens", last.get("tokens", 0))
+        self._tensorboard = directory / "tensorboard"
+        new = resume_step == 0 or not self._tensorboard.exists()
+        self._points_lost = False
+        # Readers drop earlier points at the purge step and beyond.
+        ends = resume_step, last.get("sequences", 0), last.get("tokens", 0)
+        self._open_curves([end + 1 if resume_step else 0 for end in ends])
         if new:
             self._by_steps.add_custom_scalars(_LAYOUT)
             if hparams:
                 rows = "".join(f"| {name} | `{value}` |\n" for name, value in hparams.items())
                 self._by_steps.add_text("hparams", "| setting | value |\n|---|---|\n" + rows, 0)
+
+    def _open_curves(self, purge_steps: Sequence[int | None]) -> None:
+        # Not at the top of the file: reading a log must not load torch.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._by_steps, self._by_sequences, self._by_tokens = (
+            SummaryWriter(str(self._tensorboard / folder), purge_step=purge_step)
+            for folder, purge_step in zip(
+                ("", "by_sequences", "by_tokens"), purge_steps, strict=True
+            )
+        )
+
+    def _draw(self, action: Callable[[], None]) -> None:
+        """What TensorBoard shows. A full disk ends its writing threads, and one of their next
+        callers is told; then new ones take over, and what they were to write is in the log alone.
+        """
+        try:
+            action()
+        except OSError as error:
+            if not self._points_lost:
+                what = f"points are missing there, {self._path.name} has them"
+                print(f"{self._tensorboard}: {error.strerror}; {what}", flush=True)
+            self._points_lost = True
+            with contextlib.suppress(OSError):
+                self._open_curves([None] * 3)
 
     def log(
         self, step: int, sequences: int, tokens: int, seconds: float, scalars: Mapping[str, float]
@@ -149,7 +167,7 @@ class RunLog:
                 name: value if isinstance(value, bool | int | float | str) else str(value)
                 for name, value in settings.items()
             }
-            self._by_steps.add_hparams(plain, dict(results), run_name=".")
+            self._draw(lambda: self._by_steps.add_hparams(plain, dict(results), run_name="."))
 
     def flush(self) -> None:
         """Bring everything logged so far to the disk: before a checkpoint is published."""
@@ -157,7 +175,7 @@ class RunLog:
             self._append()
             os.fsync(self._file.fileno())
             for writer in (self._by_steps, self._by_sequences, self._by_tokens):
-                writer.flush()
+                self._draw(writer.flush)
 
     def close(self) -> None:
         """Flush and close; nothing can be logged afterwards."""
@@ -168,7 +186,7 @@ class RunLog:
                 print(f"{self._path}: {lines} records could not be written", file=sys.stderr)
             self._file.close()
             for writer in (self._by_steps, self._by_sequences, self._by_tokens):
-                writer.close()
+                self._draw(writer.close)
             self._writes = False
 
     def _drop_after(self, path: Path, resume_step: int) -> dict:
@@ -192,11 +210,15 @@ class RunLog:
         where = dict(zip(_POSITION, (step, sequences, tokens, seconds), strict=True))
         self._unwritten += _json_line({**where, **scalars}).encode()
         self._append()
-        for tag, value in scalars.items():
-            self._by_steps.add_scalar(tag, value, step)
-            if tag in KEY_CURVES:
-                self._by_sequences.add_scalar(f"by_sequences/{tag}", value, sequences)
-                self._by_tokens.add_scalar(f"by_tokens/{tag}", value, tokens)
+
+        def points() -> None:
+            for tag, value in scalars.items():
+                self._by_steps.add_scalar(tag, value, step)
+                if tag in KEY_CURVES:
+                    self._by_sequences.add_scalar(f"by_sequences/{tag}", value, sequences)
+                    self._by_tokens.add_scalar(f"by_tokens/{tag}", value, tokens)
+
+        self._draw(points)
 
     def _append(self) -> None:
         """Write what is unwritten; a full disk keeps it in memory until there is space again."""

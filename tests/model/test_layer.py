@@ -92,7 +92,9 @@ def test_attention_dropout_only_where_the_config_has_it():
 
 def test_only_the_bert_presets_drop_attention_weights():
     for name, config in PRESETS.items():
-        assert config.attention_dropout == (0.1 if name.startswith("bert") else 0.0), name
+        # Toy runs drop nothing: they see every sequence a few times at most.
+        dropping = name in ("bert-base", "bert-large")
+        assert config.attention_dropout == (0.1 if dropping else 0.0), name
 
 
 def test_kept_rows_are_the_rows_picked_afterwards():

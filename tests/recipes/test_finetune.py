@@ -14,6 +14,7 @@ from pretrain_scenarios import run_world, values
 from safetensors.torch import load_file
 
 from model.classifier import SequenceClassifier
+from model.parallel import initialize_parallel
 from recipes import engine, finetune
 from recipes.cli import UserError
 from recipes.finetune_options import is_done, parse_arguments, resolve
@@ -113,6 +114,7 @@ def test_one_seed_repeats_and_two_differ(results, out):
 
 def test_rte_starts_from_mnli(results, finetune_place, out):
     """Encoder and pooler are MNLI's result, the head is new."""
+    initialize_parallel()
     start = out / "one" / "mnli-seed17"
     options = ["--task", "rte", "--data", str(finetune_place / "glue"), "--checkpoint", str(start)]
     model = finetune.build_model(resolve(parse_arguments([*options, "--output", str(out)]), 1))
