@@ -402,7 +402,7 @@ def blind_later(arguments: list[str]) -> Any:
 
 def test_a_shard_that_rank_0_does_not_see_is_named(data, tmp_path):
     config = write_config(tmp_path, 8, 4)
-    arguments = command_line(data, tmp_path / "run", config, duration=8)
+    arguments = command_line(*(data, tmp_path / "run", config), duration=8, on_save_failure="stop")
     for outcome in run_world(2, blind_later, arguments):
         assert isinstance(outcome.error, SaveError)
         assert "does not see tp00-dp00001.safetensors, which other ranks" in str(outcome.error)

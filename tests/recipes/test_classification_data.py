@@ -287,7 +287,7 @@ def test_bytes_that_are_no_text_are_counted(tmp_path):
         file.write(b"0\ta\tb\tentailment\n" * 200 + b"0\t\xff\tb\tentailment\n")
     data = load_task(find_task("rte"), tmp_path)
     assert len(data.train) == 202
-    assert ":204: not UTF-8; 1 of 203 records" in data.notes[0]
+    assert ":204: not UTF-8, save it as UTF-8; 1 of 203 records" in data.notes[0]
 
 
 def test_a_test_set_must_be_whole(tmp_path):
