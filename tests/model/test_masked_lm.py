@@ -206,15 +206,17 @@ def test_the_fast_paths_train_like_the_plain_one(path, feed_forward, dtype, monk
     dropout = dict(hidden_dropout=0.2, ffn_dropout=0.0 if feed_forward == "standard" else 0.2)
     config = rapidbert(feed_forward=feed_forward, **dropout)
     batch = PaddedBatch.random(LENGTHS, config.vocab_size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs = batch.packed_inputs | batch.packed_targets
+    inputs |= {name: x.to(device) for name, x in inputs.items() if isinstance(x, Tensor)}
     if path == "triton, tiled":
         inputs["max_sequence_length"] = 150
     results = []
     for options in ({}, FAST[path]):
         model = MaskedLM(config, **options)
         randomise(model)
-        model.to(dtype).train()
-        loss = model(**inputs, sequence_keys=torch.arange(len(LENGTHS)))
+        model.to(device, dtype).train()
+        loss = model(**inputs, sequence_keys=torch.arange(len(LENGTHS), device=device))
         loss.backward()
         results.append((loss.item(), gradients(model)))
     (loss, grads), (fast_loss, fast_grads) = results

@@ -73,9 +73,10 @@ def tensor_parallel_rank(rank: int, folder: Path) -> None:
     model = MaskedLM(DROPPING)
     scatter_state(model, torch.load(folder / "fused_glu.pt"))
     results["dropout"] = train_step(model.train())
-    model = MaskedLM(DROPPING, "triton", "triton")
-    scatter_state(model, torch.load(folder / "fused_glu.pt"))
-    results["dropout, triton"] = train_step(model.train())
+    if not torch.cuda.is_available():  # there Triton's interpreter is off, and these are CPU ranks
+        model = MaskedLM(DROPPING, "triton", "triton")
+        scatter_state(model, torch.load(folder / "fused_glu.pt"))
+        results["dropout, triton"] = train_step(model.train())
     torch.save(results, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -122,8 +123,9 @@ def test_two_tensor_parallel_ranks_drop_the_units_that_one_process_drops(two_ran
     expected = train_step(model.train())
     assert abs(expected["loss"] - two_ranks[0]["fused_glu"]["loss"]) > 1e-3
     for rank in two_ranks:
-        for kernels, key in product(("dropout", "dropout, triton"), ("loss", "gradients")):
-            torch.testing.assert_close(rank[kernels][key], expected[key], rtol=0, atol=1e-5)
+        found = [result for kind, result in rank.items() if kind.startswith("dropout")]
+        for result, key in product(found, ("loss", "gradients")):
+            torch.testing.assert_close(result[key], expected[key], rtol=0, atol=1e-5)
 
 
 def test_initialising_twice_is_harmless_but_not_at_another_size():

@@ -52,6 +52,7 @@ def test_activations_of_a_deep_model_and_a_large_batch_are_those_counted(monkeyp
             assert 8 * each == pytest.approx(whole, rel=0.02)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off")
 def test_activations_of_the_triton_kernels_are_those_of_the_formula():
     """What autograd keeps when the kernels really run, in the interpreter."""
     initialize_parallel()
