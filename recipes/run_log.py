@@ -124,7 +124,7 @@ class RunLog:
 
     def _draw(self, action: Callable[[], None]) -> None:
         """What TensorBoard shows. A full disk ends its writing threads, and one of their next
-        callers is told; then new ones take over, and what they were to write is in the log alone.
+        callers is told; then new ones take over, and what the old ones held is in the log alone.
         """
         try:
             action()
@@ -135,6 +135,7 @@ class RunLog:
             self._points_lost = True
             with contextlib.suppress(OSError):
                 self._open_curves([None] * 3)
+                action()
 
     def log(
         self, step: int, sequences: int, tokens: int, seconds: float, scalars: Mapping[str, float]

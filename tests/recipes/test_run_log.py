@@ -273,3 +273,25 @@ def test_records_wait_for_space_on_a_full_disk(tmp_path, capsys):
     log.close()
     records, broken = read_records(tmp_path / LOG_NAME)
     assert ([record["step"] for record in records], broken) == ([1, 2, 3, 4], 0)
+
+
+def test_curves_that_meet_a_full_disk_do_not_end_the_run(tmp_path, capsys):
+    log = RunLog(tmp_path, total_steps=9)
+    log.log(1, 8, 80, 1.0, {"loss/train": 1.0})
+    log.flush()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+        log.log(2, 16, 160, 2.0, {"loss/train": 0.9})
+        log.flush()  # waits for the threads that write, and hears of their end
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "points are missing there, log.jsonl has them" in capsys.readouterr().out
+    log.log(3, 24, 240, 3.0, {"loss/train": 0.8})
+    log.close()
+    records, broken = read_records(tmp_path / LOG_NAME)
+    assert ([record["step"] for record in records], broken) == ([1, 2, 3], 0)
+    drawn = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss/train")
+    assert [point.step for point in drawn] == [1, 3]
