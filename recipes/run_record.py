@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
-import socket
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +15,7 @@ import torch.distributed as dist
 from recipes.checkpoint import has_checkpointed
 from recipes.cli import UserError, refused
 from recipes.engine import World, precision
+from recipes.locks import lock
 from recipes.schedule import adamw_weight_decay
 from recipes.sequence_order import SequenceIndex
 from recipes.whole_files import write_whole
@@ -86,7 +84,7 @@ def start(settings: Run, world: World) -> bool:
 def _start(settings: Run, world: World) -> bool:
     output = settings.options.output
     output.mkdir(parents=True, exist_ok=True)
-    _lock(output)
+    lock(output, "training into it")
     path = output / CONFIG
     record = _record(settings, world)
     if path.exists():
@@ -101,31 +99,6 @@ def _start(settings: Run, world: World) -> bool:
     write_whole(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
     # A first checkpoint that a crash left unfinished is no progress to go on from.
     return has_checkpointed(output) or (output / "export").exists()
-
-
-_locks: dict[Path, IO[bytes]] = {}  # held until the process ends, however it ends
-
-
-def _lock(output: Path) -> None:
-    """Two runs writing one directory would mix their checkpoints and logs."""
-    if output.resolve() in _locks:
-        return
-    file = (output / ".lock").open("a+b")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().decode(errors="replace").strip() or "not named"
-        file.close()
-        raise UserError(
-            f"{output}: another process is training into it right now ({holder})"
-        ) from None
-    except OSError as error:  # some network file systems have no locks
-        print(f"{output}: cannot be locked ({error.strerror}); start no second run into it")
-    file.truncate(0)
-    file.write(f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
-    file.flush()
-    _locks[output.resolve()] = file
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,26 +115,6 @@ def test_an_output_that_is_a_file(data, tmp_path):
 def _only(outcome: Outcome) -> Any:
     [result] = values([outcome])[0]
     return result
-
-
-def test_a_second_run_into_the_same_directory_is_refused(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from recipes import run_record\n"
-        "run_record._lock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).resolve().parents[2],
-    )
-    assert holder.stdin and holder.stdout
-    assert holder.stdout.readline() == b"locked\n"
-    with pytest.raises(UserError, match=f"another process .*pid {holder.pid} on"):
-        run_record._lock(tmp_path)
-    holder.kill()
-    holder.wait()
-    run_record._lock(tmp_path)  # free as soon as the other has ended, however it ended
 
 
 def test_an_output_that_cannot_be_made(tmp_path, monkeypatch):
