@@ -44,11 +44,11 @@ class ModelConfig:
     type_vocab_size: int = 2
     """Token types (first and second segment)."""
     hidden_dropout: float = 0.1
-    """After the embedding and before both residual additions."""
+    """After the embedding and attention's output, and after a standard feed-forward."""
     attention_dropout: float = 0.0
     """On the attention probabilities."""
     ffn_dropout: float = 0.1
-    """Between the activation and the second matrix of a gated feed-forward."""
+    """Between the activation and the second matrix of a gated feed-forward, its only dropout."""
     layernorm_eps: float = 1e-12
     """Added to the variance in LayerNorm."""
     initializer_range: float = 0.02

@@ -3,7 +3,7 @@
 At these sizes the time that is not spent in matmuls is spent in moving activations, so what counts
 is how often a tensor is read and written. Worth a kernel of their own are
 
-    residual_norm    LayerNorm(residual + dropout(x + bias))
+    residual_norm    LayerNorm(residual + dropout(x + bias)), in places without the dropout
     gated_gelu       dropout(gelu(gate) * value)
     cross_entropy    log-softmax over the vocabulary and the picked label
     dropout          by itself, behind the embedding

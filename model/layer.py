@@ -4,7 +4,8 @@ Megatron's own `TransformerLayer` is pre-norm (its `apply_residual_connection_po
 read nowhere), so the layer keeps Megatron's parts and has a forward of its own:
 
     h = norm1(x + dropout(attention(x)))
-    y = norm2(h + dropout(feed_forward(h)))
+    y = norm2(h + feed_forward(h))              gated: dropout stands before its second matrix
+    y = norm2(h + dropout(feed_forward(h)))     BERT's
 
 Hidden states are packed, [T, 1, hidden]: Megatron's "thd" format. The last layer of pretraining
 is told to `keep` only the rows to predict: attention still reads every row, everything behind it
@@ -134,8 +135,8 @@ class PostNormTransformerLayer(TransformerLayer):
         keys, site = packed.row_keys, _SITES_PER_LAYER * self.layer_number
         kept_keys = None if keys is None else _rows(keys, packed.keep)
 
-        def add(output, bias, residual, norm, site) -> tuple[Tensor, Tensor]:
-            dropout = self.hidden_dropout if self.training else 0.0
+        def add(output, bias, residual, norm, site, dropped=True) -> tuple[Tensor, Tensor]:
+            dropout = self.hidden_dropout if self.training and dropped else 0.0
             kernels = self.config.kernels
             return residual_norm(output, bias, residual, norm, dropout, kept_keys, site, kernels)
 
@@ -146,7 +147,9 @@ class PostNormTransformerLayer(TransformerLayer):
         # Megatron's own MLP, the standard one, drops nothing inside.
         arguments = (hidden, kept_keys, site + _INNER_SITE) if self.gated else (hidden,)
         fed_forward, bias = self.mlp(*arguments)
-        return add(fed_forward, bias, residual, self.post_mlp_layernorm, site + _OUTPUT_SITE)
+        # A gated one has dropped what goes into its second matrix, and nothing that comes out.
+        norm = self.post_mlp_layernorm
+        return add(fed_forward, bias, residual, norm, site + _OUTPUT_SITE, dropped=not self.gated)
 
 
 def _rows(tensor: Tensor, keep: Tensor | None) -> Tensor:

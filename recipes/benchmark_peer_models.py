@@ -126,7 +126,7 @@ class PaddedRapidBERT(nn.Module):
         hidden = output.LayerNorm(self._dropout(output.dense(context)) + hidden)
         gate, value = mlp.gated_layers(hidden).chunk(2, dim=-1)
         inner = F.dropout(F.gelu(gate) * value, self.config.ffn_dropout, self.training)
-        return mlp.layernorm(self._dropout(mlp.wo(inner)) + hidden)
+        return mlp.layernorm(mlp.wo(inner) + hidden)  # nothing is dropped behind the matrix
 
     def _dropout(self, hidden: Tensor) -> Tensor:
         return F.dropout(hidden, self.config.hidden_dropout, self.training)

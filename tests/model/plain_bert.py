@@ -10,6 +10,7 @@ Legend: S sequences, L length, H heads, D head_dim, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,14 @@ def paper_slopes(heads: int) -> list[float]:
     return geometric(power) + borrowed[: heads - power]
 
 
+Drop = Callable[[Tensor, float, tuple[int, str]], Tensor]
+"""Of values [S, L, ...], a probability and a place: the layer, from 1, and what is dropped."""
+
+
+def drop_nothing(x: Tensor, probability: float, place: tuple[int, str]) -> Tensor:
+    return x
+
+
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     return (
@@ -125,7 +134,14 @@ def _named(**children: nn.Module) -> nn.ModuleDict:
 
 
 class PlainRapidBERT(nn.Module):
-    """ALiBi, post-norm, gated or plain feed-forward, tied decoder; every token gets logits."""
+    """ALiBi, post-norm, gated or plain feed-forward, tied decoder; every token gets logits.
+
+    Dropout where the published code (MosaicBERT's) has it, one rate for all of it: the embedding,
+    attention's output, and what the second matrix of a gated feed-forward reads, or what a plain
+    one gives. None on attention weights.
+    """
+
+    DROPOUT = 0.1
 
     bert: Any
     cls: Any
@@ -170,25 +186,33 @@ class PlainRapidBERT(nn.Module):
         )
         self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        attention_mask: Tensor,
+        drop: Drop = drop_nothing,
+    ) -> Tensor:
         """[S, L] to logits [S, L, V]."""
         embeddings = self.bert.embeddings
         x = embeddings.word_embeddings(input_ids)
         x = x + embeddings.token_type_embeddings(token_type_ids)
-        x = layer_norm(x, embeddings.LayerNorm)
+        p = self.DROPOUT
+        x = drop(layer_norm(x, embeddings.LayerNorm), p, (0, "embedding"))
         bias = self._bias(attention_mask)
-        for layer in self.bert.encoder.layer:
+        for number, layer in enumerate(self.bert.encoder.layer, start=1):
             attention = layer.attention
-            x = layer_norm(
-                x + attention.output.dense(self._attend(x, attention.self.Wqkv, bias)),
-                attention.output.LayerNorm,
-            )
+            attended = attention.output.dense(self._attend(x, attention.self.Wqkv, bias))
+            attended = drop(attended, p, (number, "attention"))
+            x = layer_norm(x + attended, attention.output.LayerNorm)
             if self.gated:
                 gate, value = layer.mlp.gated_layers(x).chunk(2, dim=-1)
-                x = layer_norm(x + layer.mlp.wo(gelu(gate) * value), layer.mlp.layernorm)
+                inner = drop(gelu(gate) * value, p, (number, "inner"))
+                x = layer_norm(x + layer.mlp.wo(inner), layer.mlp.layernorm)
             else:
-                inner = gelu(layer.intermediate.dense(x))
-                x = layer_norm(x + layer.output.dense(inner), layer.output.LayerNorm)
+                fed = layer.output.dense(gelu(layer.intermediate.dense(x)))
+                fed = drop(fed, p, (number, "output"))
+                x = layer_norm(x + fed, layer.output.LayerNorm)
         head = self.cls.predictions
         return head.decoder(layer_norm(gelu(head.transform.dense(x)), head.transform.LayerNorm))
 

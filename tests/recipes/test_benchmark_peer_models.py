@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from model.config import PRESETS
+from model.dropout import keep_mask, row_keys
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import initialize_parallel
 from model.public_layout import gather_state, to_public
@@ -107,6 +108,35 @@ def test_the_padded_design_computes_the_same_function(batch):
     assert compared.keys() <= gradients.keys() | {"cls.predictions.decoder.weight"}
     for name, parameter in compared.items():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_padded_design_drops_in_the_same_places(batch, monkeypatch):
+    """Its dropouts, in the order of their calls, with the masks that ours hashes for the places."""
+    config = replace(CONFIG, hidden_dropout=0.1, ffn_dropout=0.1)
+    ours, padded = MaskedLM(config).train(), PaddedRapidBERT(config).train()
+    randomised(ours)
+    weights = to_public(gather_state(ours), config)
+    weights["cls.predictions.decoder.weight"] = weights["bert.embeddings.word_embeddings.weight"]
+    padded.load_state_dict(weights)
+    inputs = batch.input_ids, batch.sequence_offsets, batch.max_sequence_length
+    keys = row_keys(batch.sequence_keys, batch.sequence_offsets, batch.real_tokens)
+    loss = ours(*inputs, batch.masked_positions, batch.labels, sequence_keys=batch.sequence_keys)
+    mask = pad_batch(batch)["attention_mask"]
+    sites = iter([0, 4, 5, 8, 9])  # embedding; of each layer, attention's output and inside the GLU
+
+    def dropout(x, p, training):
+        assert p == 0.1 and training
+        site = next(sites)
+        rows = keys[batch.masked_positions[: batch.masked_tokens]] if site >= 8 else keys
+        kept = keep_mask(rows, site, x.shape[-1], p)
+        if x.dim() == 3:  # the embedding, which is padded still
+            kept = torch.zeros_like(x, dtype=torch.bool).masked_scatter(mask[..., None] == 1, kept)
+        return x * kept / (1 - p)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
+    other = padded(**pad_batch(batch))
+    assert next(sites, None) is None
+    torch.testing.assert_close(loss / batch.masked_tokens, other)
 
 
 def test_the_padded_design_under_autocast_norms_in_low_precision(batch):
