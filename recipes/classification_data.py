@@ -1,12 +1,11 @@
-"""What a finetuning run reads: GLUE from the hub, from copies of it, and anybody's own files.
+"""What a finetuning run reads: GLUE from the hub and from copies of it.
 
     the hub                  `nyu-mll/glue` through `datasets`
     DIR/RTE/train.tsv ...    the classic GLUE folders
     DIR/rte/*.parquet        a copy of the hub's repository
     DIR/rte/                 what `save_to_disk` wrote
-    FILE                     CSV, TSV or JSON Lines, columns named by the user
 
-DIR may also be the task's own folder.
+DIR may also be the task's own folder. Anybody's own files are read by `own_data.py`.
 """
 
 from __future__ import annotations
@@ -25,12 +24,9 @@ from recipes.example_files import (
     Examples,
     Reading,
     class_index,
-    label_name,
     naming,
     no_columns,
-    read_file,
     read_tsv,
-    score,
     score_within,
 )
 from recipes.glue_tasks import Task
@@ -123,73 +119,6 @@ def find_task_data(task: Task, source: Path) -> None:
     paths = [_tsv_path(task, directory, part, name)[0] for part, name in wanted]
     if missing := [f"{path}: missing" for path in paths if not path.is_file()]:
         raise UserError(*missing)
-
-
-def load_files(
-    train_file: str | Path,
-    dev_file: str | Path,
-    *,
-    text_columns: Sequence[str],
-    label_column: str,
-    regression: bool = False,
-) -> TaskData:
-    """Any classification or regression data.
-
-    The labels are the distinct values in the training file, in numerical order if all are whole
-    numbers, else in alphabetical order.
-
-    Args:
-        text_columns: one, or two for pairs.
-        regression: labels are scores.
-
-    Raises:
-        UserError: a file cannot be read, is empty, lacks a column or has too many unusable
-            records; the labels are fewer than two, or so many that they must be scores.
-    """
-    if len(text_columns) not in (1, 2):
-        raise UserError(f"{len(text_columns)} text columns given, one or two are needed")
-    columns = (*text_columns, label_column)
-    notes: list[str] = []
-    faults: list[str] = []
-
-    def read(file: str | Path, label: Callable[[Any], Any]) -> Reading:
-        reading = Reading(str(file), label)
-        try:
-            with naming(file):
-                read_file(Path(file), columns, reading)
-            reading.check(notes)
-        except UserError as error:
-            faults.extend(error.faults)
-        return reading
-
-    train = read(train_file, score if regression else label_name)
-    names = None
-    if not regression and not faults:
-        try:
-            names = _distinct_labels(train, label_column)
-        except UserError as error:
-            faults += error.faults
-    index = {name: i for i, name in enumerate(names or ())}
-    dev = read(dev_file, class_index(index) if names else train.label)
-    if faults:
-        raise UserError(*faults)
-    if names:
-        train.labels = [index[name] for name in train.labels]
-    dtype = np.float32 if regression else np.int64
-    return TaskData(train.examples(dtype), {"dev": dev.examples(dtype)}, {}, names, notes)
-
-
-def _distinct_labels(train: Reading, column: str) -> tuple[str, ...]:
-    names = set(train.labels)
-    if len(names) == 1:
-        raise UserError(f"{train.name}: every {column!r} is {names.pop()!r}, nothing to learn")
-    if len(names) > max(20, len(train.labels) // 2):
-        raise UserError(
-            f"{train.name}: {len(names):,} distinct values of {column!r} in "
-            f"{len(train.labels):,} examples; are they scores, to be learnt by regression?"
-        )
-    whole = all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names)
-    return tuple(sorted(names, key=int) if whole else sorted(names))
 
 
 # Reads one set: ("train", "train"), ("dev", "dev"), ("dev", "matched"), ... and adds to the notes.
@@ -322,6 +251,10 @@ def _table_reader(task: Task, origin: str, load: _SplitLoader) -> _SetReader:
             missing = [column for column in columns if column not in table.column_names]
             if missing:
                 raise UserError(f"{reading.name}: {no_columns(missing, table.column_names)}")
+            if len(set(table.column_names)) < len(table.column_names):
+                raise UserError(
+                    f"{reading.name}: several columns of one name: {table.column_names}"
+                )
             names = getattr(features[label], "names", None)
             if names and tuple(names) != task.labels:
                 own = ", ".join(task.labels) if task.labels else "scores"

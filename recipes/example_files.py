@@ -39,7 +39,7 @@ class Examples:
     Attributes:
         first: N texts.
         second: the other halves of the pairs; None for single texts.
-        labels: [N], int64 class indices or fp32 scores; None for a test set.
+        labels: [N], int64 class indices or floating-point scores; None for a test set.
     """
 
     first: list[str]
@@ -109,7 +109,11 @@ class Reading:
 
 def label_name(label: Any) -> str:
     """A label's name, without surrounding blanks; raises ValueError if there is none."""
-    name = "" if label is None else str(label).strip()
+    if isinstance(label, list | dict):
+        kind = "list" if isinstance(label, list) else "dictionary"
+        raise ValueError(f"label {label!r} is a {kind}, not one name or number")
+    missing = label is None or (isinstance(label, float) and not math.isfinite(label))
+    name = "" if missing else str(label).strip()
     if not name:
         raise ValueError("no label")
     return name
@@ -130,8 +134,9 @@ def class_index(index: dict[str, int]) -> Callable[[Any], int]:
 def score(label: Any) -> float:
     """A label as a finite number; raises ValueError if it is none."""
     try:
-        value = float(label)
-    except (TypeError, ValueError):
+        # True is 1 for Python; who asks for numbers did not mean it.
+        value = math.nan if isinstance(label, bool) else float(label)
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise ValueError(f"label {label!r} is not a number")
@@ -241,16 +246,32 @@ def read_tsv(
 def _read_csv(path: Path, columns: Sequence[str], reading: Reading) -> None:
     csv.field_size_limit(1 << 24)  # the default, 128 KiB, is less than a long document
     with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as file:
-        records = csv.reader(file, strict=True)
-        header = next(records, None)
+        records = _csv_records(path, file)
+        _, header = next(records, (0, None))
         if header is None:
             return
         picked = _positions(path, header, columns)
-        for fields in records:
+        for begin, fields in records:
             if len(fields) == len(header):
-                reading.add(records.line_num, [fields[i] for i in picked])
+                reading.add(begin, [fields[i] for i in picked])
             elif fields:
-                reading.reject(records.line_num, f"{len(fields)} columns, not {len(header)}")
+                reading.reject(begin, f"{len(fields)} columns, not {len(header)}")
+
+
+def _csv_records(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Every record, with the line where it begins; with the quote that never ends, too."""
+    records = csv.reader(file, strict=True)
+    while True:
+        begin = records.line_num + 1
+        try:
+            yield begin, next(records)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            way_out = ""
+            if "field larger" not in str(error):
+                way_out = '; within a field in quotes, a quote is written twice: "a 3"" disk"'
+            raise UserError(f"{path}:{begin}: cannot be read: {error}{way_out}") from None
 
 
 def _read_json_lines(path: Path, columns: Sequence[str], reading: Reading) -> None:
@@ -259,21 +280,38 @@ def _read_json_lines(path: Path, columns: Sequence[str], reading: Reading) -> No
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+                record = json.loads(
+                    line.removeprefix(b"\xef\xbb\xbf"), object_pairs_hook=_UniqueKeys
+                )
             except (ValueError, RecursionError):
                 record = None
-            if not isinstance(record, dict):
+            if not isinstance(record, _UniqueKeys):
                 reading.reject(number, "not a JSON object")
+            elif twice := [column for column in columns if column in record.twice]:
+                reading.reject(number, f"{twice[0]!r} is there twice")
             elif missing := [column for column in columns if column not in record]:
                 reading.reject(number, no_columns(missing, record))
             else:
                 reading.add(number, [record[column] for column in columns])
 
 
+class _UniqueKeys(dict[str, Any]):
+    """A JSON object; of a key that is there twice, only the last value would be seen."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        keys = [key for key, _ in pairs]
+        self.twice = {key for key in keys if keys.count(key) > 1} if len(self) < len(keys) else ()
+
+
 def _positions(path: Path, header: Sequence[str], columns: Sequence[str]) -> list[int]:
     missing = [column for column in columns if column not in header]
     if missing:
         raise UserError(f"{path}: {no_columns(missing, header)}")
+    if twice := [column for column in columns if header.count(column) > 1]:
+        raise UserError(
+            f"{path}: {header.count(twice[0])} columns are named {twice[0]!r}; rename all but one"
+        )
     return [header.index(column) for column in columns]
 
 

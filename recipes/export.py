@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def export(
     output: Path,
     facts: dict[str, Any],
     head: Head = "masked_lm",
+    finish: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Path:
     """Write `output/export` from a trained engine. Call on every rank.
 
@@ -45,6 +47,7 @@ def export(
     Args:
         facts: what else `config.json` should say (tokenizer fingerprint, sequence length).
         head: which model the engine trains, `MaskedLM` or `SequenceClassifier`.
+        finish: changes the whole weights, as our model names them, before they are written.
 
     Raises:
         SaveError: the file system refused (full, read-only); an earlier export is untouched.
@@ -55,6 +58,8 @@ def export(
     fault: Exception | None = None
     try:
         if dist.get_rank() == 0:
+            if finish is not None:
+                finish(state)
             write_export(final, state, config, tokenizer_dir, facts, head)
     except (OSError, SafetensorError) as error:
         fault = error

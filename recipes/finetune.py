@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from model.classifier import SequenceClassifier
 from model.parallel import initialize_parallel, seed_dropout
@@ -47,7 +49,7 @@ from recipes.finetune_options import (
 from recipes.glue_tasks import Task
 from recipes.metrics import compute
 from recipes.predictions import write_predictions
-from recipes.run_log import LOG_NAME, RunLog
+from recipes.run_log import LOG_NAME, RunLog, shown_measure
 from recipes.run_record import git_revision, versions
 from recipes.schedule import adamw_weight_decay, learning_rate
 from recipes.whole_files import write_whole
@@ -90,7 +92,7 @@ def finetune(work: Finetuning, world: World) -> None:
                 flush=True,
             )
         (work.directory / LOG_NAME).unlink(missing_ok=True)  # a finetuning never goes on
-    train = encode(work, work.data.train)
+    train = encode(work, learnt(work))
     dev = {name: encode(work, examples) for name, examples in work.data.dev.items()}
     torch.manual_seed(options.seed)
     model = build_model(work)
@@ -138,7 +140,7 @@ def finetune(work: Finetuning, world: World) -> None:
                         "throughput/tokens_per_sec": rate,
                     }
                     log.log(step, examples, tokens, now - began, scalars)
-            metrics = evaluate(trainer.module, task, dev, world)
+            metrics = evaluate(trainer.module, work, dev, world)
             flat = {f"{s}/{m}": value for s, of in metrics.items() for m, value in of.items()}
             log.eval(step, examples, tokens, time.perf_counter() - began, flat)
         log.summarize(work.settings, flat)
@@ -154,7 +156,7 @@ def finetune(work: Finetuning, world: World) -> None:
         seconds = time.perf_counter() - began
         result = describe(work, world, metrics, step, seconds)
         write_whole(work.result, (json.dumps(result, indent=1) + "\n").encode())
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in flat.items())
+        shown = ", ".join(f"{name} {shown_measure(value)}" for name, value in flat.items())
         print(f"{work.name}: {shown}, {step} steps, {seconds:.0f} s, {work.result}")
 
 
@@ -232,13 +234,16 @@ def predict(model: SequenceClassifier, examples: EncodedExamples, world: World) 
 
 
 def evaluate(
-    model: SequenceClassifier, task: Task, sets: Mapping[str, EncodedExamples], world: World
+    model: SequenceClassifier, work: Finetuning, sets: Mapping[str, EncodedExamples], world: World
 ) -> dict[str, dict[str, float]]:
     """The task's metrics for each development set, by its name. Call on every rank."""
     metrics = {}
     for name, examples in sets.items():
         assert examples.labels is not None
-        metrics[name] = compute(task.metrics, predict(model, examples, world), examples.labels)
+        predictions = predict(model, examples, world)
+        if work.scale is not None:
+            predictions = work.scale.own_units(predictions)
+        metrics[name] = compute(work.task.metrics, predictions, examples.labels)
     return metrics
 
 
@@ -249,6 +254,15 @@ def predict_test(model: SequenceClassifier, work: Finetuning, world: World) -> N
         if world.rank == 0:
             path = write_predictions(work.predictions, work.task, name, predictions)
             print(f"test predictions: {path}")
+
+
+def learnt(work: Finetuning) -> Examples:
+    """The training set, its labels on the scale on which they are learnt."""
+    train = work.data.train
+    if work.scale is None:
+        return train
+    assert train.labels is not None
+    return replace(train, labels=work.scale.learnt(train.labels))
 
 
 def encode(work: Finetuning, examples: Examples) -> EncodedExamples:
@@ -276,7 +290,19 @@ def save_model(trainer: Any, work: Finetuning) -> None:
         "git_revision": git_revision(),
     }
     source = work.tokenizer.path.parent
-    export(trainer, work.config, source, work.directory, facts, head="classifier")
+
+    def in_own_units(state: dict[str, Tensor]) -> None:
+        """What reads the export computes scores, and need not know how they were learnt."""
+        if work.scale is not None:
+            weight, bias = state["classifier.weight"], state["classifier.bias"]
+            state["classifier.weight"] = (weight.double() * work.scale.deviation).float()
+            state["classifier.bias"] = torch.from_numpy(
+                work.scale.own_units(bias.numpy()).astype(np.float32)
+            )
+
+    export(
+        trainer, work.config, source, work.directory, facts, head="classifier", finish=in_own_units
+    )
 
 
 def optimizer(task: Task) -> dict[str, Any]:

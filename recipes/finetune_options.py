@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.public_layout import from_public
 from recipes import engine
-from recipes.classification_data import Examples, TaskData, load_files, load_task
+from recipes.classification_data import Examples, TaskData, load_task
 from recipes.cli import ArgumentParser, Faults, UserError
 from recipes.export import WEIGHTS, export_directory, read_tensors
 from recipes.glue_tasks import TASKS, Task, find_task
 from recipes.kernel_options import add_kernel_options, choose_kernels
+from recipes.own_data import LabelScale, label_scale, load_files
 from recipes.tokenizer import Tokenizer
 from recipes.whole_files import sha256, why_no_directory
 
@@ -45,6 +46,8 @@ class Finetuning:
     """Encoder, and the pooler of a finetuned start; empty from scratch."""
     tokenizer: Tokenizer
     deepspeed: dict[str, Any]
+    scale: LabelScale | None
+    """Of a regression on data of one's own; None: the labels are learnt as they are."""
     settings: dict[str, Any]
     """What decides the result; a result with the same settings is not computed again."""
 
@@ -127,6 +130,14 @@ def resolve(options: Any, world_size: int) -> Finetuning:
     if options.max_train is not None and options.max_train < len(data.train):
         told = f"trained on the first {options.max_train:,} of {len(data.train):,} examples"
         data = replace(data, train=_front(data.train, options.max_train), notes=[*data.notes, told])
+    scale = label_scale(data) if _own_data(options) else None
+    if scale is not None:
+        told = (
+            f"labels are learnt as (label - {scale.mean:.6g}) / {scale.deviation:.6g}, mean and "
+            "deviation of the training labels; so is the loss, but metrics and the exported model "
+            "are in the labels' own units"
+        )
+        data = replace(data, notes=[*data.notes, told])
     task = _with_overrides(task or _own_task(options, data), options)
     settings = {
         "task": task.name,
@@ -147,8 +158,10 @@ def resolve(options: Any, world_size: int) -> Finetuning:
         "tokenizer": description["tokenizer"],
         "model": config.to_dict(),
     }
+    if scale is not None:
+        settings["label_scale"] = asdict(scale)
     weights = {} if options.from_scratch else weights
-    work = Finetuning(options, task, data, config, weights, tokenizer, deepspeed, settings)
+    work = Finetuning(options, task, data, config, weights, tokenizer, deepspeed, scale, settings)
     _check_fit(work, world_size)
     return work
 
@@ -216,7 +229,7 @@ def _load(options: Any, task: Task | None) -> TaskData:
 def _own_task(options: Any, data: TaskData) -> Task:
     metrics: tuple[str, ...] = ("accuracy",)
     if data.labels is None:
-        metrics = ("spearman", "pearson")
+        metrics = ("spearman", "pearson", "rmse")
     elif len(data.labels) == 2:
         metrics = ("accuracy", "f1")
     name = options.task or "custom"

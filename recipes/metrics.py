@@ -1,4 +1,6 @@
-"""GLUE's metrics, as fractions and correlations: 0.854, not 85.4."""
+"""GLUE's metrics, as fractions and correlations: 0.854, not 85.4; and, for scores of one's own, the
+root of the mean squared error in the units of the labels.
+"""
 
 from __future__ import annotations
 
@@ -51,5 +53,6 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "f1": _f1,
     "matthews": lambda predictions, labels: sklearn_metrics.matthews_corrcoef(labels, predictions),
     "spearman": lambda predictions, labels: _correlation(stats.spearmanr, predictions, labels),
+    "rmse": lambda predictions, labels: np.sqrt(np.mean(np.square(predictions - labels))),
     "pearson": lambda predictions, labels: _correlation(stats.pearsonr, predictions, labels),
 }

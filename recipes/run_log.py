@@ -156,7 +156,9 @@ class RunLog:
     def eval(
         self, step: int, sequences: int, tokens: int, seconds: float, scalars: Mapping[str, float]
     ) -> None:
-        """Record `loss/eval` (nats per masked token), `accuracy/eval` (fraction); else as `log`."""
+        """Record `loss/eval` (nats per masked token), `accuracy/eval` (fraction), or whatever
+        else was measured by its own tag; else as `log`.
+        """
         if self._writes:
             self._write(step, sequences, tokens, seconds, scalars)
             print(self._eval_line(step, scalars), flush=True)
@@ -269,10 +271,10 @@ class RunLog:
         )
 
     def _eval_line(self, step: int, scalars: Mapping[str, float]) -> str:
+        measured = {tag: value for tag, value in scalars.items() if tag.endswith("/eval")}
         shown = (
-            f"{tag.removesuffix('/eval')} {value:.4f}"
-            for tag, value in scalars.items()
-            if tag.endswith("/eval")
+            f"{tag.removesuffix('/eval')} {shown_measure(value)}"
+            for tag, value in (measured or scalars).items()
         )
         return f"{self._position(step, scalars)}  evaluation: {'  '.join(shown)}"
 
@@ -288,6 +290,11 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit}{whole % size // part:02d}{subunit}"
     return f"{whole // 60}m{whole % 60:02d}s"
+
+
+def shown_measure(value: float) -> str:
+    """Four decimals of what is about 1, as most measures are; six digits of what is large."""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.6g}"
 
 
 def _shown(value: float | None, form: str) -> str:

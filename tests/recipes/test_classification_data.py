@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from recipes.classification_data import load_files, load_task
+from recipes.classification_data import load_task
 from recipes.cli import UserError
 from recipes.glue_tasks import find_task
 
@@ -358,69 +358,3 @@ def test_an_unreachable_hub_is_one_message(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     (fault,) = faults(load_task, find_task("rte"), None)
     assert fault.startswith("nyu-mll/glue, rte: cannot be loaded from the hub: no route")
-
-
-def load_text(train: Path, dev: Path, **options):
-    return load_files(train, dev, text_columns=["text"], label_column="label", **options)
-
-
-def test_labels_are_found_in_the_training_file(tmp_path):
-    train = write(tmp_path / "t.tsv", "text\tlabel", "a\tpos", "b\tneg", "c\tpos")
-    dev = write(tmp_path / "d.tsv", "label\ttext", "pos\tx")  # columns go by name
-    data = load_text(train, dev)
-    assert data.labels == ("neg", "pos")
-    assert data.train.labels.tolist() == [1, 0, 1]
-    assert data.dev["dev"].labels.tolist() == [1]
-    assert data.notes == []
-    assert not data.stand_in
-
-
-def test_whole_numbers_are_ordered_as_numbers(tmp_path):
-    file = write(tmp_path / "t.csv", "text,label", "a,10", "b,9", "c,-1")
-    data = load_text(file, file)
-    assert data.labels == ("-1", "9", "10")
-    assert data.train.labels.tolist() == [2, 1, 0]
-
-
-def test_scores_are_read_as_numbers(tmp_path):
-    file = write(tmp_path / "t.csv", "text,label", "a,1e-1", "b,2")
-    data = load_text(file, file, regression=True)
-    assert data.labels is None
-    np.testing.assert_array_equal(data.dev["dev"].labels, np.float32([0.1, 2.0]))
-
-
-def test_faults_of_both_files_come_at_once(tmp_path):
-    train = write(tmp_path / "t.csv", "txt,label", "a,1")
-    dev = tmp_path / "nowhere.jsonl"
-    assert faults(load_text, train, dev) == [
-        f"{train}: no column 'text'; there are 'txt', 'label'",
-        f"{dev}: cannot be read: No such file or directory",
-    ]
-
-
-@pytest.mark.parametrize("score", ["high", "nan", "inf", ""])
-def test_scores_that_are_no_numbers_are_refused(tmp_path, score):
-    file = write(tmp_path / "t.tsv", "text\tlabel", "a\t1", f"b\t{score}")
-    fault, _ = faults(load_text, file, file, regression=True)
-    assert fault.startswith(f"{file}:3: label {score!r} is not a number; 1 of 2 records")
-
-
-def test_a_dev_label_that_training_has_not_is_refused(tmp_path):
-    train = write(tmp_path / "t.tsv", "text\tlabel", "a\t0", "b\t1")
-    dev = write(tmp_path / "d.tsv", "text\tlabel", "a\t2")
-    (fault,) = faults(load_text, train, dev)
-    assert fault.startswith(f"{dev}:2: label '2' is none of '0', '1'")
-
-
-def test_labels_that_cannot_be_classes_are_refused(tmp_path):
-    one = write(tmp_path / "one.tsv", "text\tlabel", "a\tyes", "b\tyes")
-    assert faults(load_text, one, one) == [f"{one}: every 'label' is 'yes', nothing to learn"]
-    rows = [f"x\t{i / 10}" for i in range(21)]
-    many = write(tmp_path / "many.tsv", "text\tlabel", *rows)
-    (fault,) = faults(load_text, many, many)
-    assert "21 distinct values of 'label' in 21 examples; are they scores" in fault
-
-
-def test_three_text_columns_are_refused(tmp_path):
-    (fault,) = faults(load_files, "t", "d", text_columns=["a", "b", "c"], label_column="label")
-    assert fault == "3 text columns given, one or two are needed"

@@ -56,6 +56,22 @@ def test_csv_quotes_hold_commas_and_line_ends(tmp_path):
     assert (reading.bad, reading.first_fault) == (1, f"{file}:5: 3 columns, not 2")
 
 
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (['"a\nb",1', '"a 3" disk",1', "c,1"], 4),  # the record before it has two lines
+        (["a,1", '"never closed,1', "b,2", "c,3"], 3),
+    ],
+)
+def test_a_wrong_quote_is_named_by_the_line_where_its_record_begins(tmp_path, rows, line):
+    file = tmp_path / "x.csv"
+    file.write_text("\n".join(["text,label", *rows]) + "\n")
+    with pytest.raises(
+        UserError, match=f"x.csv:{line}: cannot be read: .*a quote is written twice"
+    ):
+        read(file)
+
+
 def test_csv_fields_may_be_long_documents(tmp_path):
     document = "word " * 100_000
     (tmp_path / "x.csv").write_text(f"text,label\n{document},1\n")
@@ -72,6 +88,10 @@ def test_csv_fields_may_be_long_documents(tmp_path):
         (b'{"text": "a"}', "no column 'label'; there are 'text'"),
         (b'{"text": null, "label": 1}', "None is no text"),
         (b'{"text": "a", "label": null}', "no label"),
+        (b'{"text": "a", "label": NaN}', "no label"),
+        (b'{"text": "a", "label": [1, 2]}', "label [1, 2] is a list, not one name or number"),
+        (b'{"text": "a", "label": {}}', "label {} is a dictionary, not one name or number"),
+        (b'{"text": "a", "label": 1, "text": "b"}', "'text' is there twice"),
         (b'{"text": "a", "label": " "}', "no label"),
         (b'{"text": "\\ud800", "label": 1}', "'utf-8' codec can't encode"),
     ],
@@ -99,7 +119,7 @@ def test_unusable_json_lines_are_counted_with_their_reason(tmp_path, line, reaso
 )
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}: cannot be read"):
+    with pytest.raises(UserError, match=rf"{name}(:2)?: cannot be read"):
         read(tmp_path / name)
 
 

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from finetune_scenarios import BAD, DEV, FILLER, GOOD, sentence
 from pretrain_scenarios import run_world, values
 from safetensors.torch import load_file
 
 from model.classifier import SequenceClassifier
 from model.parallel import initialize_parallel
+from model.public_layout import from_public, scatter_state
 from recipes import engine, finetune
 from recipes.cli import UserError
+from recipes.export import read_tensors
 from recipes.finetune_options import is_done, parse_arguments, resolve
 from recipes.glue_tasks import TASKS
+from recipes.tokenizer import Tokenizer
 
 FAST = ["--epochs", "20", "--learning-rate", "5e-3", "--batch-size", "16", "--log-every", "1"]
 
@@ -189,7 +193,7 @@ def test_data_of_ones_own(finetune_place, out):
         (out / f"{file}.csv").write_text("\n".join(["mood,words", *rows]) + "\n")
         drawn = [(mood, str(rng.choice(worth[mood]))) for mood in rng.choice([*worth], count)]
         records = [
-            {"words": sentence(rng, word), "degrees": {"up": 1, "even": "0.1", "down": -1.0}[mood]}
+            {"words": sentence(rng, word), "degrees": {"up": 4e5, "even": "3e5", "down": 2e5}[mood]}
             for mood, word in drawn
         ]
         (out / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -206,10 +210,39 @@ def test_data_of_ones_own(finetune_place, out):
     description = json.loads((out / "mine/custom-seed17/export/config.json").read_text())
     assert description["task"]["labels"] == ["down", "up"]
     record = json.loads((out / "mine" / "warmth-seed17.json").read_text())
-    assert set(record["metrics"]) == {"spearman", "pearson"}
+    assert set(record["metrics"]) == {"spearman", "pearson", "rmse"}
     assert record["score"] == record["metrics"]["spearman"] > 0.5
-    weights = load_file(out / "mine/warmth-seed17/export/model.safetensors")
-    assert weights["classifier.weight"].shape == (1, 32)
+    labels = {part: degrees(out / f"{part}.jsonl") for part in ("mine", "dev")}
+    assert record["settings"]["label_scale"] == pytest.approx(
+        {"mean": labels["mine"].mean(), "deviation": labels["mine"].std()}
+    )
+    assert any("labels are learnt as (label - " in note for note in record["notes"])
+    assert losses(out / "mine/warmth-seed17")[0] < 3, "far from (3e5)**2"
+    # What only knows the export and the texts computes the labels' own numbers.
+    computed = exported_values(out / "mine/warmth-seed17/export", out / "dev.jsonl")
+    error = np.sqrt(np.mean((computed - labels["dev"]) ** 2))
+    assert error == pytest.approx(record["metrics"]["rmse"], rel=1e-3)
+    assert error < 0.8 * labels["dev"].std()
+
+
+def degrees(file: Path) -> np.ndarray:
+    return np.array([float(json.loads(line)["degrees"]) for line in file.read_text().splitlines()])
+
+
+def exported_values(export: Path, file: Path) -> np.ndarray:
+    """By the public export alone: its encoder, its pooler, and `classifier.*` as they stand."""
+    initialize_parallel()
+    config, public, _ = read_tensors(export)
+    model = SequenceClassifier(config, 1).eval()
+    scatter_state(model, from_public(public, config, "classifier"))
+    tokenizer = Tokenizer(export / "tokenizer.model")
+    found = []
+    for line in file.read_text().splitlines():
+        ids = [tokenizer.cls_id, *tokenizer.encode(json.loads(line)["words"]), tokenizer.sep_id]
+        with torch.no_grad():
+            offsets = torch.tensor([0, len(ids)], dtype=torch.int32)
+            found.append(model.logits(torch.tensor(ids), offsets, len(ids)).item())
+    return np.array(found)
 
 
 def test_a_loss_that_is_no_number_ends_without_a_result(finetune_place, out):

@@ -55,10 +55,16 @@ def test_constant_predictions_score_0(name):
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_perfect_predictions_score_1_as_a_plain_float(name):
+def test_perfect_predictions_score_1_or_no_error_as_a_plain_float(name):
     found = compute((name,), LABELS, LABELS)[name]
     assert type(found) is float
-    assert found == pytest.approx(1.0)
+    assert found == pytest.approx(0.0 if name == "rmse" else 1.0)
+
+
+def test_rmse_is_in_the_units_of_the_labels():
+    x, y = np.array([1e5, 2e5, 4e5]), np.array([1e5, 2.3e5, 3.6e5])
+    # Errors 0, 3e4 and 4e4: squares 25e8, over 3.
+    assert compute(("rmse",), x, y)["rmse"] == pytest.approx(math.sqrt(25e8 / 3))
 
 
 @pytest.mark.parametrize(

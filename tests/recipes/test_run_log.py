@@ -205,9 +205,10 @@ def test_the_console_line(tmp_path, capsys):
     }
     log.log(7, 112, 999, 70.0, scalars)
     log.log(640, 112, 999, 70.0, {"loss/train": math.nan})
-    log.eval(640, 112, 999, 70.0, {"loss/eval": 4.5, "accuracy/eval": 0.234})
+    log.eval(640, 112, 999, 70.0, {"loss/eval": 4.5, "accuracy/eval": 0.234, "loss/train": 9})
+    log.eval(650, 112, 999, 70.0, {"dev/pearson": 0.5, "dev/rmse": 5186.4799})  # as finetuning does
     log.close()
-    full, bare, evaluation = capsys.readouterr().out.splitlines()
+    full, bare, evaluation, finetuned = capsys.readouterr().out.splitlines()
     assert (
         full.split()
         == (
@@ -220,6 +221,7 @@ def test_the_console_line(tmp_path, capsys):
     )
     assert len(full) == len(bare), "columns stay where they are"
     assert evaluation == "step  640/1000  evaluation: loss 4.5000  accuracy 0.2340"
+    assert finetuned == "step  650/1000  evaluation: dev/pearson 0.5000  dev/rmse 5186.48"
 
 
 @pytest.mark.parametrize(
