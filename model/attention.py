@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels import installed, why_no_triton
+from model.kernels.operations import installed, why_no_triton
 from model.padding import padded_index, sequence_of_row
 
 
@@ -175,7 +175,7 @@ def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) 
 
 
 def _attend_triton(qkv, sequence_offsets, max_sequence_length, slopes, dropout) -> Tensor:
-    from model.attention_kernel import attention
+    from model.kernels.attention_tiled import attention
 
     return attention(qkv.contiguous(), sequence_offsets, slopes, max_sequence_length)
 
@@ -204,6 +204,6 @@ def _why_no_flash(device_type: str) -> str | None:
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "reference": _through_padding(_attend_reference),
     "sdpa": _through_padding(_attend_sdpa),
-    "triton": _attend_triton,  # model.attention_kernel
+    "triton": _attend_triton,  # model.kernels.attention_tiled
     "flash": _attend_flash,  # FlashAttention-2, in bf16 and fp16
 }

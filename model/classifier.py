@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.dropout import dropout
 from model.encoder import Encoder
+from model.kernels.hashed_dropout import dropout
 from model.layer import POOLER_SITE, megatron_config
 
 
@@ -83,7 +83,7 @@ class SequenceClassifier(nn.Module):
         Args:
             labels: int64 [S], negative where a sequence does not count; or fp32 [S] for a
                 regression (squared error), NaN where it does not count.
-            sequence_keys: int64 [S], what dropout masks are a hash of (see `model.dropout`).
+            sequence_keys: int64 [S], what dropout masks are a hash of (see `hashed_dropout`).
         """
         logits = self.logits(
             input_ids, sequence_offsets, max_sequence_length, token_type_ids, sequence_keys

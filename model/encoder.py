@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
-from model.dropout import row_keys as dropout_row_keys
-from model.kernels import dropout
+from model.kernels.hashed_dropout import row_keys as dropout_row_keys
+from model.kernels.operations import dropout
 from model.layer import EMBEDDING_SITE, PackedSequences, layer_spec
 from model.padding import sequence_of_row
 
@@ -97,7 +97,7 @@ class Encoder(MegatronModule):
             max_sequence_length: at least as long as every sequence.
             token_type_ids: int64 [T], or None for all zeros.
             keep: int64 [K], rows wanted; None for all.
-            sequence_keys: int64 [S], what dropout masks are a hash of (see `model.dropout`);
+            sequence_keys: int64 [S], what dropout masks are a hash of (see `hashed_dropout`);
                 needed in training, unless the model has no dropout.
 
         Returns:

@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.kernels import gated_gelu
+from model.kernels.operations import gated_gelu
 from model.parallel import linear, parallel_rank, parallel_size
 
 
@@ -48,7 +48,7 @@ class _GatedFeedForward(MegatronModule):
         """[T, 1, hidden] to the output without its bias [T, 1, hidden], and the bias [hidden].
 
         Args:
-            keys: int64 [T]; site: of the dropout (see `model.dropout`).
+            keys: int64 [T]; site: of the dropout (see `hashed_dropout`).
         """
         inner = gated_gelu(
             self.gate_and_value(hidden),

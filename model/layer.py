@@ -38,10 +38,10 @@ from torch import Tensor, nn
 from model.attention import BACKENDS, check_backend, packed_attention, slopes_on
 from model.config import ModelConfig
 from model.feed_forward import feed_forward_spec
-from model.kernels import KERNELS, check_kernels, residual_norm
+from model.kernels.operations import KERNELS, check_kernels, residual_norm
 from model.parallel import linear, own_dropout, parallel_rank, parallel_size
 
-# Dropout sites (see `model.dropout`): the embedding, the pooler, and from 4 on those of the layers.
+# Dropout sites (see `hashed_dropout`): the embedding, the pooler, from 4 on those of the layers.
 EMBEDDING_SITE, POOLER_SITE = 0, 1
 _SITES_PER_LAYER = 4
 _ATTENTION_SITE, _INNER_SITE, _OUTPUT_SITE = 0, 1, 2
@@ -130,7 +130,7 @@ class PostNormTransformerLayer(TransformerLayer):
         """[T, 1, hidden] to [T, 1, hidden], or to [K, 1, hidden] where `packed.keep` is given.
 
         The hidden states come and go twice, for the matmuls and for the residual sum: the same
-        values, whose gradients the norm's kernel adds (see `model.kernels.residual_norm`).
+        values, whose gradients the norm's kernel adds (see `operations.residual_norm`).
         """
         keys, site = packed.row_keys, _SITES_PER_LAYER * self.layer_number
         kept_keys = None if keys is None else _rows(keys, packed.keep)
@@ -186,7 +186,7 @@ def megatron_config(
     gives one model whatever the device and the tensor-parallel size.
 
     Args:
-        attention_backend: see `model.attention`; kernels: see `model.kernels`.
+        attention_backend: see `model.attention`; kernels: see `kernels.operations`.
 
     Raises:
         ValueError: one of them is unknown.

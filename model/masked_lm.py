@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.encoder import Encoder
-from model.kernels import cross_entropy
+from model.kernels.operations import cross_entropy
 from model.layer import megatron_config
 from model.parallel import parallel_size
 
@@ -52,7 +52,7 @@ class MaskedLM(nn.Module):
     same weights on any device and any tensor-parallel size.
 
     Args:
-        attention_backend: see `model.attention`; kernels: see `model.kernels`.
+        attention_backend: see `model.attention`; kernels: see `kernels.operations`.
         recompute: see `model.encoder.Encoder`.
     """
 
@@ -113,7 +113,7 @@ class MaskedLM(nn.Module):
             masked_positions: int64 [K], rows of `input_ids` to predict.
             labels: int64 [K], ids that stood there; `IGNORED_LABEL` where a row does not count.
             token_type_ids: int64 [T], or None for all zeros.
-            sequence_keys: int64 [S], what dropout masks are a hash of (see `model.dropout`).
+            sequence_keys: int64 [S], what dropout masks are a hash of (see `hashed_dropout`).
         """
         logits = self._local_logits(
             input_ids,

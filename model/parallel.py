@@ -72,7 +72,7 @@ def parallel_rank() -> int:
 def own_dropout(device: torch.device) -> contextlib.AbstractContextManager:
     """Random numbers for attention weights, of heads that only this tensor-parallel rank holds.
 
-    All other dropout is a function of place (`model.dropout`).
+    All other dropout is a function of place (`hashed_dropout`).
     """
     if parallel_state.get_tensor_model_parallel_world_size() > 1 and device.type == "cuda":
         return get_cuda_rng_tracker().fork()

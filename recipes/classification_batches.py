@@ -28,7 +28,7 @@ class ClassificationBatch:
     Attributes:
         input_ids, token_type_ids: int64 [tokens]; type 1 is the second sentence and its [SEP].
         sequence_offsets: int32 [sequences + 1]; an entry equal to the next is an empty sequence.
-        sequence_keys: int64 [sequences], what dropout masks are a hash of (see `model.dropout`): a
+        sequence_keys: int64 [sequences], what dropout masks are a hash of (see `hashed_dropout`): a
             hash itself of (seed, epoch, example).
         labels: int64 [sequences], -100 on empty ones; or fp32 [sequences], NaN on empty ones.
         max_sequence_length: of the run.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.masked_lm import MaskedLM
-from model.public_layout import Head, from_public, gather_state, scatter_state, to_public
+from model.weights import Head, from_public, gather_state, scatter_state, to_public
 from recipes.cli import SaveError, UserError
 from recipes.engine import agree, full_precision_parameters
 from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from model.classifier import SequenceClassifier
 from model.parallel import initialize_parallel, seed_dropout
-from model.public_layout import scatter_state
+from model.weights import scatter_state
 from recipes import engine
 from recipes.classification_batches import ClassificationBatch, EncodedExamples
 from recipes.classification_data import Examples

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.public_layout import from_public
+from model.weights import from_public
 from recipes import engine
 from recipes.classification_data import Examples, TaskData, load_task
 from recipes.cli import ArgumentParser, Faults, UserError

@@ -52,7 +52,7 @@ class PackedBatch:
             [PAD] up to the bucket, rows that belong to no sequence.
         sequence_offsets: int32 [sequences + 1]. First row of each sequence; the last entry is the
             number of real tokens. An entry equal to the next one is an empty sequence.
-        sequence_keys: int64 [sequences]. What dropout masks are a hash of (see `model.dropout`),
+        sequence_keys: int64 [sequences]. What dropout masks are a hash of (see `hashed_dropout`),
             a hash itself of the seed and of the sequence's place in the stream.
         masked_positions: int64 [masked]. Rows of `input_ids` to predict, ascending, then zeros up
             to the bucket.

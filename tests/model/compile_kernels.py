@@ -22,8 +22,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from model import kernels as ops
-from model.attention_kernel import attention
+from model.kernels import operations as ops
+from model.kernels.attention_tiled import attention
 
 
 class NoDriver:

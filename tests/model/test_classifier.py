@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from model.classifier import SequenceClassifier
 from model.config import ModelConfig
 from model.padding import unpad
-from model.public_layout import from_public, scatter_state, to_public
+from model.weights import from_public, scatter_state, to_public
 
 SIZES = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, vocab_size=128)
 BERT = ModelConfig("bert", **SIZES, feed_forward="standard", positions="learned", ffn_dropout=0.0)

@@ -8,8 +8,8 @@ from plain_bert import PaddedBatch, layer_norm, randomise
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.dropout import row_keys
 from model.encoder import Encoder
+from model.kernels.hashed_dropout import row_keys
 from model.layer import PackedSequences, megatron_config
 
 

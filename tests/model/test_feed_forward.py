@@ -5,8 +5,8 @@ import torch
 from plain_bert import gelu, randomise
 
 from model.config import ModelConfig
-from model.dropout import keep_mask
 from model.feed_forward import FusedGLU, TwoMatmulGLU
+from model.kernels.hashed_dropout import keep_mask
 from model.layer import megatron_config
 
 HIDDEN, INNER = 24, 40

@@ -9,7 +9,7 @@ from plain_bert import layer_norm, paper_slopes, randomise
 import model.layer
 from model.attention import packed_attention
 from model.config import PRESETS, ModelConfig
-from model.dropout import keep_mask, row_keys
+from model.kernels.hashed_dropout import keep_mask, row_keys
 from model.layer import PackedSequences, PostNormTransformerLayer, layer_spec, megatron_config
 
 OFFSETS = torch.tensor([0, 400, 401, 1000], dtype=torch.int32)

@@ -12,10 +12,10 @@ from plain_bert import PaddedBatch, PlainRapidBERT, randomise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import kernels
 from model.config import ModelConfig, training_flops
+from model.kernels import operations as kernels
 from model.masked_lm import IGNORED_LABEL, MaskedLM
-from model.public_layout import from_public, scatter_state, to_public
+from model.weights import from_public, scatter_state, to_public
 
 LENGTHS = [7, 1, 12, 4]
 

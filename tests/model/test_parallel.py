@@ -16,7 +16,7 @@ from plain_bert import PaddedBatch, randomise
 from model.config import ModelConfig
 from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel, seed_dropout
-from model.public_layout import gather_state, scatter_state
+from model.weights import gather_state, scatter_state
 
 SIZES: dict[str, Any] = dict(
     num_layers=2, hidden_size=32, num_heads=4, ffn_size=24, vocab_size=128, max_positions=12

@@ -11,7 +11,7 @@ from model.config import PRESETS
 from model.dropout import keep_mask, row_keys
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import initialize_parallel
-from model.public_layout import gather_state, to_public
+from model.weights import gather_state, to_public
 from recipes.benchmark_peer_models import PaddedRapidBERT, peers
 from recipes.benchmark_peers import pad_batch
 from recipes.mlm_batches import PackedBatch

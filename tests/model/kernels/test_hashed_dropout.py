@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.dropout import dropout, keep_mask, row_keys
+from model.kernels.hashed_dropout import dropout, keep_mask, row_keys
 
 M = 0xFFFFFFFF
 

@@ -10,7 +10,7 @@ is how often a tensor is read and written. Worth a kernel of their own are
 
 `torch`      plain PyTorch, one pass over memory for each operator; what the others must equal.
 `compile`    the same functions through torch.compile.
-`triton`     `model.triton_kernels`: one pass forward and one backward, dropout masks computed and
+`triton`     `kernels.residual_norm`: one pass forward and one backward, dropout masks computed and
              not stored, the loss without fp32 copies of the logits.
 """
 
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import dropout as plain
+from model.kernels import hashed_dropout as plain
 
 KERNELS = ("torch", "compile", "triton")
 
@@ -81,14 +81,14 @@ def residual_norm(
     Args:
         x, residual: [T, 1, N], contiguous; bias: [N].
         probability: of dropout; 0 outside training.
-        keys: int64 [T], may be None without dropout; site: see `model.dropout`.
+        keys: int64 [T], may be None without dropout; site: see `hashed_dropout`.
 
     Returns:
         The same values twice, one for the next matmul and one for the next residual sum: a kernel
         that is handed both gradients apart needs no pass over memory to add them.
     """
     if kernels == "triton":
-        from model.triton_kernels import ResidualNorm
+        from model.kernels.residual_norm import ResidualNorm
 
         return ResidualNorm.apply(
             x, bias, residual, norm.weight, norm.bias, norm.eps, probability, keys, site
@@ -120,13 +120,13 @@ def gated_gelu(
 
     Args:
         gate_and_value: [T, 1, 2F], gate first; or both apart, [T, 1, F] each.
-        Others as in `model.dropout.dropout`; `keys` may be None without dropout.
+        Others as in `hashed_dropout.dropout`; `keys` may be None without dropout.
 
     Returns:
         [T, 1, F].
     """
     if kernels == "triton":
-        from model.triton_kernels import GatedGelu, GatedGeluApart
+        from model.kernels.residual_norm import GatedGelu, GatedGeluApart
 
         if isinstance(gate_and_value, Tensor):
             return GatedGelu.apply(gate_and_value, probability, keys, site, first_column)
@@ -149,12 +149,12 @@ def _gated_gelu(gate, value, probability, keys, site, first_column) -> Tensor:
 
 
 def dropout(x: Tensor, probability: float, keys: Tensor | None, site: int, kernels: str) -> Tensor:
-    """`model.dropout.dropout`; `keys` may be None where the probability is 0."""
+    """`hashed_dropout.dropout`; `keys` may be None where the probability is 0."""
     if not probability:
         return x
     assert keys is not None
     if kernels == "triton":
-        from model.triton_kernels import Dropout
+        from model.kernels.residual_norm import Dropout
 
         return Dropout.apply(x, probability, keys, site)
     function = _compiled(plain.dropout) if kernels == "compile" else plain.dropout
@@ -169,7 +169,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignored: int, kernels: str) ->
         labels: int64 [K]; `ignored` on the rows that do not count.
     """
     if kernels == "triton":
-        from model.triton_kernels import CrossEntropy
+        from model.kernels.residual_norm import CrossEntropy
 
         return CrossEntropy.apply(logits, labels, ignored).sum()
     function = _compiled(_cross_entropy) if kernels == "compile" else _cross_entropy

@@ -17,9 +17,10 @@ import triton
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from model import attention_kernel, triton_kernels
-from model import kernels as ops
-from model.dropout import keep_mask
+from model.kernels import attention_tiled as attention_kernel
+from model.kernels import operations as ops
+from model.kernels import residual_norm as triton_kernels
+from model.kernels.hashed_dropout import keep_mask
 
 pytestmark = pytest.mark.usefixtures("on_device")
 
@@ -281,7 +282,7 @@ SPILLED_BYTES = 160
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 def test_kernels_compile_for_gpus(capability):
     """The interpreter takes more than the compiler does. No A100 or H100 need be here."""
-    script = Path(__file__).with_name("compile_kernels.py")
+    script = Path(__file__).parents[1] / "compile_kernels.py"
     environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, str(script), str(capability)]

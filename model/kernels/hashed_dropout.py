@@ -7,7 +7,7 @@ on any number of GPUs, in any micro-batch, under tensor parallelism, in a resume
 that is computed again during the backward pass, and in a kernel that never stores it.
 
 The hash is two rounds of MurmurHash3's 32-bit finalizer, keyed with both halves of the row's key.
-This file is the plain form; `model.triton_kernels` computes the same bits.
+This file is the plain form; `kernels.residual_norm` computes the same bits.
 """
 
 from __future__ import annotations

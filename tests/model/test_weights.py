@@ -8,7 +8,7 @@ from plain_bert import randomise
 
 from model.config import ModelConfig
 from model.masked_lm import MaskedLM
-from model.public_layout import from_public, gather_state, scatter_state, to_public
+from model.weights import from_public, gather_state, scatter_state, to_public
 
 KINDS: dict[str, dict[str, Any]] = {
     "rapidbert": dict(),

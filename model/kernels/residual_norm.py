@@ -1,6 +1,6 @@
-"""Triton kernels for the operations of `model.kernels`: one pass over memory in each direction.
+"""Triton kernels for the operations around the matmuls: one pass over memory in each direction.
 
-Masks of dropout are hashes (`model.dropout`): computed where they are needed, never stored.
+Masks of dropout are hashes (`hashed_dropout`): computed where they are needed, never stored.
 Sums are fp32 (fp64 for fp64 tensors, which gradient checks use), and nothing adds in an order that
 depends on scheduling, so results repeat to the bit on one kind of device.
 
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.dropout import threshold
+from model.kernels.hashed_dropout import threshold
 
 # Of the embedding widths and feed-forwards here one row is one to four tiles of this many columns.
 _GLU_COLUMNS = 1024
@@ -36,7 +36,7 @@ def _mix(x):
 
 @triton.jit
 def _kept(key, site, columns, THRESHOLD: tl.constexpr):
-    """`model.dropout.keep_mask` for one row: key int64, columns int32 [N]."""
+    """`hashed_dropout.keep_mask` for one row: key int64, columns int32 [N]."""
     low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     a = _mix(low ^ (site.to(tl.uint32) * 0x9E3779B9))
     b = _mix(high ^ a)
@@ -114,7 +114,7 @@ def _residual_norm_backward(
 
 
 class ResidualNorm(torch.autograd.Function):
-    """`model.kernels.residual_norm`. Keeps the sum before the norm and two numbers per row."""
+    """`operations.residual_norm`. Keeps the sum before the norm and two numbers per row."""
 
     @staticmethod
     def forward(ctx: Any, x, bias, residual, weight, norm_bias, eps, probability, keys, site):
@@ -238,7 +238,7 @@ def _launch_gated_gelu(kernel, gate: Tensor, others: tuple[Tensor | None, ...], 
 
 
 class GatedGelu(torch.autograd.Function):
-    """`model.kernels.gated_gelu` on the output of one matmul; the gradient is one tensor, too."""
+    """`operations.gated_gelu` on the output of one matmul; the gradient is one tensor, too."""
 
     @staticmethod
     def forward(ctx: Any, gate_and_value, probability, keys, site, first_column):
@@ -268,7 +268,7 @@ class GatedGelu(torch.autograd.Function):
 
 
 class GatedGeluApart(torch.autograd.Function):
-    """`model.kernels.gated_gelu` where gate and value come out of two matmuls."""
+    """`operations.gated_gelu` where gate and value come out of two matmuls."""
 
     @staticmethod
     def forward(ctx: Any, gate, value, probability, keys, site, first_column):
@@ -305,7 +305,7 @@ def _dropout(
 
 
 class Dropout(torch.autograd.Function):
-    """`model.kernels.dropout`. Keeps nothing: the gradient passes through the same mask."""
+    """`operations.dropout`. Keeps nothing: the gradient passes through the same mask."""
 
     @staticmethod
     def forward(ctx: Any, x, probability, keys, site):

@@ -1,0 +1,1 @@
+"""The operations between the matmuls, one file each."""
