@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import model  # noqa: E402, F401  (first: it silences what libraries say when they are imported)
 from recipes import benchmark_all  # noqa: E402
 from recipes.benchmark_records import Record, write_figure  # noqa: E402
-from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.cli import MINUTES, ArgumentParser, run  # noqa: E402
 from recipes.report import aligned  # noqa: E402
 
 MODES = {
@@ -46,8 +46,6 @@ def module_of(mode: str) -> ModuleType:
 
 def run_mode(mode: str, module: Any, options: Namespace) -> int:
     """Measure, write the record and the figure, print the table; 1 where something failed."""
-    if options.minutes is not None and not options.minutes > 0:
-        raise UserError(f"--minutes {options.minutes:g}: more than 0")
     record = Record(mode, options.output, options.minutes, by_device=module.BY_DEVICE)
     module.benchmark(options, record)
     if record.of_another_rank:
@@ -80,7 +78,7 @@ def main() -> int:
             mode.description = module.__doc__
             module.add_options(mode)
         mode.add_argument(
-            "--minutes", type=float, help="start nothing new after these; without it all is run"
+            "--minutes", type=MINUTES, help="start nothing new after these; without it all is run"
         )
         mode.add_argument(
             "--output", type=Path, default=Path("docs/results"), help="of record and figure"

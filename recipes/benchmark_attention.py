@@ -29,7 +29,6 @@ from recipes.benchmark_records import (
     Record,
     Rows,
     alternate,
-    at_least,
     panels,
     release_memory,
     seconds_per_call,
@@ -37,6 +36,7 @@ from recipes.benchmark_records import (
     spread,
 )
 from recipes.benchmark_training import check_attention_timed
+from recipes.cli import whole
 from recipes.report import COLORS
 
 BY_DEVICE = True
@@ -66,7 +66,7 @@ TOY = Sizes(1024, (128, 32, 64), 3, 64, torch.float32, 2**27, 1024)
 
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--lengths", type=int, nargs="+", help="in tokens; 64 to 4,096 unless given"
+        "--lengths", type=whole(1, 65_536), nargs="+", help="in tokens; 64 to 4,096 unless given"
     )
 
 
@@ -85,7 +85,6 @@ def matmul_flops(token_pairs: int, heads: int, head_dim: int) -> tuple[int, int]
 
 def benchmark(options: Namespace, record: Record) -> None:
     sizes = FULL if record.gpu else TOY
-    at_least(1, "--lengths", options.lengths)
     lengths = options.lengths or sizes.lengths
     bandwidth, matmul = ceilings(sizes, record.device)
     record["settings"] = {

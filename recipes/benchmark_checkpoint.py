@@ -43,7 +43,7 @@ from recipes import engine, pretrain
 from recipes.benchmark_input import write_synthetic_data
 from recipes.benchmark_records import Record, Rows, panels, shown, spread
 from recipes.checkpoint import Checkpoints, Progress
-from recipes.cli import Faults
+from recipes.cli import Faults, whole
 from recipes.engine import World
 from recipes.mlm_batches import MlmBatches, PackedBatch
 from recipes.report import COLORS
@@ -305,8 +305,6 @@ def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def benchmark(options: Namespace, record: Record) -> None:
     faults = Faults()
-    if options.repeats < 1:
-        faults.append(f"--repeats {options.repeats}: at least 1")
     faults.attempt(lambda: preset(options.model))
     deepspeed = faults.attempt(lambda: engine.read_config(options.deepspeed_config))
     faults.stop()
@@ -387,4 +385,4 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--directory", type=Path, help="where to write, on the disk to measure; /tmp unless given"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="saves, and loads")
+    parser.add_argument("--repeats", type=whole(1, 10_000), default=5, help="saves, and loads")

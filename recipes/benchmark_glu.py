@@ -28,7 +28,6 @@ from recipes.benchmark_records import (
     Record,
     Rows,
     alternate,
-    at_least,
     panels,
     ratios,
     release_memory,
@@ -36,6 +35,7 @@ from recipes.benchmark_records import (
     spread,
 )
 from recipes.benchmark_training import check_kernels_timed, one_process
+from recipes.cli import whole
 from recipes.report import COLORS
 
 BY_DEVICE = True
@@ -52,7 +52,9 @@ TURN_SECONDS = 0.005
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--batches", type=int, nargs="+", help="in sequences of 128 tokens")
+    parser.add_argument(
+        "--batches", type=whole(1, 1_000_000), nargs="+", help="in sequences of 128 tokens"
+    )
 
 
 def blocks(model: ModelConfig) -> dict[str, ModelConfig]:
@@ -68,7 +70,6 @@ def blocks(model: ModelConfig) -> dict[str, ModelConfig]:
 
 
 def benchmark(options: Namespace, record: Record) -> None:
-    at_least(1, "--batches", options.batches)
     batches = options.batches or (BATCHES if record.gpu else TOY_BATCHES)
     models = MODELS if record.gpu else TOY_MODELS
     dtype = torch.bfloat16 if record.gpu else torch.float32

@@ -23,7 +23,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 from tqdm import tqdm
 
 from recipes.benchmark_records import Record, Rows, measure, panels, shown
-from recipes.cli import UserError
+from recipes.cli import SEQUENCE_LENGTH, whole
 from recipes.mlm_batches import MlmBatches
 from recipes.report import COLORS
 from recipes.token_shards import (
@@ -46,11 +46,14 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, help="prepared directory; without it random tokens, and no text"
     )
-    parser.add_argument("--sequence-length", type=int, default=128, help="in tokens")
+    parser.add_argument("--sequence-length", type=SEQUENCE_LENGTH, default=128, help="in tokens")
     parser.add_argument(
-        "--micro-batch", type=int, default=512, help="in sequences; the figure shows others beside"
+        "--micro-batch",
+        type=whole(1, 1_000_000),
+        default=512,
+        help="in sequences; the figure shows others beside",
     )
-    parser.add_argument("--repeats", type=int, default=7, help="timed passes per rate")
+    parser.add_argument("--repeats", type=whole(1, 10_000), default=7, help="timed passes per rate")
 
 
 def write_synthetic_data(
@@ -132,8 +135,6 @@ def measure_tokenizer(shards: TokenShards, tokenizer: Tokenizer, repeats: int) -
 
 
 def benchmark(options: Namespace, record: Record) -> None:
-    if options.repeats < 1:
-        raise UserError(f"--repeats {options.repeats}: at least 1")
     torch.set_num_threads(1)
     record["threads"] = 1
     with ExitStack() as stack:

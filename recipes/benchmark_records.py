@@ -25,7 +25,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recipes.cli import UserError
 from recipes.run_record import git_revision, versions
 from recipes.whole_files import write_whole
 
@@ -246,12 +245,6 @@ class Record:
                 print(f"{what}: {self[key][what]}", file=sys.stderr, flush=True)
         release_memory()
         return None
-
-
-def at_least(least: int, option: str, values: Sequence[int] | None) -> None:
-    """Raises UserError with all `values` of an option that are below `least`."""
-    if faults := [f"{option} {value}: at least {least}" for value in values or () if value < least]:
-        raise UserError(*faults)
 
 
 class NotHere(Exception):

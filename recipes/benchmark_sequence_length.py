@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from recipes.benchmark_records import Record, Rows, at_least, panels, release_memory, shown
+from recipes.benchmark_records import Record, Rows, panels, release_memory, shown
 from recipes.benchmark_throughput import rate
 from recipes.benchmark_training import (
     Setup,
@@ -25,6 +25,7 @@ from recipes.benchmark_training import (
     recommended,
     training_data,
 )
+from recipes.cli import SEQUENCE_LENGTH
 from recipes.engine import World
 from recipes.report import COLORS
 from recipes.token_shards import TokenShards
@@ -42,12 +43,11 @@ WARM_UP_STEPS, STEPS = 3, 7
 def add_options(parser: ArgumentParser) -> None:
     add_data_option(parser)
     parser.add_argument(
-        "--lengths", type=int, nargs="+", help="in tokens; Figure S2's unless given"
+        "--lengths", type=SEQUENCE_LENGTH, nargs="+", help="in tokens; Figure S2's unless given"
     )
 
 
 def benchmark(options: Namespace, record: Record) -> None:
-    at_least(8, "--lengths", options.lengths)
     lengths = options.lengths or (LENGTHS if record.gpu else TOY_LENGTHS)
     models = MODELS if record.gpu else TOY_MODELS
     setups = {model: recommended(model, record)[0] for model in models}

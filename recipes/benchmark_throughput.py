@@ -9,7 +9,7 @@ fits is found by doubling until memory runs out, on sequences without any paddin
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +36,7 @@ from recipes.benchmark_training import (
     recommended,
     training_data,
 )
-from recipes.cli import UserError
+from recipes.cli import UserError, shorten, whole
 from recipes.engine import World
 from recipes.report import COLORS
 from recipes.throughput import describe_peak
@@ -74,6 +74,7 @@ TOY_ROWS: list[Row] = [
     ("rapidbert-tiny", 16, 16),
 ]
 WARM_UP_STEPS, STEPS = 2, 5
+BATCH = whole(1, 1_000_000)
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -91,14 +92,18 @@ def parse_rows(words: Sequence[str]) -> list[Row]:
     rows, faults = [], []
     for word in words:
         model, *sizes = word.split(":")
-        if len(sizes) != 2 or not all(size.isdecimal() and int(size) for size in sizes):
-            faults.append(f"--rows {word}: not MODEL:MICRO:GLOBAL, e.g. rapidbert-base:512:4096")
+        try:
+            micro, total = (int(BATCH(size)) for size in sizes)
+        except (ValueError, ArgumentTypeError):
+            faults.append(
+                f"--rows {shorten(word)}: not MODEL:MICRO:GLOBAL, e.g. rapidbert-base:512:4096; "
+                f"each batch a whole number up to {BATCH.high:,}"
+            )
             continue
         try:
             preset(model)
         except ValueError as error:
             faults.append(f"--rows {word}: {error}")
-        micro, total = map(int, sizes)
         if total % micro:
             near = max(1, round(total / micro)) * micro
             faults.append(

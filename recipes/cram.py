@@ -29,7 +29,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import torch
 
 from recipes import equal_time
-from recipes.cli import ArgumentParser, UserError, run
+from recipes.cli import COUNT, MINUTES, ArgumentParser, UserError, run
 from recipes.glue_tasks import TASKS, Task
 from recipes.text_sources import EMBEDDED
 
@@ -152,11 +152,7 @@ def resolve(options: Any) -> list[Task]:
     Raises:
         UserError: all faults of the options at once.
     """
-    faults = []
-    if not options.minutes > 0:
-        faults.append(f"--minutes {options.minutes:g}: more than 0")
-    if options.seeds < 1:
-        faults.append(f"--seeds {options.seeds}: at least 1")
+    faults = list(options.faults)
     if options.data is not None and (options.input or options.config):
         faults.append("--data is prepared already: give it or --input, not both")
     if options.output.exists() and not options.output.is_dir():
@@ -191,11 +187,12 @@ def _is_there(directory: Path, task: Task) -> bool:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Any:
     parser = ArgumentParser(
+        refuse=False,
         description="RapidBERT against BERT after equal time on one device.",
         epilog="Options after a bare -- go to recipes/pretrain.py, for both models alike.",
     )
     add = parser.add_argument
-    add("--minutes", type=float, required=True, help="of training, for each of the two models")
+    add("--minutes", type=MINUTES, required=True, help="of training, for each of the two models")
     add("--input", nargs="+", help=f"text as for prepare_data.py; {EMBEDDED} if not given")
     add("--config", help="configuration of a hub dataset, such as en")
     add("--data", type=Path, help="directory that prepare_data.py has written, instead of --input")
@@ -207,7 +204,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Any:
         metavar="TASK",
         help=f"which; stand-ins {', '.join(STAND_INS)}, or all that --glue has, if not given",
     )
-    add("--seeds", type=int, default=1, help="finetunings per task, at most")
+    add("--seeds", type=COUNT, default=1, help="finetunings per task, at most")
     add("--dry-run", action="store_true", help="print the commands and exit")
     add("pretraining", nargs="*", metavar="-- OPTION", help="options for recipes/pretrain.py")
     return parser.parse_args(arguments)

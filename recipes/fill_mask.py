@@ -19,7 +19,7 @@ import torch
 
 from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel
-from recipes.cli import ArgumentParser, UserError, run
+from recipes.cli import COUNT, ArgumentParser, UserError, run
 from recipes.export import export_directory, load_model
 from recipes.token_shards import open_shards
 from recipes.tokenizer import Tokenizer
@@ -37,9 +37,6 @@ class Filled(NamedTuple):
 
 def main() -> int:
     options = parse_arguments()
-    faults = [f"--{name}: at least 1" for name in ("top", "count") if getattr(options, name) < 1]
-    if faults:
-        raise UserError(*faults)
     initialize_parallel()
     model = load_model(options.checkpoint)
     tokenizer = Tokenizer(export_directory(options.checkpoint) / "tokenizer.model")
@@ -131,8 +128,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     add("sentences", nargs="*", help=f"text with {MASK} where a word is to be guessed")
     add("--checkpoint", type=Path, required=True, help="a run, or its export/")
     add("--data", type=Path, help="take held-out sentences from this prepared directory")
-    add("--count", type=int, default=5, help="held-out sentences")
-    add("--top", type=int, default=3, help="guesses per mask")
+    add("--count", type=COUNT, default=5, help="held-out sentences")
+    add("--top", type=COUNT, default=3, help="guesses per mask")
     return parser.parse_args(arguments)
 
 

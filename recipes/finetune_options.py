@@ -20,7 +20,19 @@ from model.config import ModelConfig
 from model.weights import from_public
 from recipes import engine
 from recipes.classification_data import Examples, TaskData, load_task
-from recipes.cli import ArgumentParser, Faults, UserError
+from recipes.cli import (
+    COUNT,
+    COUNT_OR_NONE,
+    LEARNING_RATE,
+    PRICE,
+    SEED,
+    SEQUENCE_LENGTH,
+    WEIGHT_DECAY,
+    ArgumentParser,
+    Faults,
+    UserError,
+    whole,
+)
 from recipes.export import WEIGHTS, export_directory, read_tensors
 from recipes.glue_tasks import TASKS, Task, find_task
 from recipes.kernel_options import add_kernel_options, choose_kernels
@@ -285,21 +297,13 @@ def _check_fit(work: Finetuning, world_size: int) -> None:
 
 def _option_faults(options: Any) -> list[str]:
     checks: list[tuple[Any, str]] = [
-        (options.max_length >= 8, f"--max-length {options.max_length}: at least 8 tokens"),
         (
             not (refusal := why_no_directory(options.output)),
             f"--output {options.output}: {refusal}",
         ),
-        (0 <= options.seed < 2**63, f"--seed {options.seed}: 0 to 2**63 - 1"),
-        (options.epochs is None or options.epochs >= 1, "--epochs: at least 1"),
-        (options.batch_size is None or options.batch_size >= 1, "--batch-size: at least 1"),
-        (options.learning_rate is None or options.learning_rate > 0, "--learning-rate: positive"),
-        (options.weight_decay is None or options.weight_decay >= 0, "--weight-decay: not negative"),
-        (options.max_train is None or options.max_train >= 1, "--max-train: at least 1"),
-        (options.log_every >= 1, "--log-every: at least 1 step"),
-        (options.price_per_gpu_hour >= 0, "--price-per-gpu-hour: not negative"),
     ]
-    return [message for holds, message in checks if not holds] + _own_data_faults(options)
+    wrong = [message for holds, message in checks if not holds]
+    return options.faults + wrong + _own_data_faults(options)
 
 
 def _own_data_faults(options: Any) -> list[str]:
@@ -342,6 +346,7 @@ def _is_glue(name: str | None) -> bool:
 
 def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser = ArgumentParser(
+        refuse=False,
         prog="finetune.py",
         description="Finetune a pretrained encoder on one task with one seed, and write its "
         "scores down.",
@@ -356,17 +361,19 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     add("--text-columns", nargs="+", help="own data: column of the text, two for pairs")
     add("--label-column", help="own data: column of the label")
     add("--regression", action="store_true", help="own data: labels are numbers to predict")
-    add("--seed", type=int, default=17, help="of the new head, the order and dropout")
+    add("--seed", type=SEED, default=17, help="of the new head, the order and dropout")
     add("--from-scratch", action="store_true", help="control: random weights, same architecture")
     add("--deepspeed-config", type=Path, help="DeepSpeed JSON; by device unless given")
-    add("--max-length", type=int, default=256, help="tokens, special ones included")
-    add("--learning-rate", type=float, help="peak, instead of the task's")
-    add("--weight-decay", type=float, help="published convention, instead of the task's")
-    add("--epochs", type=int, help="instead of the task's")
+    add("--max-length", type=SEQUENCE_LENGTH, default=256, help="tokens, special ones included")
+    add("--learning-rate", type=LEARNING_RATE, help="peak, instead of the task's")
+    add("--weight-decay", type=WEIGHT_DECAY, help="published convention, instead of the task's")
+    add("--epochs", type=whole(1, 10_000), help="instead of the task's")
     add(
-        "--batch-size", type=int, help="examples per step over all processes, instead of the task's"
+        "--batch-size",
+        type=whole(1, 1_000_000),
+        help="examples per step over all processes, instead of the task's",
     )
-    add("--max-train", type=int, help="use so many training examples only, the first ones")
+    add("--max-train", type=COUNT, help="use so many training examples only, the first ones")
     add_kernel_options(parser)
     add(
         "--save-model",
@@ -374,8 +381,13 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         help="keep the finetuned model, as is always done for MNLI and for own data",
     )
     add("--predict-test", action="store_true", help="write prediction files for the GLUE server")
-    add("--log-every", type=int, default=50, help="steps")
-    add("--price-per-gpu-hour", type=float, default=2.5, help="dollars (appendix E)")
+    add("--log-every", type=COUNT, default=50, help="steps")
+    add("--price-per-gpu-hour", type=PRICE, default=2.5, help="dollars (appendix E)")
     add("--dry-run", action="store_true", help="print the resolved settings or faults, and exit")
-    add("--local-rank", type=int, default=0, help="set by the deepspeed launcher; not used")
+    add(
+        "--local-rank",
+        type=COUNT_OR_NONE,
+        default=0,
+        help="set by the deepspeed launcher; not used",
+    )
     return parser.parse_args(arguments)

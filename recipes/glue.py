@@ -34,7 +34,7 @@ from tqdm import tqdm  # noqa: E402
 
 from recipes import finetune_options  # noqa: E402
 from recipes.classification_data import find_task_data  # noqa: E402
-from recipes.cli import ArgumentParser, Faults, UserError, run  # noqa: E402
+from recipes.cli import COUNT, COUNT_OR_NONE, ArgumentParser, Faults, UserError, run, whole  # noqa: E402
 from recipes.export import read_tensors  # noqa: E402
 from recipes.glue_tasks import TASKS, Task, find_task  # noqa: E402
 from recipes.run_log import duration  # noqa: E402
@@ -400,7 +400,7 @@ def resolve(options: Any, finetune: Path = FINETUNE) -> list[Job]:
     Raises:
         UserError: all faults of the options at once.
     """
-    faults = Faults(f"--{n}: at least 1" for n in ("seeds", "jobs") if _below_one(options, n))
+    faults = Faults(options.faults)
     found = [faults.attempt(functools.partial(find_task, name)) for name in options.tasks]
     faults.attempt(lambda: read_tensors(options.checkpoint))
     if options.data is not None and not options.data.is_dir():
@@ -417,14 +417,16 @@ def resolve(options: Any, finetune: Path = FINETUNE) -> list[Job]:
         extra=(["--data", str(options.data)] if options.data else []) + options.finetune,
         finetune=finetune,
     )
-    if options.only is not None and not 0 <= options.only < len(jobs):
+    if options.only is not None and options.only >= len(jobs):
         raise UserError(f"--only {options.only}: the jobs are numbered 0 to {len(jobs) - 1}")
     if options.data is not None and not options.report_only:
         wanted = jobs if options.only is None else [jobs[options.only]]
         for task in {job.task.name: job.task for job in wanted}.values():
             faults.attempt(functools.partial(find_task_data, task, options.data))
         faults.stop()
-    finetune_options.parse_arguments(jobs[0].options)  # leaves on a mistyped option, once for all
+    # Leaves on a mistyped option, once for all.
+    faults += finetune_options.parse_arguments(jobs[0].options).faults
+    faults.stop()
     for job in jobs:
         result = _result(job)
         if job.task.start == "pretrained" and result:
@@ -437,13 +439,9 @@ def resolve(options: Any, finetune: Path = FINETUNE) -> list[Job]:
     return jobs
 
 
-def _below_one(options: Any, name: str) -> bool:
-    value = getattr(options, name)
-    return value is not None and value < 1
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> Any:
     parser = ArgumentParser(
+        refuse=False,
         description="Finetune on GLUE, all tasks and seeds, and write the score table.",
         epilog="Options after a bare -- go to recipes/finetune.py, for all tasks alike.",
     )
@@ -455,16 +453,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Any:
         help="directory of the results; glue (glue-from-scratch) in --checkpoint if not given",
     )
     add("--tasks", nargs="+", default=list(TASKS), metavar="TASK", help="which to run")
-    add("--seeds", type=int, help="at most so many per task; 1 to 5 by task if not given")
+    add("--seeds", type=COUNT, help="at most so many per task; 1 to 5 by task if not given")
     add("--data", type=Path, help="directory with the tasks; the hub's GLUE if not given")
     add(
         "--jobs",
-        type=int,
+        type=whole(1, 1024),
         help="at a time; one per GPU, or on the CPU one per core up to 4, if not given",
     )
     add("--from-scratch", action="store_true", help="control: the same without pretraining")
     add("--dry-run", action="store_true", help="print the jobs and exit")
-    add("--only", type=int, metavar="N", help="run job N of the list, without the score table")
+    add(
+        "--only",
+        type=COUNT_OR_NONE,
+        metavar="N",
+        help="run job N of the list, without the score table",
+    )
     add("--report-only", action="store_true", help="run nothing, write the score table")
     add("--list-arrays", action="store_true", help="print job numbers for job arrays, and exit")
     add("finetune", nargs="*", metavar="-- OPTION", help="options for recipes/finetune.py")

@@ -38,7 +38,19 @@ from model.attention import best_backend
 from model.config import PRESETS, ModelConfig, preset, training_flops
 from model.kernels.operations import best_kernels
 from recipes import engine
-from recipes.cli import ArgumentParser, Faults, UserError, run
+from recipes.cli import (
+    GPU_MEMORY_GB,
+    PART,
+    PRICE,
+    SEQUENCE_LENGTH,
+    ArgumentParser,
+    Faults,
+    UserError,
+    checked,
+    number,
+    run,
+    whole,
+)
 from recipes.device_memory import MemoryEstimate, estimate, state_bytes
 from recipes.engine import BatchPlan, plan_batches, precision
 from recipes.schedule import duration_in_sequences
@@ -402,7 +414,6 @@ def resolve(options: Any) -> Question:
         size = model.name.rpartition("-")[2]
         path = ROOT / "ds_configs" / ("tiny_cpu.json" if size == "tiny" else f"{size}.json")
     deepspeed = path and faults.attempt(lambda: engine.read_config(path))
-    faults.attempt(lambda: duration_in_sequences(options.duration))
     record = faults.attempt(lambda: read_record(options.record, options))
     faults.stop()
     assert model and deepspeed and path
@@ -441,26 +452,10 @@ def read_record(path: Path, options: Any) -> dict[str, Any] | None:
 
 
 def _option_faults(options: Any) -> list[str]:
-    rate = options.tokens_per_second_per_gpu
-    checks = [
-        (all(count >= 1 for count in options.gpus), "--gpus: at least 1 each"),
-        (options.gpu_memory_gb > 0, "--gpu-memory-gb: positive"),
-        (options.sequence_length >= 8, f"--sequence-length {options.sequence_length}: at least 8"),
-        (0 < options.mask_probability < 1, "--mask-probability: between 0 and 1"),
-        (rate is None or rate > 0, "--tokens-per-second-per-gpu: positive"),
-        (options.measured_gpus >= 1, "--measured-gpus: at least 1"),
-        (
-            options.tokens_per_sequence is None
-            or 0 < options.tokens_per_sequence <= options.sequence_length,
-            f"--tokens-per-sequence: more than 0, at most {options.sequence_length}",
-        ),
-        (
-            options.network_gbps > 0 and options.node_gbps > 0,
-            "--network-gbps, --node-gbps: above 0",
-        ),
-        (options.price_per_gpu_hour >= 0, "--price-per-gpu-hour: not negative"),
-    ]
-    return [message for holds, message in checks if not holds]
+    tokens = options.tokens_per_sequence
+    if tokens is None or tokens <= options.sequence_length:
+        return options.faults
+    return [*options.faults, f"--tokens-per-sequence {tokens:g}: at most {options.sequence_length}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -513,28 +508,55 @@ def _plain(value: Any) -> Any:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Any:
-    parser = ArgumentParser(description="Plan a pretraining run: micro-batch, memory, time, cost.")
+    parser = ArgumentParser(
+        refuse=False, description="Plan a pretraining run: micro-batch, memory, time, cost."
+    )
     add = parser.add_argument
     add("--model", required=True, help=f"preset: {', '.join(PRESETS)}")
-    add("--gpus", type=int, nargs="+", required=True, help="numbers of GPUs, e.g. 8 16 200")
+    add(
+        "--gpus",
+        type=whole(1, 100_000),
+        nargs="+",
+        required=True,
+        help="numbers of GPUs, e.g. 8 16 200",
+    )
     add("--gpu", default="NVIDIA H100 80GB HBM3", help="name that the driver gives it")
-    add("--gpu-memory-gb", type=float, default=80.0, help="of each GPU")
+    add("--gpu-memory-gb", type=GPU_MEMORY_GB, default=80.0, help="of each GPU")
     add("--deepspeed-config", type=Path, help="DeepSpeed JSON; by model size if not given")
-    add("--duration", default="70k-steps", help="sequences, or 70k-steps or 178k-steps (of 4,096)")
-    add("--sequence-length", type=int, default=128, help="tokens")
-    add("--mask-probability", type=float, default=0.30, help="share of tokens to predict")
+    add(
+        "--duration",
+        type=checked(duration_in_sequences),
+        default="70k-steps",
+        help="sequences, or 70k-steps or 178k-steps (of 4,096)",
+    )
+    add("--sequence-length", type=SEQUENCE_LENGTH, default=128, help="tokens")
+    add("--mask-probability", type=PART, default=0.30, help="share of tokens to predict")
     add("--recompute", action="store_true", help="plan for pretrain.py --recompute")
     add("--record", type=Path, default=RECORD, help="of benchmark.py throughput")
     add(
         "--tokens-per-second-per-gpu",
-        type=float,
+        type=number(0, 10**12, above=True),
         help="real tokens, from the log of a run with this global batch, instead of the record",
     )
-    add("--measured-gpus", type=int, default=1, help="of that run")
-    add("--tokens-per-sequence", type=float, help="of that run; its length if not given")
-    add("--network-gbps", type=float, default=200.0, help="Gbit/s of each GPU between nodes")
-    add("--node-gbps", type=float, default=2400.0, help="Gbit/s of each GPU inside a node (NVLink)")
-    add("--price-per-gpu-hour", type=float, default=2.5, help="dollars (appendix E)")
+    add("--measured-gpus", type=whole(1, 100_000), default=1, help="of that run")
+    add(
+        "--tokens-per-sequence",
+        type=number(0, 65_536, above=True),
+        help="of that run; its length if not given",
+    )
+    add(
+        "--network-gbps",
+        type=number(0, 1_000_000, above=True),
+        default=200.0,
+        help="Gbit/s of each GPU between nodes",
+    )
+    add(
+        "--node-gbps",
+        type=number(0, 1_000_000, above=True),
+        default=2400.0,
+        help="Gbit/s of each GPU inside a node (NVLink)",
+    )
+    add("--price-per-gpu-hour", type=PRICE, default=2.5, help="dollars (appendix E)")
     add("--json", type=Path, metavar="FILE", help="write it as JSON, too")
     return parser.parse_args(arguments)
 

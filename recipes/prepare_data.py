@@ -30,7 +30,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.cli import PART, SHARE, ArgumentParser, UserError, run, whole  # noqa: E402
 from recipes.encode_shards import (  # noqa: E402
     Job,
     Task,
@@ -149,7 +149,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     Raises:
         UserError: every fault found, one message each.
     """
-    faults = list(_option_faults(args))
+    faults = [*args.faults, *_option_faults(args)]
     tokenizer = None
     if args.tokenizer is not None:
         try:
@@ -207,20 +207,6 @@ def _option_faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--output {args.output}: is a file; name a directory"
     if args.tokenizer is not None and (hasattr(args, "vocab_size") or args.cased):
         yield "--tokenizer brings its own vocabulary: --vocab-size and --cased do not apply"
-    if _vocab_size(args) < MIN_VOCAB_SIZE:
-        yield (
-            f"--vocab-size {_vocab_size(args)}: 5 special pieces, 256 bytes and one character "
-            f"need at least {MIN_VOCAB_SIZE}"
-        )
-    for name, low in (("workers", 1), ("shards", 1), ("tokenizer_sample_mb", 1)):
-        if getattr(args, name) < low:
-            yield f"--{name.replace('_', '-')} {getattr(args, name)}: at least {low}"
-    if args.max_documents is not None and args.max_documents < 2:
-        yield f"--max-documents {args.max_documents}: at least 2, one of them for validation"
-    if not 0 < args.validation_fraction < 1:
-        yield f"--validation-fraction {args.validation_fraction:g}: between 0 and 1"
-    if not 0 <= args.max_bad_fraction <= 1:
-        yield f"--max-bad-fraction {args.max_bad_fraction:g}: from 0 to 1"
     if args.config is not None and not any(map(is_hub_name, args.input + args.validation_input)):
         yield f"--config {args.config}: only for hub datasets, and no input is one"
 
@@ -413,7 +399,7 @@ def _available_cores() -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Text to tokenizer and token shards.")
+    parser = ArgumentParser(refuse=False, description="Text to tokenizer and token shards.")
     add = parser.add_argument
     add(
         "--input",
@@ -434,44 +420,46 @@ def _parser() -> ArgumentParser:
     )
     add(
         "--validation-fraction",
-        type=float,
+        type=PART,
         default=0.01,
         help="share of the documents held out, chosen by hash, where there is no other validation",
     )
     add("--tokenizer", type=Path, help="existing SentencePiece .model to use instead of training")
     add(
         "--vocab-size",
-        type=int,
+        type=whole(MIN_VOCAB_SIZE, 1_000_000),
         default=argparse.SUPPRESS,
-        help=f"pieces of the tokenizer to train (default: {DEFAULT_VOCAB_SIZE})",
+        help=f"pieces of the tokenizer to train; 5 special ones, 256 bytes and one character need "
+        f"at least {MIN_VOCAB_SIZE} (default: {DEFAULT_VOCAB_SIZE})",
     )
     add("--cased", action="store_true", help="keep upper case instead of folding it")
     add(
         "--tokenizer-sample-mb",
-        type=int,
+        type=whole(1, 1_000_000),
         default=64,
         help="megabytes of text to train the tokenizer on, from all over the input",
     )
     add(
         "--shards",
-        type=int,
+        type=whole(1, 1_000_000),
         default=128,
         help="shards to cut a large input into: the unit of parallel work and of resuming",
     )
     add(
         "--max-documents",
-        type=int,
-        help="read only so many records from the front, of the validation input too",
+        type=whole(2, 10**12),
+        help="read only so many records from the front, of the validation input too; at least 2, "
+        "one of them for validation",
     )
     add(
         "--max-bad-fraction",
-        type=float,
+        type=SHARE,
         default=0.01,
         help="stop when a larger share of the records is unusable",
     )
     add(
         "--workers",
-        type=int,
+        type=whole(1, 1024),
         default=_available_cores(),
         help="worker processes; the result is the same for any number",
     )

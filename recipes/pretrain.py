@@ -34,7 +34,27 @@ from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import seed_dropout
 from recipes import device_memory, engine, run_record
 from recipes.checkpoint import Checkpoints, Progress
-from recipes.cli import ArgumentParser, Faults, SaveError, UserError, run
+from recipes.cli import (
+    COUNT,
+    COUNT_OR_NONE,
+    GPU_MEMORY_GB,
+    LEARNING_RATE,
+    MINUTES,
+    PART,
+    PRICE,
+    SEED,
+    SEQUENCE_LENGTH,
+    SHARE,
+    WEIGHT_DECAY,
+    ArgumentParser,
+    Faults,
+    SaveError,
+    UserError,
+    checked,
+    number,
+    run,
+    whole,
+)
 from recipes.engine import BatchPlan, World
 from recipes.export import TOKENIZER_FILES, export
 from recipes.interruption import INTERRUPTED, STOPPED, StopRequests, Watchdog
@@ -512,41 +532,12 @@ def resolve(options: Any, world_size: int) -> Run:
 
 
 def _option_faults(options: Any) -> list[str]:
-    checks = [
-        (options.sequence_length >= 8, f"--sequence-length {options.sequence_length}: at least 8"),
-        (
-            not (refusal := why_no_directory(options.output)),
-            f"--output {options.output}: {refusal}",
-        ),
-        (0 <= options.seed < 2**63, f"--seed {options.seed}: 0 to 2**63 - 1"),
-        (0 < options.mask_probability < 1, "--mask-probability: between 0 and 1"),
-        (0 <= options.warmup_fraction <= 1, "--warmup-fraction: from 0 to 1"),
-        (0 <= options.final_lr_fraction <= 1, "--final-lr-fraction: from 0 to 1"),
-        (options.learning_rate is None or options.learning_rate > 0, "--learning-rate: positive"),
-        (options.weight_decay >= 0, "--weight-decay: not negative"),
-        (0 <= options.beta1 < 1 and 0 <= options.beta2 < 1, "--beta1, --beta2: from 0 to below 1"),
-        (options.eps > 0, "--eps: positive"),
-        (options.minutes is None or options.minutes > 0, "--minutes: positive"),
-        (
-            all(0 < share < 1 for share in options.export_at),
-            "--export-at: shares of the run, between 0 and 1",
-        ),
-        (options.log_every >= 1, "--log-every: at least 1 step"),
-        (options.save_every >= 0, "--save-every: not negative (0: at the end only)"),
-        (options.eval_every >= 0, "--eval-every: not negative (0: at the end only)"),
-        (options.eval_sequences >= 1, "--eval-sequences: at least 1"),
-        (options.keep >= 1, "--keep: at least 1 checkpoint"),
-        (options.keep_every >= 0, "--keep-every: not negative (0: none)"),
-        (options.step_timeout > 0, "--step-timeout: positive"),
-        (options.loader_workers >= 0, "--loader-workers: not negative"),
-        (options.tensor_parallel >= 1, "--tensor-parallel: at least 1"),
-        (options.gpus is None or options.gpus >= 1, "--gpus: at least 1"),
-        (options.gpus is None or options.dry_run, "--gpus: only with --dry-run; a launcher starts"),
-        (options.gpu_memory_gb is None or options.gpu_memory_gb > 0, "--gpu-memory-gb: positive"),
-        (options.price_per_gpu_hour >= 0, "--price-per-gpu-hour: not negative"),
-    ]
-    options.tensor_parallel = max(1, options.tensor_parallel)
-    return [message for holds, message in checks if not holds]
+    faults = list(options.faults)
+    if refusal := why_no_directory(options.output):
+        faults.append(f"--output {options.output}: {refusal}")
+    if options.gpus is not None and not options.dry_run:
+        faults.append("--gpus: only with --dry-run; a launcher starts")
+    return faults
 
 
 def _model_faults(model: ModelConfig, options: Any) -> list[str]:
@@ -571,7 +562,7 @@ def _model_faults(model: ModelConfig, options: Any) -> list[str]:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Any:
-    parser = ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser(refuse=False, description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--model", required=True, help=f"preset: {', '.join(PRESETS)}")
     add("--data", type=Path, required=True, help="directory written by prepare_data.py")
@@ -580,63 +571,84 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--duration",
+        type=checked(duration_in_sequences),
         default="70k-steps",
         help="length of the run: a number of sequences, or 70k-steps or 178k-steps (of 4,096)",
     )
     length.add_argument(
         "--minutes",
-        type=float,
+        type=MINUTES,
         help="train for so long instead, evaluation and saving not counted; the learning rate "
         "follows the clock",
     )
-    add("--sequence-length", type=int, default=128, help="tokens, [CLS] and [SEP] included")
+    add(
+        "--sequence-length",
+        type=SEQUENCE_LENGTH,
+        default=128,
+        help="tokens, [CLS] and [SEP] included",
+    )
     add(
         "--documents",
         choices=("split", "truncate"),
         default="split",
         help="split documents into consecutive sequences, or truncate each to one (the paper)",
     )
-    add("--mask-probability", type=float, default=0.30, help="share of tokens to predict")
+    add("--mask-probability", type=PART, default=0.30, help="share of tokens to predict")
     add(
         "--learning-rate",
-        type=float,
+        type=LEARNING_RATE,
         help="peak; by model size unless given: "
         + ", ".join(f"{size} {peak:g}" for size, peak in PEAK_LEARNING_RATE.items()),
     )
-    add("--warmup-fraction", type=float, default=0.06, help="share of the steps")
-    add("--final-lr-fraction", type=float, default=0.02, help="of the peak, at the last step")
-    add("--beta1", type=float, default=0.9, help="AdamW")
-    add("--beta2", type=float, default=0.98, help="AdamW")
-    add("--eps", type=float, default=1e-6, help="AdamW")
+    add("--warmup-fraction", type=SHARE, default=0.06, help="share of the steps")
+    add("--final-lr-fraction", type=SHARE, default=0.02, help="of the peak, at the last step")
+    add("--beta1", type=number(0, 1, below=True), default=0.9, help="AdamW")
+    add("--beta2", type=number(0, 1, below=True), default=0.98, help="AdamW")
+    add("--eps", type=number(0, 1, above=True), default=1e-6, help="AdamW")
     add(
         "--weight-decay",
-        type=float,
+        type=WEIGHT_DECAY,
         default=1e-5,
         help="per step at peak learning rate, as published; AdamW is handed this / peak",
     )
-    add("--seed", type=int, default=17, help="of weights, order, masking and dropout")
+    add("--seed", type=SEED, default=17, help="of weights, order, masking and dropout")
     add_kernel_options(parser)
     add(
         "--recompute",
         action="store_true",
         help="keep only the inputs of the layers for the backward pass: less memory, more time",
     )
-    add("--tensor-parallel", type=int, default=1, help="ranks that share one copy of the model")
-    add("--loader-workers", type=int, default=2, help="processes per rank that make batches")
-    add("--log-every", type=int, default=10, help="steps")
-    add("--eval-every", type=int, default=1000, help="steps; 0: at the end only")
-    add("--eval-sequences", type=int, default=4096, help="held-out sequences per evaluation")
-    add("--save-every", type=int, default=1000, help="steps; 0: at the end only")
+    add(
+        "--tensor-parallel",
+        type=whole(1, 1024),
+        default=1,
+        help="ranks that share one copy of the model",
+    )
+    add(
+        "--loader-workers",
+        type=whole(0, 256),
+        default=2,
+        help="processes per rank that make batches",
+    )
+    add("--log-every", type=COUNT, default=10, help="steps")
+    add("--eval-every", type=COUNT_OR_NONE, default=1000, help="steps; 0: at the end only")
+    add("--eval-sequences", type=COUNT, default=4096, help="held-out sequences per evaluation")
+    add("--save-every", type=COUNT_OR_NONE, default=1000, help="steps; 0: at the end only")
     add(
         "--export-at",
-        type=float,
+        type=PART,
         nargs="+",
         default=[],
         metavar="SHARE",
         help="evaluate and export at these shares of the run as well, 0.25 to at-25/",
     )
-    add("--keep", type=int, default=2, help="checkpoints kept, the newest")
-    add("--keep-every", type=int, default=0, help="keep those of every so many steps as well")
+    add("--keep", type=COUNT, default=2, help="checkpoints kept, the newest")
+    add(
+        "--keep-every",
+        type=COUNT_OR_NONE,
+        default=0,
+        help="keep those of every so many steps as well",
+    )
     add(
         "--on-save-failure",
         choices=("continue", "stop"),
@@ -646,21 +658,30 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     add(
         "--step-timeout",
-        type=float,
+        type=number(0, 604_800, above=True),
         default=600.0,
         help="seconds after which a step hangs, and the process ends; start-up, evaluation and "
         "saving have at least half an hour",
     )
-    add("--price-per-gpu-hour", type=float, default=2.5, help="dollars (appendix E)")
+    add("--price-per-gpu-hour", type=PRICE, default=2.5, help="dollars (appendix E)")
     add("--dry-run", action="store_true", help="print the resolved run or its faults, and exit")
-    add("--gpus", type=int, help="with --dry-run: as if there were so many, 8 to a node")
+    add(
+        "--gpus",
+        type=whole(1, 100_000),
+        help="with --dry-run: as if there were so many, 8 to a node",
+    )
     add(
         "--gpu-memory-gb",
-        type=float,
+        type=GPU_MEMORY_GB,
         help="of each GPU, in 10^9 bytes, against which the estimate is checked before the start; "
         "what the GPU says unless given, and 80 with --dry-run",
     )
-    add("--local-rank", type=int, default=0, help="set by the deepspeed launcher; not used")
+    add(
+        "--local-rank",
+        type=COUNT_OR_NONE,
+        default=0,
+        help="set by the deepspeed launcher; not used",
+    )
     return parser.parse_args(arguments)
 
 

@@ -9,28 +9,51 @@ this machine, whatever its speed.
 from __future__ import annotations
 
 import math
+import re
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
+from recipes.cli import Range, whole
+
 # The paper's two runs: steps of 4,096 sequences (appendix H).
-NAMED_DURATIONS = {"70k-steps": 70_000 * 4096, "178k-steps": 178_000 * 4096}
+STEP_SEQUENCES = 4096
+NAMED_DURATIONS = {"70k-steps": 70_000 * STEP_SEQUENCES, "178k-steps": 178_000 * STEP_SEQUENCES}
+
+
+MOST_SEQUENCES = 10**12
 
 
 def duration_in_sequences(text: str) -> int:
     """`70k-steps`, `178k-steps` (the paper's, of 4,096 sequences), or a number of sequences.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither; says what may be meant.
     """
     if text in NAMED_DURATIONS:
         return NAMED_DURATIONS[text]
+    in_range = whole(1, MOST_SEQUENCES)
     try:
-        sequences = int(text.replace("_", "").replace(",", ""))
-    except ValueError:
-        sequences = 0
-    if sequences < 1:
+        return int(in_range(text.replace(",", "")))
+    except ArgumentTypeError:
         names = ", ".join(f"{name} ({count:,})" for name, count in NAMED_DURATIONS.items())
-        raise ValueError(f"duration {text!r} is neither a number of sequences nor one of {names}")
-    return sequences
+        meant = _meant(text, in_range)
+        raise ValueError(
+            f"neither a number of sequences, from 1 to {MOST_SEQUENCES:,}, nor one of {names}"
+            + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+        ) from None
+
+
+def _meant(text: str, in_range: Range) -> list[str]:
+    """`70k` may be a number of sequences or the paper's run; `100k-step` are steps of 4,096."""
+    found = re.fullmatch(r"(.*?)[- ]*(steps?)?", text.strip().lower(), re.DOTALL)
+    count = found and in_range.meant(found[1])
+    if not found or count is None:
+        return []
+    sequences = int(count) * STEP_SEQUENCES
+    named = [name for name, known in NAMED_DURATIONS.items() if known == sequences]
+    if not found[2]:
+        return [str(count), *named]
+    return named or [str(sequences)] * (sequences in in_range)
 
 
 def learning_rate(

@@ -29,7 +29,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import numpy as np  # noqa: E402
 
 from recipes.classification_data import STAND_IN_FILE  # noqa: E402
-from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.cli import SEED, ArgumentParser, UserError, run, whole  # noqa: E402
 from recipes.python_docs import python_documents  # noqa: E402
 from recipes.whole_files import write_whole  # noqa: E402
 
@@ -379,14 +379,15 @@ def main() -> None:
     parser = ArgumentParser(description="Stand-ins for GLUE's tasks, from the text of Python.")
     add = parser.add_argument
     add("--output", type=Path, required=True, help="directory, gets a folder per task")
-    add("--train", type=int, default=4000, help="training examples per task, at most")
-    add("--dev", type=int, default=400, help="dev examples per task, at most")
-    add("--seed", type=int, default=0, help="of the choice of documents and the examples")
+    add(
+        "--train",
+        type=whole(6, 1_000_000),
+        default=4000,
+        help="training examples per task, at most",
+    )
+    add("--dev", type=whole(6, 1_000_000), default=400, help="dev examples per task, at most")
+    add("--seed", type=SEED, default=0, help="of the choice of documents and the examples")
     options = parser.parse_args()
-    faults = [f"--{name}: at least 6" for name in ("train", "dev") if getattr(options, name) < 6]
-    faults += ["--seed: not negative"] * (options.seed < 0)
-    if faults:
-        raise UserError(*faults)
     counts = write_tasks(
         options.output,
         python_documents(),

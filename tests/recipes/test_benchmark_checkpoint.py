@@ -68,9 +68,9 @@ def test_the_share_of_the_training_time_by_hand():
 
 
 def test_faults_are_named_at_once(tmp_path, monkeypatch):
-    arguments = ["--model", "rapidbert-bse", "--repeats", "0", "--deepspeed-config", "none.json"]
+    arguments = ["--model", "rapidbert-bse", "--deepspeed-config", "none.json"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "checkpoint", *arguments])
     with pytest.raises(UserError) as refusal:
         benchmark.main()
-    for fault in ("--repeats 0: at least 1", "rapidbert-bse", "none.json"):
+    for fault in ("rapidbert-bse", "none.json"):
         assert fault in str(refusal.value)

@@ -1,3 +1,6 @@
+import argparse
+import importlib
+import math
 import os
 import subprocess
 import sys
@@ -5,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import cli
+from recipes import benchmark, cli
 from recipes.cli import ArgumentParser, SaveError, UserError, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +76,150 @@ def test_a_value_of_the_wrong_type_is_named(capsys):
     with pytest.raises(SystemExit) as stopped:
         parser().parse_args(["--micro_batch", "many"])
     assert stopped.value.code == 2
-    assert "--micro-batch: invalid int value: 'many'" in capsys.readouterr().err
+    assert "--micro-batch many: invalid int value" in capsys.readouterr().err
+
+
+def named(said: str) -> list[str]:
+    return [line.split("error: ")[1] for line in said.splitlines() if "error: " in line]
+
+
+def test_all_that_is_wrong_with_a_command_line_is_said_at_once(capsys):
+    made = ArgumentParser(prog="recipe")
+    made.add_argument("--rate", type=cli.LEARNING_RATE, help="peak")
+    made.add_argument("--gpus", type=cli.whole(1, 4096), nargs="+", help="numbers")
+    made.add_argument("--kind", choices=("a", "b"), help="which")
+    made.add_argument("--data", type=Path, required=True, help="directory")
+    made.add_argument("--output", type=Path, help="directory")
+    words = ["--rate", "-inf", "--gpus", "8", "1e3", "0", "--kind", "c", "--output", "", "--dtaa=x"]
+    with pytest.raises(SystemExit) as error:
+        made.parse_args(words)
+    assert error.value.code == 2
+    assert named(capsys.readouterr().err) == [
+        "unknown argument '--dtaa=x' (did you mean --data?)",
+        "--rate -inf: must be a number above 0, up to 1,000,000",
+        "--gpus 1e3: must be a whole number from 1 to 4,096; did you mean 1000?",
+        "--gpus 0: must be a whole number from 1 to 4,096",
+        "--kind: invalid choice: 'c' (choose from 'a', 'b')",
+        "--output '': is empty",
+        "the following arguments are required: --data",
+    ]
+
+
+def test_a_command_that_finds_more_faults_gets_the_refused_values_with_the_defaults():
+    made = ArgumentParser(refuse=False)
+    made.add_argument("--rate", type=cli.LEARNING_RATE, default=0.5, help="peak")
+    made.add_argument("--gpus", type=cli.whole(1, 9), default=argparse.SUPPRESS, help="numbers")
+    options = made.parse_args(["--rate", "nan", "--gpus", "70"])
+    assert [fault.partition(":")[0] for fault in options.faults] == ["--rate nan", "--gpus 70"]
+    assert vars(options) == {"rate": 0.5}
+    assert made.parse_args(["--rate", "1"]).faults == []
+
+
+@pytest.mark.parametrize(
+    ("type_", "text", "meant"),
+    [
+        (cli.whole(1, 10**6), "1e3", "1000"),
+        (cli.whole(1, 10**6), "70k", "70000"),
+        (cli.whole(1, 10**6), "1,000", "1000"),
+        (cli.whole(1, 10**6), "1 000", "1000"),
+        (cli.whole(1, 10**6), "64.0", "64"),
+        (cli.whole(1, 10**6), "1.5", None),
+        (cli.whole(1, 10**6), "1e400", None),
+        (cli.whole(1, 10**6), "2m", None),
+        (cli.whole(1, 10**6), "9" * 5000, None),
+        (cli.PART, "30%", "0.3"),
+        (cli.PART, "0,3", "0.3"),
+        (cli.PART, "1", None),
+        (cli.SHARE, "x", None),
+    ],
+)
+def test_other_ways_of_writing_a_number_are_answered_with_ours(type_, text, meant):
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        type_(text)
+    said = str(refused.value)
+    assert (f"did you mean {meant}?" in said) if meant else ("did you mean" not in said)
+
+
+def test_the_ends_of_a_range():
+    assert [cli.SHARE("0"), cli.SHARE("1"), cli.whole(2, 3)("3")] == [0, 1, 3]
+    below_one = cli.number(0, 1, below=True)
+    assert below_one("0") == 0 and str(below_one) == "a number from 0 to below 1"
+    for type_, text in ((cli.PART, "0"), (cli.PART, "1"), (below_one, "1"), (cli.PRICE, "-0.1")):
+        with pytest.raises(argparse.ArgumentTypeError):
+            type_(text)
+
+
+class Caught(Exception):
+    """Carries a command's parser out of it."""
+
+
+RECIPES = sorted(p.stem for p in (ROOT / "recipes").glob("*.py") if "__main__" in p.read_text())
+
+
+def parsers(recipe: str, monkeypatch) -> list[ArgumentParser]:
+    """A command's own parser, and those of its subcommands, found where it reads its options."""
+
+    def caught(made, arguments=None, namespace=None):
+        raise Caught(made)
+
+    modes = benchmark.MODES if recipe == "benchmark" else [""]
+    found = []
+    for mode in modes:
+        monkeypatch.setattr(sys, "argv", [f"{recipe}.py", mode])
+        with monkeypatch.context() as patch, pytest.raises(Caught) as stopped:
+            patch.setattr(ArgumentParser, "parse_args", caught)
+            importlib.import_module(f"recipes.{recipe}").main()
+        found.append(stopped.value.args[0])
+        for action in found[-1]._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += action.choices.values()
+    return found
+
+
+ODD = ["nan", "inf", "-inf", "1e400", "-1e400", "-1", "-0.5", "0", "1e3", "", " ", "x", "0x10"]
+ODD += ["NaN", "Infinity", "1e308", "9" * 30, "70k", "70k-step", "1_0", "\u0663", "1\n2", "\0"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_number_of_every_command_has_a_finite_range(recipe, monkeypatch):
+    for made in parsers(recipe, monkeypatch):
+        actions = [action for action in made._actions if action.option_strings]
+        # What is not a range would take nan and inf.
+        assert not [a.option_strings for a in actions if a.type in (int, float, complex)]
+        for action in (a for a in actions if isinstance(a.type, cli.Range)):
+            low, high = action.type.low, action.type.high
+            assert math.isfinite(low) and math.isfinite(high) and low < high
+            for default in numbers(action.default):
+                assert default in action.type, f"{action.option_strings}: default {default}"
+            for odd in ODD:
+                made._refused = []
+                held = made._get_value(action, odd)
+                if not made._refused:
+                    assert math.isfinite(held) and low <= held <= high
+                    assert type(held) is (int if action.type.whole else float)
+                else:
+                    ((_, fault),) = made._refused
+                    assert fault.startswith(f"{action.option_strings[0]} {cli.shorten(odd)}: ")
+                    assert not odd or "must be a " in fault
+
+
+def numbers(default: object) -> list[float]:
+    found = default if isinstance(default, list | tuple) else [default]
+    return [value for value in found if isinstance(value, int | float)]
+
+
+def test_the_commands_with_numbers_were_all_looked_at(monkeypatch):
+    """So that the test above cannot pass by finding nothing."""
+    found = {
+        recipe: sum(
+            isinstance(action.type, cli.Range)
+            for made in parsers(recipe, monkeypatch)
+            for action in made._actions
+        )
+        for recipe in ("pretrain", "finetune", "glue", "plan", "prepare_data", "benchmark", "cram")
+    }
+    assert found["pretrain"] >= 22 and found["finetune"] >= 9 and found["plan"] >= 9
+    assert min(found.values()) >= 2
 
 
 def test_help_shows_defaults_that_say_something():

@@ -92,7 +92,7 @@ def test_all_faults_at_once(finetune_place):
         ("--train-file x.csv --predict-test", "--predict-test is for GLUE tasks"),
         ("--regression", "--regression is for your own data"),
         ("--label-column x", "--label-column is for your own data"),
-        ("--max-length 7", "--max-length 7: at least 8 tokens"),
+        ("--max-length 7", "--max-length 7: must be a whole number from 8 to 65,536"),
     ],
 )
 def test_options_that_do_not_fit_together(finetune_place, options, fault):

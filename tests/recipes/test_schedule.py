@@ -24,6 +24,29 @@ def test_durations():
     assert duration_in_sequences("1_000_000") == duration_in_sequences("1,000,000") == 1_000_000
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("1e3", "did you mean 1000?"),
+        ("70k", "did you mean 70000 or 70k-steps?"),
+        ("70k-step", "did you mean 70k-steps?"),
+        ("70K steps", "did you mean 70k-steps?"),
+        ("178000-steps", "did you mean 178k-steps?"),
+        ("100k-steps", "did you mean 409600000?"),
+        ("1e3.5", None),
+        ("inf", None),
+        ("nan-steps", None),
+        ("steps", None),
+        ("1e12-steps", None),
+        ("9" * 5000, None),
+    ],
+)
+def test_a_duration_that_is_none_is_told_what_may_be_meant(wrong, meant):
+    with pytest.raises(ValueError, match="neither") as refused:
+        duration_in_sequences(wrong)
+    assert meant in str(refused.value) if meant else "did you mean" not in str(refused.value)
+
+
 @pytest.mark.parametrize("wrong", ["0", "-5", "70k", "1.5", "", "1e6"])
 def test_a_wrong_duration_is_told_what_there_is(wrong):
     with pytest.raises(ValueError, match="70k-steps \\(286,720,000\\)"):

@@ -203,7 +203,7 @@ def test_a_run_without_progress_is_given_up_and_a_wrong_setting_at_once(
     ended = cluster.wait_for(jobs[1])
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), cluster.log(jobs[1])
     assert ended["Restarts"] == "0"
-    assert "--warmup-fraction: from 0 to 1" in cluster.log(jobs[1])
+    assert "--warmup-fraction 7: must be a number from 0 to 1" in cluster.log(jobs[1])
     ended = cluster.wait_for(jobs[2])
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), cluster.log(jobs[2])
     assert "2 starts in a row from nothing have brought no new checkpoint" in cluster.log(jobs[2])
