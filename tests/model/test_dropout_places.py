@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from model.classifier import SequenceClassifier
 from model.config import PRESETS, ModelConfig, preset
-from model.dropout import keep_mask, row_keys
+from model.kernels.hashed_dropout import keep_mask, row_keys
 from model.masked_lm import MaskedLM
-from model.public_layout import Head, from_public, scatter_state, to_public
+from model.weights import Head, from_public, scatter_state, to_public
 
 LENGTHS = [7, 1, 12, 4]
 SIZES: dict[str, Any] = dict(

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from model.config import PRESETS
-from model.dropout import keep_mask, row_keys
+from model.kernels.hashed_dropout import keep_mask, row_keys
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import initialize_parallel
 from model.weights import gather_state, to_public

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from model.classifier import SequenceClassifier
 from model.parallel import initialize_parallel
-from model.public_layout import from_public, scatter_state
+from model.weights import from_public, scatter_state
 from recipes import engine, finetune
 from recipes.cli import UserError
 from recipes.export import read_tensors
