@@ -14,6 +14,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 base=${PYTHON:-python3}
+export PYTHONUTF8=1 # text is UTF-8, whatever the locale says
 venv=.venv
 python=$venv/bin/python
 

@@ -38,4 +38,7 @@ if [[ -f .venv/bin/activate ]]; then source .venv/bin/activate; fi
 # pretraining jobs say it in their #SBATCH lines.
 export CPUS_PER_GPU=${CPUS_PER_GPU:-6}
 
+# Text is UTF-8, whatever the nodes' locale says.
+export PYTHONUTF8=1
+
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

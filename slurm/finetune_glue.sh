@@ -8,7 +8,8 @@
 #   CHECKPOINT     runs/base             a run's directory, or an export
 #   GLUE_OUTPUT    $CHECKPOINT/glue
 #   GLUE_OPTIONS                         more options for recipes/glue.py (--data, --tasks,
-#                                        --seeds, and after -- those of recipes/finetune.py)
+#                                        --seeds, and after -- those of recipes/finetune.py),
+#                                        on any number of lines, quotes as in a shell
 #SBATCH --job-name=glue
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -22,7 +23,15 @@ source slurm/job.sh
 
 export CHECKPOINT=${CHECKPOINT:-runs/base}
 output=${GLUE_OUTPUT:-$CHECKPOINT/glue}
-read -ra options <<<"${GLUE_OPTIONS:-}"
+check_glue
+reserved GLUE_OPTIONS --checkpoint --output --only --list-arrays --report-only --dry-run
+whole TASK_END_SECONDS 1 86400
+[[ -d $CHECKPOINT ]] || fault "CHECKPOINT=$CHECKPOINT: no such directory"
+case ${GLUE_STAGE:-plan} in
+  plan | job | report) ;;
+  *) fault "GLUE_STAGE=$GLUE_STAGE: this script sets it for its jobs; unset it" ;;
+esac
+stop_at_faults
 
 glue() { on_nodes python recipes/glue.py --checkpoint "$CHECKPOINT" --output "$output" "$@"; }
 

@@ -3,6 +3,84 @@
 
 source slurm/cluster.sh
 
+# The settings come from the environment. Each script looks at all of its own before it submits or
+# starts anything, and ends with status 2 and every fault. An empty one counts as not set.
+faults=()
+fault() { faults+=("$*"); }
+
+stop_at_faults() {
+  ((${#faults[@]})) || return 0
+  printf 'error: %s\n' "${faults[@]}" >&2
+  exit 2
+}
+
+# The words of a setting, into the array `options`. They may stand on several lines and in quotes,
+# as in a shell; nothing else in them is expanded.
+words() { # setting
+  local list
+  options=()
+  [[ -n ${!1:-} ]] || return 0
+  if list=$(xargs -r printf '%s\n' <<<"${!1}" 2>/dev/null); then
+    [[ -z $list ]] || mapfile -t options <<<"$list"
+  else
+    fault "$1: a quote is not closed on its line: ${!1}"
+  fi
+}
+
+whole() { # setting, least, most, then the words to look at, or none for its value
+  local name=$1 least=$2 most=$3 word
+  shift 3
+  (($#)) || set -- ${!name:+"${!name}"}
+  for word; do
+    if ! [[ $word =~ ^(0|[1-9][0-9]{0,8})$ ]] || ((word < least || word > most)); then
+      fault "$name=$word: a whole number from $least to $most"
+    fi
+  done
+}
+
+# What the scripts pass on themselves cannot be among a setting's options, where it would come last
+# and win, unseen by what looks after the job.
+reserved() { # setting, then option names; looks at the array `options`
+  local setting=$1 word name
+  shift
+  for word in "${options[@]}"; do
+    [[ $word != -- ]] || break
+    word=${word%%=*}
+    for name; do
+      [[ ${word//_/-} != "$name" ]] || fault "$setting: $name is given by this script"
+    done
+  done
+}
+
+finetune_wanted() { # FINETUNE, in capitals or not
+  case ${FINETUNE:-yes} in
+    [Yy][Ee][Ss]) ;;
+    [Nn][Oo]) return 1 ;;
+    *) fault "FINETUNE=$FINETUNE: yes or no" ;;
+  esac
+}
+
+check_glue() {
+  whole CPUS_PER_GPU 1 1024
+  words GLUE_OPTIONS
+}
+
+check_training() { # model, DeepSpeed JSON, data
+  local said
+  whole TASK_END_SECONDS 1 86400
+  # A Python outside of the container that is too old for this leaves it to pretrain.py.
+  said=$(python3 -c '
+import sys
+from model.config import preset
+try:
+    preset(sys.argv[1])
+except ValueError as error:
+    print(error)' "$1" 2>/dev/null) || said=
+  [[ -z $said ]] || fault "MODEL: $said"
+  [[ -f $2 ]] || fault "DEEPSPEED_CONFIG=$2: no such file"
+  [[ -f $3/manifest.json ]] || fault "DATA=$3: no manifest.json in it; recipes/prepare_data.py makes it"
+}
+
 # Submit a follow-up job. SLURM_* variables describe this job and would be taken for the new one's.
 submit() {
   (
@@ -38,8 +116,15 @@ give_up() { # run directory, starts, checkpoint, what became of the last start
 #   back into the queue, unless MAX_RESTARTS restarts in a row have brought no new checkpoint.
 pretrain() { # model, DeepSpeed JSON
   local model=${MODEL:-$1} config=${DEEPSPEED_CONFIG:-$2} status=0 newest starts options
-  local output=${OUTPUT:-runs/${model#rapidbert-}} most=${MAX_RESTARTS:-3}
-  read -ra options <<<"${PRETRAIN_OPTIONS:-}"
+  local output=${OUTPUT:-runs/${model#rapidbert-}} most=${MAX_RESTARTS:-3} data=${DATA:-data/c4}
+  # What follows after days is checked now.
+  ! finetune_wanted || check_glue
+  whole MAX_RESTARTS 0 1000
+  check_training "$model" "$config" "$data"
+  [[ -d $output || ! -e $output ]] || fault "OUTPUT=$output: is a file; name a directory"
+  words PRETRAIN_OPTIONS
+  reserved PRETRAIN_OPTIONS --model --data --output --deepspeed-config
+  stop_at_faults
   mkdir -p "$output"
   newest=$(newest_checkpoint "$output")
   note "$output" "starts from ${newest:-nothing}"
@@ -50,7 +135,7 @@ pretrain() { # model, DeepSpeed JSON
     return 1
   fi
   echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
-  on_nodes python recipes/pretrain.py --model "$model" --data "${DATA:-data/c4}" \
+  on_nodes python recipes/pretrain.py --model "$model" --data "$data" \
     --output "$output" --deepspeed_config "$config" "${options[@]}" || status=$?
   note "$output" "ends with status $status"
   case $status in
@@ -72,10 +157,10 @@ pretrain() { # model, DeepSpeed JSON
   return $status
 }
 
-# The finetuning jobs of a finished run, unless FINETUNE=no.
+# The finetuning jobs of a finished run, if they are wanted.
 then_finetune() { # model
   local model=${MODEL:-$1} job
-  [[ ${FINETUNE:-yes} == no ]] && return
+  finetune_wanted || return 0
   export CHECKPOINT=${OUTPUT:-runs/${model#rapidbert-}}
   if job=$(submit slurm/finetune_glue.sh); then
     echo "finetuning: job $job"

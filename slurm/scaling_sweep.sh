@@ -16,7 +16,8 @@
 #   GLOBAL_BATCHES     4096 8192 16384 32768 65536
 #   SWEEP_STEPS        60                       optimizer steps per run
 #   SWEEP_OUTPUT       runs/scaling
-#   PRETRAIN_OPTIONS                            more options for recipes/pretrain.py
+#   PRETRAIN_OPTIONS                            more options for recipes/pretrain.py, on any number
+#                                               of lines, quotes as in a shell
 #SBATCH --job-name=scaling
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -31,9 +32,40 @@ source slurm/job.sh
 model=${MODEL:-rapidbert-large}
 config=${DEEPSPEED_CONFIG:-ds_configs/${model##*-}.json}
 per_node=${GPUS_PER_NODE:-8}
-read -ra options <<<"${PRETRAIN_OPTIONS:-}"
-read -ra sizes <<<"${NODE_COUNTS:-1 2 4 8 16 25}"
-read -ra batches <<<"${GLOBAL_BATCHES:-4096 8192 16384 32768 65536}"
+data=${DATA:-data/c4}
+NODE_COUNTS=${NODE_COUNTS:-1 2 4 8 16 25}
+GLOBAL_BATCHES=${GLOBAL_BATCHES:-4096 8192 16384 32768 65536}
+
+# The DeepSpeed JSON with another global batch, on standard output.
+with_batch() { # batch
+  python3 -c '
+import json, sys
+path, batch = sys.argv[1:]
+with open(path) as file:
+    config = json.load(file)
+if "train_batch_size" not in config:
+    raise ValueError("no train_batch_size in it")
+config["train_batch_size"] = int(batch)
+print(json.dumps(config, indent=2))' "$config" "$1"
+}
+
+words NODE_COUNTS
+sizes=("${options[@]}")
+whole NODE_COUNTS 1 100000 "${sizes[@]}"
+words GLOBAL_BATCHES
+batches=("${options[@]}")
+whole GLOBAL_BATCHES 1 100000000 "${batches[@]}"
+whole GPUS_PER_NODE 1 64
+whole CPUS_PER_GPU 1 1024
+whole SWEEP_STEPS 1 1000000
+check_training "$model" "$config" "$data"
+if [[ -f $config ]]; then
+  said=$(with_batch 1 2>&1) || fault "DEEPSPEED_CONFIG=$config: ${said##*$'\n'}"
+fi
+[[ ${SWEEP_STAGE:-run} == run ]] || fault "SWEEP_STAGE=$SWEEP_STAGE: this script sets it; unset it"
+words PRETRAIN_OPTIONS
+reserved PRETRAIN_OPTIONS --model --data --output --deepspeed-config --duration --minutes
+stop_at_faults
 
 if [[ -z ${SWEEP_STAGE:-} ]]; then
   export SWEEP_STAGE=run
@@ -53,9 +85,8 @@ for batch in "${batches[@]}"; do
     continue
   fi
   mkdir -p "$output"
-  sed "s/\"train_batch_size\": *[0-9]*/\"train_batch_size\": $batch/" "$config" \
-    >"$output/deepspeed.json"
-  if on_nodes python recipes/pretrain.py --model "$model" --data "${DATA:-data/c4}" \
+  with_batch "$batch" >"$output/deepspeed.json"
+  if on_nodes python recipes/pretrain.py --model "$model" --data "$data" \
     --output "$output" --deepspeed_config "$output/deepspeed.json" \
     --duration $((batch * ${SWEEP_STEPS:-60})) --log-every 5 --save-every 0 --eval-every 0 \
     --eval-sequences 64 "${options[@]}"; then
