@@ -59,10 +59,12 @@ def fill(model: MaskedLM, tokenizer: Tokenizer, sentences: list[str], top: int) 
         raise UserError(*faults)
     results = []
     for text in sentences:
-        ids = [tokenizer.cls_id]
+        ids, masks = [tokenizer.cls_id], text.count(MASK)
         for number, part in enumerate(text.split(MASK)):
             # Text cannot spell a control symbol, so the masks are put between the encoded parts.
-            ids += [tokenizer.mask_id] * (number > 0) + tokenizer.encode(part)
+            # A word's piece begins with the space before it, so the mask stands for that too.
+            ids += [tokenizer.mask_id] * (number > 0)
+            ids += tokenizer.encode(part.removesuffix(" ") if number < masks else part)
         ids.append(tokenizer.sep_id)
         if model.config.positions == "learned" and len(ids) > model.config.max_positions:
             raise UserError(
@@ -114,7 +116,7 @@ def _mask_longest_word(sentence: str, tokenizer: Tokenizer) -> str | None:
     single = [
         position
         for position, word in enumerate(words)
-        if word.isalpha() and position > 0 and len(tokenizer.encode(word)) == 1
+        if word.isalpha() and position > 0 and len(tokenizer.encode(" " + word)) == 1
     ]
     if not single:
         return None

@@ -203,7 +203,8 @@ def _tokenizer(checkpoint: Path, config: ModelConfig, description: dict[str, Any
     if tokenizer.fingerprint != trained:
         raise UserError(
             f"{tokenizer.path}: its fingerprint is {tokenizer.fingerprint}, the weights were "
-            f"trained with {trained}"
+            f"trained with {trained} (older versions left a custom normaliser's flags out of the "
+            "fingerprint)"
         )
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(

@@ -29,7 +29,7 @@ def lock(directory: Path, work: str) -> None:
     Raises:
         UserError: another process holds the directory; it is named.
     """
-    if directory.resolve() in _held:
+    if directory.resolve() in _held and (directory / LOCK).exists():
         return
     file = (directory / LOCK).open("a+b")
     try:
@@ -45,3 +45,10 @@ def lock(directory: Path, work: str) -> None:
     file.write(f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
     file.flush()
     _held[directory.resolve()] = file
+
+
+def unlock_if_alone(directory: Path) -> None:
+    """Take this process's lock away again from a directory in which nothing else has come to be."""
+    if directory.resolve() in _held and os.listdir(directory) == [LOCK]:
+        (directory / LOCK).unlink()
+        _held.pop(directory.resolve()).close()

@@ -35,6 +35,7 @@ class Progress:
     Attributes:
         options: what the user asked for, as JSON types.
         input_digest: of the inputs as they were found.
+        input_times: of when they were written last.
         fingerprint: of the tokenizer.
         finished: the record of each finished portion by the name of its task.
         token_counts: occurrences of each id by split, [vocab_size].
@@ -42,6 +43,7 @@ class Progress:
 
     options: Mapping[str, Any]
     input_digest: str
+    input_times: str
     fingerprint: str
     finished: dict[str, dict[str, Any]] = field(default_factory=dict)
     token_counts: dict[str, list[int]] = field(default_factory=dict)
@@ -74,7 +76,9 @@ class Progress:
         return total
 
 
-def is_prepared(output: Path, options: Mapping[str, Any], input_digest: str) -> bool:
+def is_prepared(
+    output: Path, options: Mapping[str, Any], input_digest: str, input_times: str
+) -> bool:
     """Whether a directory is complete.
 
     Raises:
@@ -84,14 +88,17 @@ def is_prepared(output: Path, options: Mapping[str, Any], input_digest: str) -> 
     if not path.exists():
         return False
     manifest = _read_json(path)
-    found = (manifest["options"], manifest["source"]["input_digest"])
-    _refuse_other(output, found, (options, input_digest))
+    source = manifest["source"]
+    found = (manifest["options"], source["input_digest"], source.get("input_times"))
+    _refuse_other(output, found, (options, input_digest, input_times))
     infos = (info for split in manifest["splits"].values() for info in split["shards"])
     _refuse_damaged(output, infos)
     return True
 
 
-def read_progress(output: Path, options: Mapping[str, Any], input_digest: str) -> Progress | None:
+def read_progress(
+    output: Path, options: Mapping[str, Any], input_digest: str, input_times: str
+) -> Progress | None:
     """The books of a preparation to continue, or None where there is none.
 
     Raises:
@@ -105,9 +112,9 @@ def read_progress(output: Path, options: Mapping[str, Any], input_digest: str) -
                 "name another --output, or --overwrite"
             )
         return None
-    progress = Progress(**_read_json(path))
-    found = (progress.options, progress.input_digest)
-    _refuse_other(output, found, (options, input_digest))
+    progress = Progress(**{"input_times": None, **_read_json(path)})
+    found = (progress.options, progress.input_digest, progress.input_times)
+    _refuse_other(output, found, (options, input_digest, input_times))
     infos = (info for done in progress.finished.values() for info in done["shards"].values())
     _refuse_damaged(output, infos)
     return progress
@@ -121,9 +128,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other(
-    output: Path, found: tuple[Mapping[str, Any], str], wanted: tuple[Mapping[str, Any], str]
+    output: Path,
+    found: tuple[Mapping[str, Any], str, str | None],
+    wanted: tuple[Mapping[str, Any], str, str],
 ) -> None:
-    (options, digest), (wanted_options, wanted_digest) = found, wanted
+    """Refuse to mix; what a preparation of an older version did not note cannot be compared."""
+    (options, digest, times), (wanted_options, wanted_digest, wanted_times) = found, wanted
+    if "normalizer" not in options:
+        trained = "nmt_nfkc" if options.get("cased") else "nmt_nfkc_cf"
+        options = {**options, "normalizer": None if options.get("tokenizer") else trained}
     faults = [
         f"{output}: was started with {name} = {options.get(name)!r}, now it is {value!r}"
         for name, value in wanted_options.items()
@@ -131,6 +144,8 @@ def _refuse_other(
     ]
     if not faults and digest != wanted_digest:
         faults = [f"{output}: the input files have changed since (other names or sizes)"]
+    if not faults and times not in (None, wanted_times):
+        faults = [f"{output}: the input files were written again since, with the same sizes"]
     if faults:
         raise UserError(*faults, "name another --output, or start again with --overwrite")
 

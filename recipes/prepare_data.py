@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -37,6 +37,7 @@ from recipes.encode_shards import (  # noqa: E402
     document_hash,
     encode_portions,
 )
+from recipes.locks import lock, unlock_if_alone  # noqa: E402
 from recipes.preparation_progress import (  # noqa: E402
     PROGRESS_NAME,
     Progress,
@@ -55,7 +56,13 @@ from recipes.text_sources import (  # noqa: E402
     portions,
 )
 from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME  # noqa: E402
-from recipes.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, Tokenizer, train_tokenizer  # noqa: E402
+from recipes.tokenizer import (  # noqa: E402
+    MIN_VOCAB_SIZE,
+    NORMALIZERS,
+    SPECIAL_IDS,
+    Tokenizer,
+    train_tokenizer,
+)
 from recipes.whole_files import write_whole  # noqa: E402
 
 DEFAULT_VOCAB_SIZE = 30522
@@ -72,6 +79,7 @@ class Plan:
         tokenizer: the one to use; None to train one.
         tasks: one per shard; those of the validation input last.
         input_digest: SHA-256 of names, sizes and cuts: notices that an input has changed.
+        input_times: SHA-256 of when each file was written last: notices a change in place.
         held_out_fraction: of the documents; 0 with a validation input of its own.
         messages: what the user should know about the inputs found.
     """
@@ -80,6 +88,7 @@ class Plan:
     tokenizer: Tokenizer | None
     tasks: tuple[Task, ...]
     input_digest: str
+    input_times: str
     held_out_fraction: float
     messages: tuple[str, ...]
 
@@ -96,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _prepare(args)
     except UserError:
         if made:
+            unlock_if_alone(args.output)
             with suppress(OSError):  # unless something is in it
                 args.output.rmdir()
         raise
@@ -114,19 +124,21 @@ def _prepare(args: argparse.Namespace) -> int:
     if args.dry_run:
         _print_dry_run(plan, output)
         return 0
+    output.mkdir(parents=True, exist_ok=True)
+    lock(output, "preparing data into it")
+    wanted = (plan.options, plan.input_digest, plan.input_times)
     progress = None
     if args.overwrite:
         clear(output)
-    elif is_prepared(output, plan.options, plan.input_digest):
+    elif is_prepared(output, *wanted):
         print(f"{output}: already prepared with these options")
         return 0
     else:
-        progress = read_progress(output, plan.options, plan.input_digest)
-    output.mkdir(parents=True, exist_ok=True)
+        progress = read_progress(output, *wanted)
     held_out_below = _held_out_below(plan, args.text_key, args.max_bad_fraction)
     if progress is None:
         tokenizer = _make_tokenizer(args, plan, held_out_below)
-        progress = Progress(plan.options, plan.input_digest, tokenizer.fingerprint)
+        progress = Progress(*wanted, tokenizer.fingerprint)
         progress.save(output)
     else:
         tokenizer = Tokenizer(output / "tokenizer.model")
@@ -192,14 +204,22 @@ def make_plan(args: argparse.Namespace) -> Plan:
         "validation_fraction": args.validation_fraction,
         "tokenizer": tokenizer and tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size if tokenizer else _vocab_size(args),
-        "cased": not tokenizer.lower_case if tokenizer else args.cased,
+        "cased": not tokenizer.lower_case if tokenizer else not _normalizer(args).endswith("_cf"),
+        "normalizer": None if tokenizer else _normalizer(args),
         "tokenizer_sample_mb": args.tokenizer_sample_mb,
         "shards": args.shards,
         "max_documents": args.max_documents,
     }
     digest = hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()
     held_out = 0.0 if spans["validation"] else args.validation_fraction
-    return Plan(options, tokenizer, tuple(tasks), digest, held_out, tuple(messages))
+    times = _input_times(train + spans["validation"])
+    return Plan(options, tokenizer, tuple(tasks), digest, times, held_out, tuple(messages))
+
+
+def _input_times(spans: Iterable[Span]) -> str:
+    files = sorted({span.name for span in spans if os.path.isfile(span.name)})
+    times = [(name, os.stat(name).st_mtime_ns) for name in files]
+    return hashlib.sha256(json.dumps(times).encode()).hexdigest()
 
 
 def _option_faults(args: argparse.Namespace) -> Iterator[str]:
@@ -207,8 +227,17 @@ def _option_faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--output {args.output}: is a file; name a directory"
     if args.tokenizer is not None and (hasattr(args, "vocab_size") or args.cased):
         yield "--tokenizer brings its own vocabulary: --vocab-size and --cased do not apply"
+    if args.tokenizer is not None and args.normalizer:
+        yield "--tokenizer brings its own normaliser: --normalizer does not apply"
+    if args.cased and args.normalizer and args.normalizer.endswith("_cf"):
+        keeps = args.normalizer.removesuffix("_cf")
+        yield f"--cased keeps case, --normalizer {args.normalizer} folds it; {keeps} keeps it"
     if args.config is not None and not any(map(is_hub_name, args.input + args.validation_input)):
         yield f"--config {args.config}: only for hub datasets, and no input is one"
+
+
+def _normalizer(args: argparse.Namespace) -> str:
+    return args.normalizer or ("nmt_nfkc" if args.cased else "nmt_nfkc_cf")
 
 
 def _vocab_size(args: argparse.Namespace) -> int:
@@ -259,7 +288,7 @@ def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out_below: int) -
             sample,
             path,
             _vocab_size(args),
-            lower_case=not args.cased,
+            normalizer=_normalizer(args),
             sample_bytes=sample_bytes,
         )
     write_whole(path.with_suffix(".vocab"), tokenizer.vocabulary().encode())
@@ -324,12 +353,15 @@ def _manifest(plan: Plan, progress: Progress, tokenizer: Tokenizer) -> dict[str,
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
             "lower_case": tokenizer.lower_case,
+            "normalizer": tokenizer.normalizer,
+            "keeps_text": tokenizer.keeps_text,
             "special_ids": SPECIAL_IDS,
         },
         "splits": splits,
         "source": {
             "inputs": plan.options["input"] + plan.options["validation_input"],
             "input_digest": plan.input_digest,
+            "input_times": plan.input_times,
             "documents": sum(split["documents"] for split in splits.values()),
             "text_bytes": int(progress.total("text_bytes")),
             "skipped": skipped.counts,
@@ -433,6 +465,14 @@ def _parser() -> ArgumentParser:
         f"at least {MIN_VOCAB_SIZE} (default: {DEFAULT_VOCAB_SIZE})",
     )
     add("--cased", action="store_true", help="keep upper case instead of folding it")
+    add(
+        "--normalizer",
+        choices=tuple(NORMALIZERS),
+        help="what the tokenizer does to text first: "
+        + "; ".join(f"{name} {what}" for name, what in NORMALIZERS.items())
+        + ". All but identity make one of several spaces. Unless given: nmt_nfkc_cf, with --cased "
+        "nmt_nfkc",
+    )
     add(
         "--tokenizer-sample-mb",
         type=whole(1, 1_000_000),

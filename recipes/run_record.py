@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "triton")
 
+# Of a manifest's tokenizer, for the export; the last two are missing in older ones.
+TOKENIZER_FACTS = (
+    *("fingerprint", "vocab_size", "lower_case", "special_ids"),
+    *("normalizer", "keeps_text"),
+)
+
 # Options that a resumed run may change: what they change is speed, or rounding at most. What the
 # DeepSpeed JSON decides is compared by content.
 FREE_OPTIONS = {
@@ -210,8 +216,9 @@ def export_facts(settings: Run) -> dict[str, Any]:
     """What an export says about its origin, beside the model."""
     return {
         "tokenizer": {
-            key: settings.train.manifest["tokenizer"][key]
-            for key in ("fingerprint", "vocab_size", "lower_case", "special_ids")
+            key: value
+            for key, value in settings.train.manifest["tokenizer"].items()
+            if key in TOKENIZER_FACTS
         },
         "sequence_length": settings.options.sequence_length,
         "git_revision": git_revision(),

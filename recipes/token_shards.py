@@ -268,7 +268,8 @@ def open_shards(
     if tokenizer_fingerprint not in (None, expected):
         faults.append(
             f"{data_dir}: the tokenizer does not match the data: its fingerprint is "
-            f"{tokenizer_fingerprint}, the shards were encoded with {expected}"
+            f"{tokenizer_fingerprint}, the shards were encoded with {expected} (older versions "
+            "left a custom normaliser's flags out of the fingerprint: then prepare the data again)"
         )
     if split not in manifest["splits"]:
         known = ", ".join(sorted(manifest["splits"]))

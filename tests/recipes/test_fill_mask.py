@@ -13,7 +13,7 @@ from recipes.cli import UserError
 from recipes.export import load_model, write_export
 from recipes.fill_mask import MASK, fill, held_out_sentences
 from recipes.prepare_data import main as prepare
-from recipes.tokenizer import Tokenizer
+from recipes.tokenizer import Tokenizer, train_tokenizer
 
 WORDS = "the quick brown fox jumps over a lazy dog while seven clever authors keep writing".split()
 
@@ -90,3 +90,18 @@ def test_held_out_sentences_mask_a_whole_word(exported, data):
         assert all(word in [*WORDS, MASK] for word in sentence.rstrip(".").split())
     with pytest.raises(UserError, match="--data"):
         held_out_sentences(None, tokenizer, 3)
+
+
+def test_a_tokenizer_that_keeps_text_is_asked_for_the_word_with_its_space(exported, tmp_path):
+    model, folding, _ = exported
+    lines = [" ".join(WORDS[i % 7 :] + WORDS[: i % 7]) + "." for i in range(400)]
+    size = folding.vocab_size
+    exact = train_tokenizer(lines, tmp_path / "t.model", size, normalizer="identity")
+    ids = [2, *exact.encode("the quick"), 4, *exact.encode("  fox\tjumps"), 3]
+    offsets = torch.tensor([0, len(ids)], dtype=torch.int32)
+    with torch.no_grad():
+        logits = model.logits(torch.tensor(ids), offsets, len(ids))[ids.index(4)]
+
+    (filled,) = fill(model, exact, [f"the quick {MASK}  fox\tjumps"], top=1)
+
+    assert filled.guesses[0][1] == pytest.approx(logits[:size].softmax(-1).max().item())

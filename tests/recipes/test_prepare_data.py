@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 
 from recipes.cli import UserError
 from recipes.encode_shards import document_hash
@@ -301,6 +302,102 @@ def test_entropy_of_known_distributions():
     assert entropy_nats([5, 0, 5]) == pytest.approx(math.log(2))
     assert entropy_nats(np.array([0, 9])) == 0
     assert entropy_nats([1] * 100) == pytest.approx(math.log(100))
+
+
+def test_text_is_kept_exactly_where_the_normalizer_says_so(tmp_path):
+    code = [f"def f{n}(x):\n    if x:\n\t\treturn  x\u200c  # \u2581\n  " for n in range(300)]
+    path = tmp_path / "code.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in code))
+    output = tmp_path / "data"
+    assert prepare(path, output, "--normalizer", "identity", "--vocab-size", "300") == 0
+    tokenizer = Tokenizer(output / "tokenizer.model")
+    found = stored(output, "train") + stored(output, "validation")
+    assert sorted(map(tokenizer.decode, found)) == sorted(code)
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["tokenizer"]["normalizer"] == "identity"
+    assert manifest["tokenizer"]["keeps_text"] and not manifest["tokenizer"]["lower_case"]
+    with pytest.raises(UserError, match="normalizer = 'identity', now it is 'nmt_nfkc'"):
+        prepare(path, output, "--cased", "--vocab-size", "300")
+
+
+def test_normalizers_that_contradict_other_options_are_refused(corpus, tmp_path):
+    output, model = tmp_path / "data", tmp_path / "tokenizer.model"
+    train_tokenizer(documents(300), model, 320)
+    with pytest.raises(UserError, match="--cased keeps case, --normalizer nfkc_cf folds it; nfkc"):
+        prepare(corpus, output, "--cased", "--normalizer", "nfkc_cf")
+    with pytest.raises(UserError, match="--tokenizer brings its own normaliser"):
+        main(
+            ["--input", str(corpus), "--output", str(output)]
+            + ["--tokenizer", str(model), "--normalizer", "nfkc"]
+        )
+    assert not output.exists()
+
+
+def test_another_tokenizer_with_the_same_pieces_is_noticed(corpus, tmp_path):
+    model, other = tmp_path / "tokenizer.model", tmp_path / "other.model"
+    tokenizer = train_tokenizer(documents(300), model, 320)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.proto)
+    proto.normalizer_spec.add_dummy_prefix = False
+    other.write_bytes(proto.SerializeToString())
+    command = ["--input", str(corpus), "--output", str(tmp_path / "data"), "--workers", "1"]
+    assert main([*command, "--tokenizer", str(model)]) == 0
+    with pytest.raises(UserError, match="was started with tokenizer = "):
+        main([*command, "--tokenizer", str(other)])
+
+
+def test_inputs_changed_in_place_are_noticed(corpus, tmp_path, capsys):
+    output = tmp_path / "data"
+    prepare(corpus, output)
+    before = (corpus / "c.txt").stat()
+    text = (corpus / "c.txt").read_text()
+    (corpus / "c.txt").write_text(text.replace("river", "rifle"))
+    os.utime(corpus / "c.txt", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(UserError, match="written again since, with the same sizes"):
+        prepare(corpus, output)
+    os.utime(corpus / "c.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert prepare(corpus, output) == 0
+    assert "already prepared" in capsys.readouterr().out
+
+
+def test_what_an_older_version_prepared_is_recognised(corpus, tmp_path, capsys):
+    """Its books name neither the normaliser nor the times of the inputs."""
+    output = tmp_path / "data"
+    prepare(corpus, output, "--cased")
+    path = output / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["options"]["normalizer"], manifest["source"]["input_times"]
+    path.write_text(json.dumps(manifest))
+    assert prepare(corpus, output, "--cased") == 0
+    assert "already prepared" in capsys.readouterr().out
+    with pytest.raises(UserError, match="normalizer = 'nmt_nfkc', now it is 'identity'"):
+        prepare(corpus, output, "--normalizer", "identity")
+
+
+def test_a_second_preparation_into_one_directory_is_refused(corpus, tmp_path, monkeypatch):
+    output = tmp_path / "data"
+    command = [sys.executable, "recipes/prepare_data.py", "--input", str(corpus)]
+    command += ["--output", str(output), "--vocab-size", "320", "--workers", "1"]
+    second = []
+    save = Progress.save
+
+    def start_another(self, directory):
+        save(self, directory)
+        if not second:  # in the middle of the first one
+            for more in ([], ["--overwrite"]):
+                second.append(
+                    subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+                )
+
+    monkeypatch.setattr(Progress, "save", start_another)
+    assert prepare(corpus, output) == 0
+    for refused in second:
+        assert refused.returncode == 2
+        assert "another process is preparing data into it right now (pid" in refused.stderr
+    stored(output, "train")  # every file is there, with the manifest's checksums
+    assert prepare(corpus, output, "--overwrite") == 0
+    assert (output / ".lock").read_text().startswith(f"pid {os.getpid()} on ")
+    after = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert after.returncode == 0, after.stderr  # looking needs no lock
 
 
 @pytest.mark.parametrize("command", [["recipes/prepare_data.py"], ["-m", "recipes.prepare_data"]])
