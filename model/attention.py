@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels.operations import installed, why_no_triton
-from model.padding import padded_index, sequence_of_row
+from .kernels import installed, why_no_triton
+from .padding import padded_index, sequence_of_row
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
@@ -100,21 +100,6 @@ def check_backend(backend: str, device_type: str, dropout: float = 0.0) -> None:
         raise ValueError(f"attention backend {backend!r}: {reason}; use 'sdpa'")
 
 
-# Longest sequence that one program of the Triton kernel holds, at up to 64 columns a head; half as
-# long at up to 128, and so on.
-WHOLE_SEQUENCE = 128
-
-
-def is_whole(max_length: int, head_dim: int) -> bool:
-    """Whether one program of the Triton kernel holds a whole (sequence, head)."""
-    return _power_of_2(max_length) * max(64, _power_of_2(head_dim)) <= WHOLE_SEQUENCE * 64
-
-
-def _power_of_2(number: int) -> int:
-    """The smallest one that is not below `number`."""
-    return 1 << (number - 1).bit_length()
-
-
 def best_backend(device_type: str, precision: str, dropout: float) -> str:
     """The fastest one that needs nothing but this package and can do this here.
 
@@ -175,7 +160,7 @@ def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) 
 
 
 def _attend_triton(qkv, sequence_offsets, max_sequence_length, slopes, dropout) -> Tensor:
-    from model.kernels.attention_tiled import attention
+    from .kernels.attention import attention
 
     return attention(qkv.contiguous(), sequence_offsets, slopes, max_sequence_length)
 
@@ -204,6 +189,6 @@ def _why_no_flash(device_type: str) -> str | None:
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "reference": _through_padding(_attend_reference),
     "sdpa": _through_padding(_attend_sdpa),
-    "triton": _attend_triton,  # model.kernels.attention_tiled
+    "triton": _attend_triton,  # kernels/attention_short.py and attention_tiled.py
     "flash": _attend_flash,  # FlashAttention-2, in bf16 and fp16
 }

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.encoder import Encoder
-from model.kernels.hashed_dropout import dropout
-from model.layer import POOLER_SITE, megatron_config
+from .config import ModelConfig
+from .encoder import Encoder
+from .kernels.hashed_dropout import dropout
+from .layer import POOLER_SITE, megatron_config
 
 
 class SequenceClassifier(nn.Module):

@@ -11,11 +11,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.config import ModelConfig
-from model.kernels.hashed_dropout import row_keys as dropout_row_keys
-from model.kernels.operations import dropout
-from model.layer import EMBEDDING_SITE, PackedSequences, layer_spec
-from model.padding import sequence_of_row
+from .config import ModelConfig
+from .kernels.hashed_dropout import row_keys as dropout_row_keys
+from .kernels.operations import dropout
+from .layer import EMBEDDING_SITE, PackedSequences, layer_spec
+from .padding import sequence_of_row
 
 
 class Embedding(MegatronModule):

@@ -18,9 +18,9 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.kernels.operations import gated_gelu
-from model.parallel import linear, parallel_rank, parallel_size
+from .config import ModelConfig
+from .kernels.operations import gated_gelu
+from .parallel import linear, parallel_rank, parallel_size
 
 
 class _GatedFeedForward(MegatronModule):

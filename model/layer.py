@@ -35,11 +35,12 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import Tensor, nn
 
-from model.attention import BACKENDS, check_backend, packed_attention, slopes_on
-from model.config import ModelConfig
-from model.feed_forward import feed_forward_spec
-from model.kernels.operations import KERNELS, check_kernels, residual_norm
-from model.parallel import linear, own_dropout, parallel_rank, parallel_size
+from .attention import BACKENDS, check_backend, packed_attention, slopes_on
+from .config import ModelConfig
+from .feed_forward import feed_forward_spec
+from .kernels import KERNELS, check_kernels
+from .kernels.operations import residual_norm
+from .parallel import linear, own_dropout, parallel_rank, parallel_size
 
 # Dropout sites (see `hashed_dropout`): the embedding, the pooler, from 4 on those of the layers.
 EMBEDDING_SITE, POOLER_SITE = 0, 1

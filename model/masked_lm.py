@@ -13,11 +13,11 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.encoder import Encoder
-from model.kernels.operations import cross_entropy
-from model.layer import megatron_config
-from model.parallel import parallel_size
+from .config import ModelConfig
+from .encoder import Encoder
+from .kernels.operations import cross_entropy
+from .layer import megatron_config
+from .parallel import parallel_size
 
 IGNORED_LABEL = -100
 """Label of rows that only round the number of masked tokens up to one of a few shapes."""

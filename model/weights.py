@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
-from model.config import ModelConfig
+from .config import ModelConfig
 
 State = dict[str, Tensor]
 

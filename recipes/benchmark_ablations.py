@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from model.attention import BACKENDS
-from model.kernels.operations import KERNELS
+from model.kernels import KERNELS
 from recipes.benchmark_records import (
     Record,
     Rows,

@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from model.attention import BACKENDS, alibi_slopes, check_backend, packed_attention
+from model.kernels import KERNELS, check_kernels
 from model.kernels import operations as ops
 from model.kernels.hashed_dropout import keep_mask, row_keys
-from model.kernels.operations import KERNELS, check_kernels
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from recipes.benchmark_records import Record, Rows, panels
 from recipes.benchmark_training import full_batch, one_process, recommended

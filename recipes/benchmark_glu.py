@@ -22,7 +22,7 @@ from torch import nn
 
 from model.config import ModelConfig, preset
 from model.feed_forward import feed_forward_spec
-from model.kernels.operations import KERNELS
+from model.kernels import KERNELS
 from model.layer import megatron_config
 from recipes.benchmark_records import (
     Record,

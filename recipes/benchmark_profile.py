@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 CLASSES: dict[str, str] = {
     "optimizer": r"adam|multi_tensor|_foreach_",
     "attention": r"attention|attend|flash|fmha|alibi|aten::bmm|aten::_?softmax|softmax_warp"
-    r"|^_(forward|backward)_(whole|tiled|queries|keys)",  # model/kernels/attention_tiled.py
+    r"|^_(forward|backward)_(whole|tiled|queries|keys)",  # model/kernels/
     "loss": r"cross_?entropy|nll_loss|log_?softmax|logits",
     "GLU, GELU": r"gelu|glu",
     "norm, residual, dropout": r"layer_?norm|gammabeta|dropout|bernoulli|residual|fused_add_norm",

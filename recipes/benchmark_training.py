@@ -22,7 +22,7 @@ from torch import nn
 
 from model.attention import check_backend
 from model.config import ModelConfig, preset, training_flops
-from model.kernels.operations import check_kernels
+from model.kernels import check_kernels
 from model.masked_lm import MaskedLM
 from recipes import engine, pretrain
 from recipes.benchmark_input import write_synthetic_data

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from model.attention import is_whole
 from model.config import ModelConfig
+from model.kernels.tiling import is_whole
 from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel
 from recipes.cli import UserError

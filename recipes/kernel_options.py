@@ -13,7 +13,7 @@ import torch
 
 from model.attention import BACKENDS, best_backend, check_backend
 from model.config import ModelConfig
-from model.kernels.operations import KERNELS, best_kernels, check_kernels
+from model.kernels import KERNELS, best_kernels, check_kernels
 from recipes.cli import Faults
 
 

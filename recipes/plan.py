@@ -36,7 +36,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
 from model.attention import best_backend
 from model.config import PRESETS, ModelConfig, preset, training_flops
-from model.kernels.operations import best_kernels
+from model.kernels import best_kernels
 from recipes import engine
 from recipes.cli import (
     GPU_MEMORY_GB,

@@ -7,7 +7,7 @@ on any number of GPUs, in any micro-batch, under tensor parallelism, in a resume
 that is computed again during the backward pass, and in a kernel that never stores it.
 
 The hash is two rounds of MurmurHash3's 32-bit finalizer, keyed with both halves of the row's key.
-This file is the plain form; `kernels.residual_norm` computes the same bits.
+This file is the plain form; `dropout.kept_units` computes the same bits in Triton.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.padding import sequence_of_row
+from ..padding import sequence_of_row
 
 _M = 0xFFFFFFFF
 # 2^64 / golden ratio as a signed number (SplitMix64's increment), and its upper half, odd.

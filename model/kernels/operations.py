@@ -1,69 +1,19 @@
 """The operations around the matmuls, each as one function with a choice of kernels.
 
-At these sizes the time that is not spent in matmuls is spent in moving activations, so what counts
-is how often a tensor is read and written. Worth a kernel of their own are
-
-    residual_norm    LayerNorm(residual + dropout(x + bias)), in places without the dropout
-    gated_gelu       dropout(gelu(gate) * value)
-    cross_entropy    log-softmax over the vocabulary and the picked label
-    dropout          by itself, behind the embedding
-
-`torch`      plain PyTorch, one pass over memory for each operator; what the others must equal.
-`compile`    the same functions through torch.compile.
-`triton`     `kernels.residual_norm`: one pass forward and one backward, dropout masks computed and
-             not stored, the loss without fp32 copies of the logits.
+The plain form stands here, in PyTorch, and is what the kernels must equal. What each choice means
+stands in `model.kernels`.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels import hashed_dropout as plain
-
-KERNELS = ("torch", "compile", "triton")
-
-# Multiplications and additions of one expression are fused, as they always were: Triton announces
-# another default, which would change the rounding, and so the bits of a resumed run.
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-
-
-def best_kernels(device_type: str) -> str:
-    """The fastest ones that need no compiler here."""
-    return "triton" if device_type == "cuda" else "torch"
-
-
-def check_kernels(kernels: str, device_type: str) -> None:
-    """Raises ValueError for kernels that are unknown or cannot run on a device of this type."""
-    if kernels not in KERNELS:
-        raise ValueError(f"unknown kernels {kernels!r}; known: {', '.join(KERNELS)}")
-    if kernels == "triton" and (reason := why_no_triton(device_type)):
-        raise ValueError(f"kernels 'triton': {reason}; use 'torch' or 'compile'")
-
-
-@functools.cache
-def installed(package: str) -> bool:
-    """Whether `package` can be imported; looked up once, since attention asks in every layer."""
-    return find_spec(package) is not None
-
-
-def why_no_triton(device_type: str) -> str | None:
-    """What keeps Triton kernels from running on a device of this type; None if nothing does."""
-    if not installed("triton"):
-        return "the package triton is not installed"
-    if device_type == "cuda":
-        return None
-    import triton
-
-    if triton.knobs.runtime.interpret:
-        return None
-    return "they need a GPU (or TRITON_INTERPRET=1, which computes them slowly on the CPU)"
+from . import hashed_dropout as plain
 
 
 def residual_norm(
@@ -88,7 +38,7 @@ def residual_norm(
         that is handed both gradients apart needs no pass over memory to add them.
     """
     if kernels == "triton":
-        from model.kernels.residual_norm import ResidualNorm
+        from .residual_norm import ResidualNorm
 
         return ResidualNorm.apply(
             x, bias, residual, norm.weight, norm.bias, norm.eps, probability, keys, site
@@ -126,7 +76,7 @@ def gated_gelu(
         [T, 1, F].
     """
     if kernels == "triton":
-        from model.kernels.residual_norm import GatedGelu, GatedGeluApart
+        from .gated_gelu import GatedGelu, GatedGeluApart
 
         if isinstance(gate_and_value, Tensor):
             return GatedGelu.apply(gate_and_value, probability, keys, site, first_column)
@@ -154,7 +104,7 @@ def dropout(x: Tensor, probability: float, keys: Tensor | None, site: int, kerne
         return x
     assert keys is not None
     if kernels == "triton":
-        from model.kernels.residual_norm import Dropout
+        from .dropout import Dropout
 
         return Dropout.apply(x, probability, keys, site)
     function = _compiled(plain.dropout) if kernels == "compile" else plain.dropout
@@ -169,7 +119,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignored: int, kernels: str) ->
         labels: int64 [K]; `ignored` on the rows that do not count.
     """
     if kernels == "triton":
-        from model.kernels.residual_norm import CrossEntropy
+        from .cross_entropy import CrossEntropy
 
         return CrossEntropy.apply(logits, labels, ignored).sum()
     function = _compiled(_cross_entropy) if kernels == "compile" else _cross_entropy

@@ -1,6 +1,6 @@
 """Compiles every kernel for a GPU that need not be there, called as the model calls it.
 
-    python tests/model/compile_kernels.py 90
+    python tests/model/kernels/compile_kernels.py 90
 
 prints a line of JSON for each: name, shared memory of a block in bytes, registers of a thread and
 bytes of them that are spilled, whether it uses tensor cores.
@@ -23,7 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from model.kernels import operations as ops
-from model.kernels.attention_tiled import attention
+from model.kernels.attention import attention
 
 
 class NoDriver:

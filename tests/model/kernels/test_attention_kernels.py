@@ -10,7 +10,7 @@ import torch
 from plain_bert import paper_slopes
 from torch import Tensor, nn
 
-from model.kernels.attention_tiled import attention, attention_op
+from model.kernels.attention import attention, attention_op
 
 pytestmark = pytest.mark.usefixtures("on_device")
 

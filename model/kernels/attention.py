@@ -1,0 +1,118 @@
+"""Packed bidirectional attention with ALiBi in Triton, as PyTorch sees it: an operator, a gradient.
+
+What makes the kernels fast at an encoder's lengths is what they leave out: no online softmax where
+one program holds a whole (sequence, head) (`attention_short`); longer sequences are tiled
+(`attention_tiled`).
+
+The QKV tensor is read where Megatron's matmul leaves it, [T, head, (q, k, v), D], and its gradient
+is written in that layout: nothing is permuted, split or concatenated. No program adds to what
+another one writes, so the backward pass repeats to the bit. Rows behind the last sequence are
+written as zeros. A sequence longer than the promised maximum gives NaN: the host cannot look
+without waiting for the device, and cutting it would be silently wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import attention_short, attention_tiled
+from .attention_parts import accumulators
+from .tiling import is_whole
+
+
+def _forward(
+    qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
+) -> tuple[Tensor, Tensor]:
+    """The output, and what the backward pass needs besides `qkv`: the rows' log-sums (base 2) fp32
+    [H, T] for long sequences, otherwise nothing, [0].
+    """
+    if is_whole(max_length, qkv.shape[3]):
+        out = attention_short.forward(qkv, offsets, slopes, max_length)
+        return out, accumulators(qkv, 0)
+    return attention_tiled.forward(qkv, offsets, slopes, max_length)
+
+
+def _backward(
+    d_out: Tensor,
+    qkv: Tensor,
+    offsets: Tensor,
+    slopes: Tensor | None,
+    out: Tensor | None,
+    log_sums: Tensor | None,
+    max_length: int,
+) -> Tensor:
+    """The gradient of `qkv`, in its layout. `out` and `log_sums` are None where one program holds a
+    sequence.
+    """
+    d_out = d_out.contiguous()
+    if out is None or log_sums is None:
+        return attention_short.backward(d_out, qkv, offsets, slopes, max_length)
+    return attention_tiled.backward(d_out, qkv, offsets, slopes, out, log_sums, max_length)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
+    qkv, offsets, slopes, ctx.max_length = inputs
+    kept = (None, None) if is_whole(ctx.max_length, qkv.shape[3]) else output
+    ctx.save_for_backward(qkv, offsets, slopes, *kept)
+
+
+# What torch.compile sees: two operators that it leaves alone.
+attention_op = torch.library.custom_op("rapidbert::packed_attention", _forward, mutates_args=())
+_backward_op = torch.library.custom_op(
+    "rapidbert::packed_attention_backward", _backward, mutates_args=()
+)
+
+
+@attention_op.register_fake
+def _(qkv, offsets, slopes, max_length):
+    tokens, heads, _, head_dim = qkv.shape
+    log_sums = (0,) if is_whole(max_length, head_dim) else (heads, tokens)
+    return qkv.new_empty(tokens, heads, head_dim), accumulators(qkv, *log_sums)
+
+
+@_backward_op.register_fake
+def _(d_out, qkv, offsets, slopes, out, log_sums, max_length):
+    return torch.empty_like(qkv)
+
+
+def _compiled_backward(ctx: Any, d_out: Tensor, _: Any) -> tuple:
+    return _backward_op(d_out, *ctx.saved_tensors, ctx.max_length), None, None, None
+
+
+attention_op.register_autograd(_compiled_backward, setup_context=_save)
+
+
+class _Attention(torch.autograd.Function):
+    """The same without the dispatcher, whose detours cost as much as two launches."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv, offsets, slopes, max_length):
+        output = _forward(qkv, offsets, slopes, max_length)
+        _save(ctx, (qkv, offsets, slopes, max_length), output)
+        return output[0]
+
+    @staticmethod
+    def backward(ctx: Any, d_out):
+        qkv, offsets, slopes, out, log_sums = ctx.saved_tensors
+        d_qkv = _backward(d_out, qkv, offsets, slopes, out, log_sums, ctx.max_length)
+        return d_qkv, None, None, None
+
+
+def attention(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int) -> Tensor:
+    """Attention of every token to the tokens of its own sequence.
+
+    Args:
+        qkv: [T, H, 3, D], contiguous.
+        offsets: int32 [S+1].
+        slopes: fp32 [H] or None.
+        max_length: at least as long as every sequence.
+
+    Returns:
+        [T, H, D].
+    """
+    if torch.compiler.is_compiling():
+        return attention_op(qkv, offsets, slopes, max_length)[0]
+    return _Attention.apply(qkv, offsets, slopes, max_length)

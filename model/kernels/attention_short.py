@@ -1,0 +1,153 @@
+"""Triton kernels of attention for sequences of which one program holds the whole.
+
+Up to 128 tokens one program holds a whole (sequence, head): its keys and values are loaded once,
+the softmax sees whole rows, so there is no online rescaling, and the backward pass is one kernel
+that keeps nothing from the forward pass but the QKV tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention_parts import (
+    INTERPRETED,
+    biased_scores,
+    dot,
+    fill_rows,
+    load_tile,
+    options,
+    store_tile,
+)
+
+
+@triton.jit
+def _forward_whole(
+    QKV, Slopes, Offsets, Out,
+    sequences, tokens, scale,
+    HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    KEYS: tl.constexpr, QUERIES: tl.constexpr, ALIBI: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    sequence, head = program // HEADS, program % HEADS  # heads of a sequence side by side
+    start, end = tl.load(Offsets + sequence), tl.load(Offsets + sequence + 1)
+    last = tl.load(Offsets + sequences)
+    columns = tl.arange(0, BLOCK_D)
+    Q = QKV + head * 3 * D
+    O = Out + head * D  # noqa: E741
+    slope = tl.load(Slopes + head).to(ACC) if ALIBI else 0.0
+    key = start + tl.arange(0, KEYS)
+    if end - start > KEYS:
+        fill_rows(O, start, end, QUERIES, HEADS * D, columns, D, QUERIES, float("nan"))
+    else:
+        k = load_tile(Q + D, key, end, HEADS * 3 * D, columns, D)
+        v = load_tile(Q + 2 * D, key, end, HEADS * 3 * D, columns, D)
+        for first in range(start, end, QUERIES):
+            query = first + tl.arange(0, QUERIES)
+            q = load_tile(Q, query, end, HEADS * 3 * D, columns, D)
+            scores = biased_scores(q, k, query, key, end, slope, scale, ACC)
+            weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+            total = tl.sum(weights, 1)
+            out = dot(weights.to(v.dtype), v, ACC) * (1.0 / total)[:, None]
+            store_tile(O, query, end, HEADS * D, columns, D, out)
+    tail = last + sequence * QUERIES
+    fill_rows(O, tail, tokens, sequences * QUERIES, HEADS * D, columns, D, QUERIES, 0.0)
+
+
+@triton.jit
+def _backward_whole(
+    QKV, Slopes, Offsets, DOut, DQKV,
+    sequences, tokens, scale,
+    HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    KEYS: tl.constexpr, QUERIES: tl.constexpr, ALIBI: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    sequence, head = program // HEADS, program % HEADS
+    start, end = tl.load(Offsets + sequence), tl.load(Offsets + sequence + 1)
+    last = tl.load(Offsets + sequences)
+    columns = tl.arange(0, BLOCK_D)
+    Q, DQ = QKV + head * 3 * D, DQKV + head * 3 * D
+    DO = DOut + head * D
+    slope = tl.load(Slopes + head).to(ACC) if ALIBI else 0.0
+    key = start + tl.arange(0, KEYS)
+    k = load_tile(Q + D, key, end, HEADS * 3 * D, columns, D)
+    v = load_tile(Q + 2 * D, key, end, HEADS * 3 * D, columns, D)
+    dk = tl.zeros([KEYS, BLOCK_D], ACC)
+    dv = tl.zeros([KEYS, BLOCK_D], ACC)
+    for first in range(start, end, QUERIES):
+        query = first + tl.arange(0, QUERIES)
+        q = load_tile(Q, query, end, HEADS * 3 * D, columns, D)
+        do = load_tile(DO, query, end, HEADS * D, columns, D)
+        scores = biased_scores(q, k, query, key, end, slope, scale, ACC)
+        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        weights = weights * (1.0 / tl.sum(weights, 1))[:, None]
+        dv += dot(tl.trans(weights.to(do.dtype)), do, ACC)
+        d_weights = dot(do, tl.trans(v), ACC)
+        # The whole row is here: no need for the output to know its product with the gradient.
+        delta = tl.sum(weights * d_weights, 1)
+        d_scores = (weights * (d_weights - delta[:, None])).to(k.dtype)
+        store_tile(DQ, query, end, HEADS * 3 * D, columns, D, dot(d_scores, k, ACC) * scale)
+        dk += dot(tl.trans(d_scores), q, ACC)
+    store_tile(DQ + D, key, end, HEADS * 3 * D, columns, D, dk * scale)
+    store_tile(DQ + 2 * D, key, end, HEADS * 3 * D, columns, D, dv)
+    tail, step = last + sequence * QUERIES, sequences * QUERIES
+    for part in tl.static_range(3):
+        fill_rows(DQ + part * D, tail, tokens, step, HEADS * 3 * D, columns, D, QUERIES, 0.0)
+
+
+# Tiles follow from shape and GPU alone: tuning at run time would make the rounding differ between
+# runs. Those of the backward pass are the ones with which ptxas spills least (compile_kernels.py
+# in tests/model/kernels/) and, on Hopper, two programs fit into a multiprocessor: one loads while
+# the other computes. Not one was timed on a GPU yet.
+def _tiles(qkv: Tensor, max_length: int, *, backward: bool) -> dict[str, Any]:
+    keys = max(16, triton.next_power_of_2(max_length))
+    tiles: dict[str, Any] = dict(KEYS=keys, QUERIES=min(keys, 64), num_warps=4, num_stages=1)
+    if backward and keys > 64:
+        tiles |= dict(QUERIES=32, num_warps=8)
+        if _capability(qkv.device) >= (9, 0):
+            tiles |= dict(QUERIES=16, maxnreg=128)
+    elif backward:
+        tiles |= dict(QUERIES=min(keys, 32))
+    return tiles
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """The one to compile for."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)
+    arch = 90 if INTERPRETED.value else int(triton.runtime.driver.active.get_current_target().arch)
+    return divmod(arch, 10)
+
+
+def forward(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int) -> Tensor:
+    """QKV [T, H, 3, D] to the output [T, H, D]."""
+    tokens, heads, _, head_dim = qkv.shape
+    sequences = offsets.shape[0] - 1
+    out = qkv.new_empty(tokens, heads, head_dim)
+    _forward_whole[(sequences * heads,)](
+        *(qkv, slopes, offsets, out, sequences, tokens),
+        **options(qkv, slopes),
+        **_tiles(qkv, max_length, backward=False),
+    )
+    return out
+
+
+def backward(
+    d_out: Tensor, qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
+) -> Tensor:
+    """The gradient of `qkv`, in its layout; `d_out` [T, H, D] is contiguous."""
+    tokens, heads = qkv.shape[:2]
+    sequences = offsets.shape[0] - 1
+    d_qkv = torch.empty_like(qkv)
+    _backward_whole[(sequences * heads,)](
+        *(qkv, slopes, offsets, d_out, d_qkv, sequences, tokens),
+        **options(qkv, slopes),
+        **_tiles(qkv, max_length, backward=True),
+    )
+    return d_qkv
