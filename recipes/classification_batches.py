@@ -18,6 +18,7 @@ from torch import Tensor
 from recipes.sequence_order import hash64
 from recipes.tokenizer import Tokenizer
 
+LENGTH_MULTIPLE = 64
 _POOL_BATCHES = 32
 
 
@@ -31,7 +32,7 @@ class ClassificationBatch:
         sequence_keys: int64 [sequences], what dropout masks are a hash of (see `hashed_dropout`): a
             hash itself of (seed, epoch, example).
         labels: int64 [sequences], -100 on empty ones; or fp32 [sequences], NaN on empty ones.
-        max_sequence_length: of the run.
+        max_sequence_length: of the examples, rounded up.
         rows: int64 [examples], which examples these are.
         global_examples, global_tokens: of this batch over all ranks.
     """
@@ -59,6 +60,9 @@ class EncodedExamples:
         first, second: the sentences; `second` is None for single sentences.
         labels: int64 or fp32 [examples], or None.
         max_length: tokens, special ones included; the longer sentence is cut first.
+
+    `cut` is how many examples are, `longest` the tokens of the longest before that. A batch has no
+    more places than there are examples, and no longer ones than these need, whatever is allowed.
     """
 
     def __init__(
@@ -73,8 +77,8 @@ class EncodedExamples:
         special = 2 if second is None else 3
         if max_length < special + 1:
             raise ValueError(f"max_length {max_length}: at least {special + 1} tokens")
-        self.max_length = max_length
         self.labels = labels
+        self.cut = self.longest = 0
         ids_a = tokenizer.encode_batch(list(first))
         ids_b = tokenizer.encode_batch(list(second)) if second is not None else None
         self.ids: list[np.ndarray] = []
@@ -83,12 +87,18 @@ class EncodedExamples:
         for row, a in enumerate(ids_a):
             b = ids_b[row] if ids_b is not None else []
             keep_a, keep_b = truncated_lengths(len(a), len(b), max_length - special)
+            whole = len(a) + len(b) + special
+            self.cut += whole > max_length
+            self.longest = max(self.longest, whole)
             ids = cls + a[:keep_a] + sep
             self.first_lengths[row] = len(ids)
             if ids_b is not None:
                 ids += b[:keep_b] + sep
             self.ids.append(np.array(ids, np.int64))
         self.lengths = np.array([len(ids) for ids in self.ids], np.int64)
+        # Rounded, because odd lengths are slow on GPUs.
+        needed = -(-int(self.lengths.max(initial=0)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        self.max_length = min(max_length, needed)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,7 +141,7 @@ class EncodedExamples:
     ) -> ClassificationBatch:
         global_examples, global_tokens = len(rows), int(self.lengths[rows].sum())
         rows = rows[rank::world_size]
-        sequences = -(-batch_size // world_size)
+        sequences = -(-min(batch_size, len(self)) // world_size)
         lengths = np.zeros(sequences, np.int64)
         lengths[: len(rows)] = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])

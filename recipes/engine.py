@@ -17,7 +17,7 @@ import socket
 import statistics
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,7 +30,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from model.parallel import initialize_parallel
-from recipes.cli import MachineError, UserError
+from recipes.cli import MachineError, Result, UserError, refused
 
 # Start-up includes reading shards and compiling on a cold file system; afterwards a rank that is
 # silent for this long is gone.
@@ -598,6 +598,26 @@ def agree(fault: Exception | None, what: str) -> None:
     if found:
         kind = MachineError if any(by_machine for _, by_machine in found) else UserError
         raise kind(*(f"{what} could not be written: {text}" for text, _ in found))
+
+
+def on_first_rank(action: Callable[[], Result], where: object) -> Result:
+    """What `action` returns on rank 0, or the fault that it finds. Call on every rank.
+
+    Args:
+        where: what it writes, for the message if the system refuses.
+    """
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = action()
+        except UserError as error:
+            outcome[1] = error
+        except OSError as error:
+            outcome[1] = refused(error, where)
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def shut_down() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from model.masked_lm import MaskedLM
 from model.weights import Head, from_public, gather_state, scatter_state, to_public
 from recipes.cli import SaveError, UserError
 from recipes.engine import agree, full_precision_parameters
+from recipes.tokenizer import Tokenizer
 from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
 
 WEIGHTS = "model.safetensors"
@@ -128,6 +129,30 @@ def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict
         raise UserError(f"{directory}: damaged export: {where}{error}") from None
 
 
+def read_tokenizer(
+    checkpoint: Path, config: ModelConfig, description: Mapping[str, Any]
+) -> Tokenizer:
+    """The tokenizer of an export whose configuration and `config.json` are read.
+
+    Raises:
+        UserError: it is damaged, or not the one that the weights were trained with.
+    """
+    tokenizer = Tokenizer(export_directory(checkpoint) / TOKENIZER_FILES[0])
+    trained = description.get("tokenizer", {}).get("fingerprint", "one that is not named")
+    if tokenizer.fingerprint != trained:
+        raise UserError(
+            f"{tokenizer.path}: its fingerprint is {tokenizer.fingerprint}, the weights were "
+            f"trained with {trained} (older versions left a custom normaliser's flags out of the "
+            "fingerprint)"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{tokenizer.path}: {tokenizer.vocab_size:,} pieces, the model has "
+            f"{config.vocab_size:,}"
+        )
+    return tokenizer
+
+
 def _lacking(directory: Path) -> str:
     if not directory.is_dir():
         what = "a file" if directory.exists() else "no such directory"
@@ -150,6 +175,19 @@ def load_model(checkpoint: Path, attention_backend: str = "reference") -> Masked
         UserError: as `read_tensors`, or weights that do not fit.
     """
     config, public, _ = read_tensors(checkpoint)
+    return _built(checkpoint, config, public, attention_backend)
+
+
+def load_with_tokenizer(checkpoint: Path) -> tuple[MaskedLM, Tokenizer]:
+    """Likewise, with the tokenizer that it was trained with; raises UserError for another."""
+    config, public, description = read_tensors(checkpoint)
+    tokenizer = read_tokenizer(checkpoint, config, description)
+    return _built(checkpoint, config, public, "reference"), tokenizer
+
+
+def _built(
+    checkpoint: Path, config: ModelConfig, public: dict[str, Tensor], attention_backend: str
+) -> MaskedLM:
     model = MaskedLM(config, attention_backend)
     try:
         scatter_state(model, from_public(public, config))

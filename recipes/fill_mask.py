@@ -20,7 +20,7 @@ import torch
 from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel
 from recipes.cli import COUNT, ArgumentParser, UserError, run
-from recipes.export import export_directory, load_model
+from recipes.export import load_with_tokenizer
 from recipes.token_shards import open_shards
 from recipes.tokenizer import Tokenizer
 
@@ -38,8 +38,7 @@ class Filled(NamedTuple):
 def main() -> int:
     options = parse_arguments()
     initialize_parallel()
-    model = load_model(options.checkpoint)
-    tokenizer = Tokenizer(export_directory(options.checkpoint) / "tokenizer.model")
+    model, tokenizer = load_with_tokenizer(options.checkpoint)
     sentences = options.sentences or held_out_sentences(options.data, tokenizer, options.count)
     for filled in fill(model, tokenizer, sentences, options.top):
         print(filled.text)

@@ -15,8 +15,6 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,11 @@ from model.classifier import SequenceClassifier
 from model.parallel import initialize_parallel, seed_dropout
 from model.weights import scatter_state
 from recipes import engine
-from recipes.classification_batches import ClassificationBatch, EncodedExamples
-from recipes.classification_data import Examples
+from recipes.classification_batches import ClassificationBatch
 from recipes.cli import UserError, run
 from recipes.engine import BatchPlan, World
 from recipes.export import export
+from recipes.finetune_evaluation import cut_notes, encode_all, evaluate, predict_test
 from recipes.finetune_options import (
     WARMUP_FRACTION,
     Finetuning,
@@ -47,14 +45,11 @@ from recipes.finetune_options import (
     resolve,
 )
 from recipes.glue_tasks import Task
-from recipes.metrics import compute
-from recipes.predictions import write_predictions
+from recipes.locks import lock
 from recipes.run_log import LOG_NAME, RunLog, shown_measure
 from recipes.run_record import git_revision, versions
 from recipes.schedule import adamw_weight_decay, learning_rate
 from recipes.whole_files import write_whole
-
-EVALUATION_BATCH = 256
 
 
 def main() -> int:
@@ -66,7 +61,9 @@ def main() -> int:
             build_model(work)
         finally:
             engine.shut_down()
-        print(json.dumps({**work.settings, "notes": work.data.notes}, indent=1))
+        train, dev = encode_all(work)
+        notes = [*work.start_notes, *work.data.notes, *cut_notes(work, {"training": train, **dev})]
+        print(json.dumps({**work.settings, "notes": notes}, indent=1))
         return 0
     if is_done(work):
         print(f"{work.result}: done already with these settings")
@@ -83,17 +80,12 @@ def finetune(work: Finetuning, world: World) -> None:
     """Train, evaluate, and write `<task>-seed<k>.json`. Call on every rank."""
     options, task = work.options, work.task
     began = time.perf_counter()
+    engine.on_first_rank(lambda: take_directory(work), work.directory)
+    train, dev = encode_all(work)
+    notes = [*work.data.notes, *cut_notes(work, {"training": train, **dev})]
     if world.rank == 0:
-        print("".join(f"note: {note}\n" for note in work.data.notes), end="", flush=True)
-        if different := other_settings(work):
-            print(
-                f"{work.result}: was computed with other settings ({', '.join(different)} differ), "
-                "now replaced",
-                flush=True,
-            )
-        (work.directory / LOG_NAME).unlink(missing_ok=True)  # a finetuning never goes on
-    train = encode(work, learnt(work))
-    dev = {name: encode(work, examples) for name, examples in work.data.dev.items()}
+        said = [*work.start_notes, *notes]
+        print("".join(f"note: {note}\n" for note in said), end="", flush=True)
     torch.manual_seed(options.seed)
     model = build_model(work)
     per_rank = -(-task.batch_size // world.data_parallel_size)
@@ -125,9 +117,14 @@ def finetune(work: Finetuning, world: World) -> None:
                 examples += batch.global_examples
                 tokens += batch.global_tokens
                 if not (math.isfinite(loss) and math.isfinite(norm)):
+                    cure = "a lower --learning-rate is the usual cure"
+                    if step == 1:
+                        cure = (
+                            f"no weight has changed yet, so look at those in {options.checkpoint}"
+                        )
                     raise UserError(
                         f"{work.name}, step {step} of {total_steps}: loss {loss:.4g}, gradient "
-                        f"norm {norm:.4g}; stopped, a lower --learning-rate is the usual cure"
+                        f"norm {norm:.4g}; stopped, {cure}"
                     )
                 if step % options.log_every == 0 or step == total_steps:
                     now = time.perf_counter()
@@ -154,10 +151,23 @@ def finetune(work: Finetuning, world: World) -> None:
         predict_test(trainer.module, work, world)
     if world.rank == 0:
         seconds = time.perf_counter() - began
-        result = describe(work, world, metrics, step, seconds)
+        result = describe(work, world, metrics, notes, step, seconds)
         write_whole(work.result, (json.dumps(result, indent=1) + "\n").encode())
         shown = ", ".join(f"{name} {shown_measure(value)}" for name, value in flat.items())
         print(f"{work.name}: {shown}, {step} steps, {seconds:.0f} s, {work.result}")
+
+
+def take_directory(work: Finetuning) -> None:
+    """Keep other processes out of it, and prepare it for a finetuning, which never goes on."""
+    work.directory.mkdir(parents=True, exist_ok=True)
+    lock(work.directory, "finetuning into it")
+    if different := other_settings(work):
+        print(
+            f"{work.result}: was computed with other settings ({', '.join(different)} differ), "
+            "now replaced",
+            flush=True,
+        )
+    (work.directory / LOG_NAME).unlink(missing_ok=True)
 
 
 def build_model(work: Finetuning) -> SequenceClassifier:
@@ -207,74 +217,6 @@ def train_step(
     return total.item() / batch.global_examples, float(update.norm)
 
 
-@torch.no_grad()
-def predict(model: SequenceClassifier, examples: EncodedExamples, world: World) -> np.ndarray:
-    """Class index int64 [examples], or value float32 [examples]. Call on every rank."""
-    model.eval()
-    mine: list[tuple[np.ndarray, np.ndarray]] = []
-    for batch in examples.evaluation_batches(
-        EVALUATION_BATCH, rank=world.data_parallel_rank, world_size=world.data_parallel_size
-    ):
-        batch = batch.to(world.device)
-        logits = model.logits(
-            batch.input_ids,
-            batch.sequence_offsets,
-            batch.max_sequence_length,
-            batch.token_type_ids,
-        )
-        best = logits.squeeze(-1) if model.outputs == 1 else logits.argmax(-1)
-        mine.append((batch.rows, best[: len(batch.rows)].cpu().numpy()))
-    model.train()
-    gathered: list[Any] = [None] * world.world_size
-    dist.all_gather_object(gathered, mine)
-    predictions = np.zeros(len(examples), np.float32 if model.outputs == 1 else np.int64)
-    for rows, values in (pair for part in gathered for pair in part):
-        predictions[rows] = values
-    return predictions
-
-
-def evaluate(
-    model: SequenceClassifier, work: Finetuning, sets: Mapping[str, EncodedExamples], world: World
-) -> dict[str, dict[str, float]]:
-    """The task's metrics for each development set, by its name. Call on every rank."""
-    metrics = {}
-    for name, examples in sets.items():
-        assert examples.labels is not None
-        predictions = predict(model, examples, world)
-        if work.scale is not None:
-            predictions = work.scale.own_units(predictions)
-        metrics[name] = compute(work.task.metrics, predictions, examples.labels)
-    return metrics
-
-
-def predict_test(model: SequenceClassifier, work: Finetuning, world: World) -> None:
-    """Files for the GLUE server in `<task>-seed<k>/predictions`. Call on every rank."""
-    for name, examples in work.data.test.items():
-        predictions = predict(model, encode(work, examples), world)
-        if world.rank == 0:
-            path = write_predictions(work.predictions, work.task, name, predictions)
-            print(f"test predictions: {path}")
-
-
-def learnt(work: Finetuning) -> Examples:
-    """The training set, its labels on the scale on which they are learnt."""
-    train = work.data.train
-    if work.scale is None:
-        return train
-    assert train.labels is not None
-    return replace(train, labels=work.scale.learnt(train.labels))
-
-
-def encode(work: Finetuning, examples: Examples) -> EncodedExamples:
-    return EncodedExamples(
-        work.tokenizer,
-        examples.first,
-        examples.second,
-        examples.labels,
-        max_length=work.options.max_length,
-    )
-
-
 def remove_earlier(work: Finetuning) -> None:
     """A result of other settings goes with its model and predictions: they are not this one's."""
     work.result.unlink(missing_ok=True)
@@ -318,6 +260,7 @@ def describe(
     work: Finetuning,
     world: World,
     metrics: dict[str, dict[str, float]],
+    notes: list[str],
     steps: int,
     seconds: float,
 ) -> dict[str, Any]:
@@ -342,7 +285,7 @@ def describe(
         "train_examples": len(data.train),
         "dev_examples": sum(len(dev) for dev in data.dev.values()),
         "steps": steps,
-        "notes": data.notes,
+        "notes": notes,
         "seconds": seconds,
         "dollars": options.price_per_gpu_hour * gpu_hours,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",

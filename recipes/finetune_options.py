@@ -33,7 +33,7 @@ from recipes.cli import (
     UserError,
     whole,
 )
-from recipes.export import WEIGHTS, export_directory, read_tensors
+from recipes.export import WEIGHTS, export_directory, read_tensors, read_tokenizer
 from recipes.glue_tasks import TASKS, Task, find_task
 from recipes.kernel_options import add_kernel_options, choose_kernels
 from recipes.own_data import LabelScale, label_scale, load_files
@@ -60,6 +60,8 @@ class Finetuning:
     deepspeed: dict[str, Any]
     scale: LabelScale | None
     """Of a regression on data of one's own; None: the labels are learnt as they are."""
+    start_notes: list[str]
+    """How this start differs from the published one; the score table sees it by itself."""
     settings: dict[str, Any]
     """What decides the result; a result with the same settings is not computed again."""
 
@@ -124,7 +126,7 @@ def resolve(options: Any, world_size: int) -> Finetuning:
         task = faults.attempt(lambda: find_task(options.task))
     named = task or (_own_data(options) and not _own_data_faults(options))
     start = faults.attempt(lambda: starting_weights(options.checkpoint))
-    tokenizer = start and faults.attempt(lambda: _tokenizer(options.checkpoint, start[0], start[2]))
+    tokenizer = start and faults.attempt(lambda: read_tokenizer(options.checkpoint, *start[::2]))
     default = "finetune.json" if torch.cuda.is_available() else "finetune_cpu.json"
     path = options.deepspeed_config or (
         Path(__file__).resolve().parents[1] / "ds_configs" / default
@@ -142,6 +144,12 @@ def resolve(options: Any, world_size: int) -> Finetuning:
     if options.max_train is not None and options.max_train < len(data.train):
         told = f"trained on the first {options.max_train:,} of {len(data.train):,} examples"
         data = replace(data, train=_front(data.train, options.max_train), notes=[*data.notes, told])
+    task = _with_overrides(task or _own_task(options, data), options)
+    if task.batch_size > len(data.train):
+        told = (
+            f"a batch of {task.batch_size:,} examples: all {len(data.train):,} there are make one"
+        )
+        data = replace(data, notes=[*data.notes, told])
     scale = label_scale(data) if _own_data(options) else None
     if scale is not None:
         told = (
@@ -150,7 +158,6 @@ def resolve(options: Any, world_size: int) -> Finetuning:
             "are in the labels' own units"
         )
         data = replace(data, notes=[*data.notes, told])
-    task = _with_overrides(task or _own_task(options, data), options)
     settings = {
         "task": task.name,
         "checkpoint_sha256": sha256(export_directory(options.checkpoint) / WEIGHTS),
@@ -173,7 +180,10 @@ def resolve(options: Any, world_size: int) -> Finetuning:
     if scale is not None:
         settings["label_scale"] = asdict(scale)
     weights = {} if options.from_scratch else weights
-    work = Finetuning(options, task, data, config, weights, tokenizer, deepspeed, scale, settings)
+    start_notes = _start_notes(options, task, description)
+    work = Finetuning(
+        options, task, data, config, weights, tokenizer, deepspeed, scale, start_notes, settings
+    )
     _check_fit(work, world_size)
     return work
 
@@ -195,23 +205,6 @@ def starting_weights(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], 
         if (pooler := public.get(f"bert.pooler.dense.{part}")) is not None:
             weights[f"pooler.{part}"] = pooler
     return config, weights, description
-
-
-def _tokenizer(checkpoint: Path, config: ModelConfig, description: dict[str, Any]) -> Tokenizer:
-    tokenizer = Tokenizer(export_directory(checkpoint) / "tokenizer.model")
-    trained = description.get("tokenizer", {}).get("fingerprint", "one that is not named")
-    if tokenizer.fingerprint != trained:
-        raise UserError(
-            f"{tokenizer.path}: its fingerprint is {tokenizer.fingerprint}, the weights were "
-            f"trained with {trained} (older versions left a custom normaliser's flags out of the "
-            "fingerprint)"
-        )
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{tokenizer.path}: {tokenizer.vocab_size:,} pieces, the model has "
-            f"{config.vocab_size:,}"
-        )
-    return tokenizer
 
 
 def checksum(sets: Mapping[str, Examples], labels: tuple[str, ...] | None = None) -> str | None:
@@ -258,6 +251,17 @@ def _own_task(options: Any, data: TaskData) -> Task:
         server_files={},
         **OWN_DATA,  # type: ignore[arg-type]
     )
+
+
+def _start_notes(options: Any, task: Task, description: dict[str, Any]) -> list[str]:
+    started = description.get("task", {}).get("name")
+    if task.start != "mnli" or (started == "mnli" and not options.from_scratch):
+        return []
+    start = "random weights" if options.from_scratch else "a model that is not finetuned on MNLI"
+    return [
+        f"the published recipe starts {task.folder} from MNLI's finetuned model, this one from "
+        f"{start}: finetune --task mnli first and take its result as --checkpoint, or run glue.py"
+    ]
 
 
 def _with_overrides(task: Task, options: Any) -> Task:

@@ -22,8 +22,8 @@ def compute(names: Iterable[str], predictions: np.ndarray, labels: np.ndarray) -
         predictions, labels: [N] class indices; scores for the correlations.
 
     Raises:
-        ValueError: no examples, different lengths, a prediction or label that is no number, or F1
-            of more than two classes.
+        ValueError: no examples, different lengths, a prediction, label or metric that is no
+            number, or F1 of more than two classes.
     """
     if predictions.shape != labels.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(
@@ -33,7 +33,10 @@ def compute(names: Iterable[str], predictions: np.ndarray, labels: np.ndarray) -
     bad = int(np.sum(~np.isfinite(predictions))) + int(np.sum(~np.isfinite(labels)))
     if bad:
         raise ValueError(f"{bad} of {len(labels)} predictions and labels are not finite")
-    return {name: float(METRICS[name](predictions, labels)) for name in names}
+    found = {name: float(METRICS[name](predictions, labels)) for name in names}
+    if broken := [f"{name} {value}" for name, value in found.items() if not np.isfinite(value)]:
+        raise ValueError(f"{', '.join(broken)}: not finite, although the predictions are")
+    return found
 
 
 def _f1(predictions: np.ndarray, labels: np.ndarray) -> float:

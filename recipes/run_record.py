@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
 from recipes.checkpoint import has_checkpointed
-from recipes.cli import UserError, refused
-from recipes.engine import World, precision
+from recipes.cli import UserError
+from recipes.engine import World, on_first_rank, precision
 from recipes.locks import lock
 from recipes.schedule import adamw_weight_decay
 from recipes.sequence_order import SequenceIndex
@@ -73,18 +72,7 @@ def start(settings: Run, world: World) -> bool:
     Raises:
         UserError: the directory holds a run with other settings, all differences named.
     """
-    outcome: list[Any] = [None]
-    if world.rank == 0:
-        try:
-            outcome = [_start(settings, world)]
-        except UserError as error:
-            outcome = [error]
-        except OSError as error:
-            outcome = [refused(error, settings.options.output)]
-    dist.broadcast_object_list(outcome, src=0)
-    if isinstance(outcome[0], UserError):
-        raise outcome[0]
-    return outcome[0]
+    return on_first_rank(lambda: _start(settings, world), settings.options.output)
 
 
 def _start(settings: Run, world: World) -> bool:

@@ -32,8 +32,9 @@ def test_truncation_takes_from_the_longer_one(first, second, limit):
 
 
 def test_a_batch_written_out_by_hand():
-    examples = encoded(["ab", "c"], ["d", ""], np.array([1, 0]))
-    (batch,) = examples.evaluation_batches(3)
+    """The second of two, the smaller one: its last place is empty."""
+    examples = encoded(["ab", "c", "", "", ""], ["d", "", "", "", ""], np.array([1, 0, 0, 0, 0]))
+    _, batch = examples.evaluation_batches(3)
     assert batch.input_ids.tolist() == [2, 7, 3, 3, 2, 5, 6, 3, 8, 3]
     assert batch.token_type_ids.tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 1, 1]
     assert batch.sequence_offsets.tolist() == [0, 4, 10, 10]
@@ -43,7 +44,8 @@ def test_a_batch_written_out_by_hand():
 
 
 def test_regression_labels_are_nan_on_empty_sequences():
-    (batch,) = encoded(["a"], None, np.array([2.5], np.float32)).evaluation_batches(2)
+    labels = np.array([2.5, 1, 1], np.float32)
+    _, batch = encoded(["aa", "a", "a"], None, labels).evaluation_batches(2)
     assert batch.labels[0] == 2.5 and batch.labels[1].isnan()
     assert not batch.token_type_ids.any()
 
@@ -83,3 +85,24 @@ def test_an_epoch_sees_every_example_once_on_any_world(world_size):
     assert seen != epoch(1) and seen != epoch(0, seed=6)
     spread = [max(len(texts[r]) for r in b) - min(len(texts[r]) for r in b) for b in seen]
     assert np.mean(spread) < 3, "similar lengths share a batch"
+
+
+def test_a_batch_is_no_larger_than_the_data():
+    """A batch of 100,000 of 200 examples would make room for 100,000 sequences."""
+    examples = encoded(["a" * (1 + i % 7) for i in range(200)], None, np.arange(200), 100_000)
+    assert examples.batches_per_epoch(100_000) == 1
+    for batches in (
+        examples.training_batches(100_000, seed=1, epoch=0, rank=1, world_size=3),
+        examples.evaluation_batches(100_000, rank=1, world_size=3),
+    ):
+        (batch,) = batches
+        assert batch.global_examples == 200
+        assert len(batch.labels) == len(batch.sequence_offsets) - 1 == 67
+        assert batch.max_sequence_length == 64, "the longest has 9"
+
+
+def test_what_is_cut_is_counted():
+    examples = encoded(["a" * 30, "b" * 14, "c" * 15], None)
+    assert (examples.cut, examples.longest, examples.max_length) == (2, 32, 16)
+    examples = encoded(["a" * 30, "b"], ["c" * 30, "d"])
+    assert (examples.cut, examples.longest) == (1, 63)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from model.config import ModelConfig
 from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel
 from recipes.cli import UserError
-from recipes.export import load_model, write_export
+from recipes.export import load_model, load_with_tokenizer, write_export
 from recipes.fill_mask import MASK, fill, held_out_sentences
 from recipes.prepare_data import main as prepare
 from recipes.tokenizer import Tokenizer, train_tokenizer
@@ -42,7 +44,8 @@ def exported(data, tmp_path_factory):
     nn.init.normal_(model.head.decoder_bias)
     state = {name: value.detach() for name, value in model.named_parameters()}
     export = tmp_path_factory.mktemp("run") / "export"
-    write_export(export, state, config, data, {})
+    facts = {"tokenizer": {"fingerprint": tokenizer.fingerprint}}
+    write_export(export, state, config, data, facts)
     return model, tokenizer, export
 
 
@@ -105,3 +108,15 @@ def test_a_tokenizer_that_keeps_text_is_asked_for_the_word_with_its_space(export
     (filled,) = fill(model, exact, [f"the quick {MASK}  fox\tjumps"], top=1)
 
     assert filled.guesses[0][1] == pytest.approx(logits[:size].softmax(-1).max().item())
+
+
+@pytest.mark.parametrize("pieces", [290, 300])
+def test_another_models_tokenizer_is_refused(exported, tmp_path, pieces):
+    _, tokenizer, export = exported
+    shutil.copytree(export, tmp_path / "export")
+    model, same = load_with_tokenizer(tmp_path)
+    assert same.fingerprint == tokenizer.fingerprint
+    documents = [" ".join(WORDS[::-1]), "some other text with other pieces in it"] * 300
+    train_tokenizer(documents, tmp_path / "export" / "tokenizer.model", pieces)
+    with pytest.raises(UserError, match="its fingerprint is .*, the weights were trained with"):
+        load_with_tokenizer(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import math
@@ -20,6 +21,7 @@ from model.weights import from_public, scatter_state
 from recipes import engine, finetune
 from recipes.cli import UserError
 from recipes.export import read_tensors
+from recipes.finetune_evaluation import cut_notes, encode_all, evaluate
 from recipes.finetune_options import is_done, parse_arguments, resolve
 from recipes.glue_tasks import TASKS
 from recipes.tokenizer import Tokenizer
@@ -251,6 +253,9 @@ def test_a_loss_that_is_no_number_ends_without_a_result(finetune_place, out):
     (outcome,) = run_world(1, poisoned, options)
     assert isinstance(outcome.error, UserError)
     assert "cola-seed17, step 1 of 60: loss nan, gradient norm" in str(outcome.error)
+    assert f"no weight has changed yet, so look at those in {finetune_place / 'run'}" in str(
+        outcome.error
+    )
     assert not (out / "nan" / "cola-seed17.json").exists()
 
 
@@ -262,3 +267,40 @@ def poisoned(options: list[str]) -> None:
         finetune.finetune(work, world)
     finally:
         engine.shut_down()
+
+
+@pytest.mark.parametrize("task", ["cola", "stsb"])
+def test_outputs_that_are_no_numbers_are_no_predictions(finetune_place, out, task):
+    """For classes too, where the largest of them would be a class like any other."""
+    initialize_parallel()
+    options = ["--task", task, "--data", str(finetune_place / "glue"), "--output", str(out)]
+    work = resolve(parse_arguments([*options, "--checkpoint", str(finetune_place / "run")]), 1)
+    model = finetune.build_model(work)
+    model.classifier.bias.data[-1] = math.nan
+    alone = engine.World(0, 0, 1, torch.device("cpu"), 0, 1, 1)
+    with pytest.raises(UserError, match="for 63 of 63 examples the model computes something else"):
+        evaluate(model, work, encode_all(work)[1], alone)
+
+
+def test_two_processes_do_not_finetune_into_one_directory(finetune_place, out):
+    options = ["--task", "cola", "--data", str(finetune_place / "glue"), "--output"]
+    options += [str(out / "held"), "--checkpoint", str(finetune_place / "run")]
+    directory = out / "held" / "cola-seed17"
+    directory.mkdir(parents=True)
+    (directory / "log.jsonl").write_text("another's\n")
+    with (directory / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for outcome in run_world(2, finetunings, [options]):
+            assert isinstance(outcome.error, UserError)
+            assert f"{directory}: another process is finetuning into it" in str(outcome.error)
+    assert (directory / "log.jsonl").read_text() == "another's\n"
+
+
+def test_texts_that_are_cut_are_noted(finetune_place, out, capsys):
+    options = ["--task", "cola", "--data", str(finetune_place / "glue"), "--max-length", "9"]
+    options += ["--output", str(out), "--checkpoint", str(finetune_place / "run")]
+    work = resolve(parse_arguments(options), 1)
+    train, dev = encode_all(work)
+    notes = cut_notes(work, {"training": train, **dev})
+    assert [note.split(" of ")[0].split(":")[0] for note in notes] == ["training set", "dev set"]
+    assert f"{dev['dev'].cut} of 63 examples are cut to 9 tokens, the longest has" in notes[1]

@@ -40,7 +40,36 @@ def test_a_task_is_its_row_of_the_table_but_for_what_is_given(finetune_place, tm
     assert resolved(finetune_place, tmp_path, "--task", "MNLI").saves_model
     few = resolved(finetune_place, tmp_path, "--max-train", "7")
     assert len(few.data.train) == few.settings["train_examples"] == 7
-    assert few.data.notes[-1] == "trained on the first 7 of 192 examples"
+    assert few.data.notes[-2:] == [
+        "trained on the first 7 of 192 examples",
+        "a batch of 32 examples: all 7 there are make one",
+    ]
+
+
+@pytest.mark.parametrize("task", ["mrpc", "stsb", "rte"])
+def test_a_start_other_than_the_published_one_is_said(finetune_place, tmp_path, task):
+    (tmp_path / "glue" / "MRPC").mkdir(parents=True)
+    for part in ("train", "dev"):
+        lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t1\t2\ta\tb"]
+        (tmp_path / "glue" / "MRPC" / f"{part}.tsv").write_text("\n".join(lines) + "\n")
+    data = tmp_path if task == "mrpc" else finetune_place
+    named = ["--task", task, "--data", str(data / "glue")]
+    (note,) = resolved(finetune_place, tmp_path, *named).start_notes
+    folder = TASKS[task].folder
+    assert f"starts {folder} from MNLI's finetuned model, this one from a model that is not" in note
+    start = tmp_path / "mnli"
+    shutil.copytree(finetune_place / "run", start)
+    description = json.loads((start / "export" / "config.json").read_text())
+    description["task"] = {"name": "mnli"}
+    (start / "export" / "config.json").write_text(json.dumps(description))
+    named += ["--checkpoint", str(start)]
+    assert not resolved(finetune_place, tmp_path, *named).start_notes
+    (note,) = resolved(finetune_place, tmp_path, *named, "--from-scratch").start_notes
+    assert "this one from random weights" in note
+
+
+def test_other_tasks_start_as_published(finetune_place, tmp_path):
+    assert not resolved(finetune_place, tmp_path).start_notes
 
 
 def test_done_is_a_result_of_the_same_work_with_all_that_is_asked_for(finetune_place, tmp_path):

@@ -1,0 +1,122 @@
+"""What a finetuning computes of its data: token ids before it, predictions and metrics after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from model.classifier import SequenceClassifier
+from recipes.classification_batches import EncodedExamples
+from recipes.classification_data import Examples
+from recipes.cli import UserError
+from recipes.engine import World
+from recipes.finetune_options import Finetuning
+from recipes.metrics import compute
+from recipes.predictions import write_predictions
+
+EVALUATION_BATCH = 256
+
+
+def learnt(work: Finetuning) -> Examples:
+    """The training set, its labels on the scale on which they are learnt."""
+    train = work.data.train
+    if work.scale is None:
+        return train
+    assert train.labels is not None
+    return replace(train, labels=work.scale.learnt(train.labels))
+
+
+def encode_all(work: Finetuning) -> tuple[EncodedExamples, dict[str, EncodedExamples]]:
+    """The training set, and the development sets by name."""
+    dev = {name: encode(work, examples) for name, examples in work.data.dev.items()}
+    return encode(work, learnt(work)), dev
+
+
+def cut_notes(work: Finetuning, sets: Mapping[str, EncodedExamples]) -> list[str]:
+    return [
+        f"{name} set: {of.cut:,} of {len(of):,} examples are cut to {work.options.max_length:,} "
+        f"tokens, the longest has {of.longest:,} (--max-length)"
+        for name, of in sets.items()
+        if of.cut
+    ]
+
+
+def encode(work: Finetuning, examples: Examples) -> EncodedExamples:
+    return EncodedExamples(
+        work.tokenizer,
+        examples.first,
+        examples.second,
+        examples.labels,
+        max_length=work.options.max_length,
+    )
+
+
+@torch.no_grad()
+def predict(model: SequenceClassifier, examples: EncodedExamples, world: World) -> np.ndarray:
+    """Class index int64 [examples], or value float32 [examples]. Call on every rank.
+
+    Raises:
+        UserError: the model computes something else than numbers.
+    """
+    model.eval()
+    mine: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for batch in examples.evaluation_batches(
+        EVALUATION_BATCH, rank=world.data_parallel_rank, world_size=world.data_parallel_size
+    ):
+        batch = batch.to(world.device)
+        logits = model.logits(
+            batch.input_ids,
+            batch.sequence_offsets,
+            batch.max_sequence_length,
+            batch.token_type_ids,
+        )
+        logits = logits[: len(batch.rows)]
+        best = logits.squeeze(-1) if model.outputs == 1 else logits.argmax(-1)
+        finite = logits.isfinite().all(-1)  # of what is not, argmax makes a class like any other
+        mine.append((batch.rows, best.cpu().numpy(), finite.cpu().numpy()))
+    model.train()
+    gathered: list[Any] = [None] * world.world_size
+    dist.all_gather_object(gathered, mine)
+    predictions = np.zeros(len(examples), np.float32 if model.outputs == 1 else np.int64)
+    broken = 0
+    for rows, values, finite in (batch for part in gathered for batch in part):
+        predictions[rows] = values
+        broken += int((~finite).sum())
+    if broken:
+        raise UserError(
+            f"for {broken:,} of {len(examples):,} examples the model computes something else than "
+            "numbers (NaN or infinity); nothing of it is written, a lower --learning-rate is the "
+            "usual cure"
+        )
+    return predictions
+
+
+def evaluate(
+    model: SequenceClassifier, work: Finetuning, sets: Mapping[str, EncodedExamples], world: World
+) -> dict[str, dict[str, float]]:
+    """The task's metrics for each development set, by its name. Call on every rank."""
+    metrics = {}
+    for name, examples in sets.items():
+        assert examples.labels is not None
+        predictions = predict(model, examples, world)
+        if work.scale is not None:
+            predictions = work.scale.own_units(predictions)
+        try:
+            metrics[name] = compute(work.task.metrics, predictions, examples.labels)
+        except ValueError as error:
+            raise UserError(f"{work.name}, {name} set: {error}") from None
+    return metrics
+
+
+def predict_test(model: SequenceClassifier, work: Finetuning, world: World) -> None:
+    """Files for the GLUE server in `<task>-seed<k>/predictions`. Call on every rank."""
+    for name, examples in work.data.test.items():
+        predictions = predict(model, encode(work, examples), world)
+        if world.rank == 0:
+            path = write_predictions(work.predictions, work.task, name, predictions)
+            print(f"test predictions: {path}")
