@@ -78,6 +78,12 @@ class ModelConfig:
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
+    def why_not_length(self, tokens: int) -> str | None:
+        """What is against sequences of so many tokens; None where nothing is."""
+        if self.positions == "learned" and tokens > self.max_positions:
+            return f"{self.name} has learned positions for {self.max_positions} tokens at most"
+        return None
+
     def parameters(self) -> int:
         """Learnable parameters, the decoder tied to the embedding counted once (N of Eq. 3)."""
         h, f = self.hidden_size, self.ffn_size

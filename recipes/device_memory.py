@@ -1,17 +1,16 @@
 """What pretraining needs of a GPU's memory, before there is a GPU.
 
-The states follow from the number of parameters and from what DeepSpeed keeps. The activations are
-those that autograd keeps: of the Triton kernels by formula, of the plain ones counted on the CPU in
-a forward pass of the real layers over two sequences, scaled to the micro-batch. Buffers that live
-for moments only are covered by a reserve, so this is an estimate, and does not know better than a
-user who gives --gpu-memory-gb.
+All of it is arithmetic, nothing is allocated. The states follow from the number of parameters and
+from what DeepSpeed keeps. The activations are those that autograd keeps, per sequence by formula
+(tests count them on the CPU) and times the micro-batch. Buffers that live for moments only are
+covered by a reserve, so this is an estimate, and does not know better than a user who gives
+--gpu-memory-gb.
 """
 
 from __future__ import annotations
 
-import functools
 import socket
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,12 +18,9 @@ import torch.distributed as dist
 
 from model.config import ModelConfig
 from model.kernels.tiling import is_whole
-from model.masked_lm import MaskedLM
-from model.parallel import initialize_parallel
 from recipes.cli import UserError
 from recipes.engine import BatchPlan, World, precision
 
-PROBE_SEQUENCES = 2
 RESERVE = 3 * 10**9
 """Allowance for the CUDA context, NCCL's and cuBLAS's buffers, and fragmentation."""
 UNSPLIT_SHARE = 0.22
@@ -68,13 +64,13 @@ def estimate(
         config.parameters() // tensor_parallel, deepspeed, plan.data_parallel
     )
     dtype = torch.bfloat16 if precision(deepspeed) == "bf16" else torch.float32
-    shape = config, dtype, sequence_length, mask_probability
-    if kernels == "triton" and attention == "triton" and config.feed_forward != "standard":
-        per_sequence = triton_activation_bytes(*shape, recompute=recompute)
-    else:
-        per_sequence = activation_bytes(
-            *shape, "sdpa" if attention in ("triton", "flash") else attention, recompute
-        )
+    per_sequence = activation_bytes(
+        *(config, dtype, sequence_length, mask_probability),
+        attention=attention,
+        kernels=kernels,
+        recompute=recompute,
+    )
+    if kernels != "triton":
         # The loss reads fp32 logits, which autograd keeps; those in the model's precision live
         # beside them for a moment, and so do their gradients.
         masked = round(mask_probability * sequence_length)
@@ -154,100 +150,70 @@ def state_bytes(parameters: int, deepspeed: dict[str, Any], ranks: int) -> tuple
     return 2 * parameters, gradients, 12 * shard
 
 
-@functools.cache
 def activation_bytes(
     config: ModelConfig,
     dtype: torch.dtype,
     sequence_length: int,
     mask_probability: float,
+    *,
     attention: str = "sdpa",
+    kernels: str = "torch",
     recompute: bool = False,
 ) -> int:
     """Bytes per full sequence that one forward pass keeps for its backward pass.
 
-    Measured on models of one and of two layers: every further layer keeps what the second does, or
-    only its input where it is computed again (and all of one layer then, when its turn comes).
-    Needs a world of one process, and makes it where there is none.
-    """
-    initialize_parallel()
-    one, two = (
-        kept_bytes(
-            replace(config, num_layers=layers),
-            dtype,
-            PROBE_SEQUENCES,
-            sequence_length,
-            mask_probability,
-            attention,
-        )
-        for layers in (1, 2)
-    )
-    layer = (two - one) // PROBE_SEQUENCES
-    kept = sequence_length * config.hidden_size * dtype.itemsize if recompute else layer
-    return one // PROBE_SEQUENCES + (config.num_layers - 1) * kept
+    They are tensors of n rows or, behind the last layer's attention, of the k rows to predict.
 
-
-def triton_activation_bytes(
-    config: ModelConfig,
-    dtype: torch.dtype,
-    sequence_length: int,
-    mask_probability: float,
-    recompute: bool = False,
-) -> int:
-    """`activation_bytes` of a gated model with Triton kernels: tensors of n rows or, in the last
-    layer and the head, of the k rows to predict.
+    Args:
+        attention: `flash` is taken for `sdpa`; kernels: `compile` for `torch`.
+        recompute: of all layers but the last only the input is kept, and one of them at a time is
+            there as a whole (while the last one, whose turn comes first, is not).
     """
     n, k = sequence_length, round(mask_probability * sequence_length)
-    h, f, vocabulary = config.hidden_size, config.ffn_size, config.padded_vocab_size
-    whole = is_whole(sequence_length, config.head_dim)
-    statistics = 4 * 2 * 2  # two numbers per row, fp32, twice
-    log_sums = 0 if whole else 4 * n * config.num_heads
-    qkv_and_input = 4 * n * h
-    # Context, both sums before a norm, what the feed-forward reads; gate, value and their product.
-    behind_attention = 4 * h + 3 * f
-    layer = (qkv_and_input + n * behind_attention) * dtype.itemsize + n * statistics + log_sums
-    last = (qkv_and_input + k * behind_attention) * dtype.itemsize + k * statistics + log_sums
-    if not whole:  # the backward pass of the kernel reads its output, before rows are picked
-        last += n * h * dtype.itemsize
-    embedding = n * h * dtype.itemsize
-    # The head's input, what GELU, norm and decoder read, and the logits.
-    head = k * (4 * h + vocabulary) * dtype.itemsize
-    between = n * h * dtype.itemsize if recompute else layer
+    size, h = dtype.itemsize, config.hidden_size
+    plain = kernels != "triton"
+    dropped = 1 if plain and config.hidden_dropout else 0  # a stored mask has a byte per unit
+    per_row = behind_attention_bytes(config, size, plain)
+    layer = n * h * size + attention_bytes(config, size, n, attention) + n * per_row
+    last = layer - (n - k) * per_row
+    if attention == "triton" and not is_whole(n, config.head_dim):
+        last += n * h * size  # the backward pass reads the output, before rows are picked
+    embedding = n * h * (size + dropped)
+    # The head's input, what GELU, norm and decoder read, and of the logits what the loss keeps.
+    head = k * (4 * h * size + config.padded_vocab_size * (4 if plain else size))
+    between = n * h * size if recompute else layer
     everything = embedding + (config.num_layers - 1) * between + last + head
-    # Recomputed, one of the layers is there as a whole, but the last one never meets another.
-    return everything + (max(0, layer - last) if recompute else 0)
+    return everything + (max(0, layer - last) if recompute and config.num_layers > 1 else 0)
 
 
-def kept_bytes(
-    config: ModelConfig,
-    dtype: torch.dtype,
-    sequences: int,
-    sequence_length: int,
-    mask_probability: float,
-    attention: str = "sdpa",
-    kernels: str = "torch",
-) -> int:
-    """Bytes that autograd keeps of one forward pass, parameters left out."""
-    model = MaskedLM(config, attention, kernels).to(dtype)
-    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Any] = {}  # storages, held so that no address is used twice
+def attention_bytes(config: ModelConfig, size: int, length: int, attention: str) -> int:
+    """Bytes that attention keeps of one sequence beside its input, the context left out.
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
+    Args:
+        size: bytes of a number in the model's precision.
+    """
+    n, h, heads = length, config.hidden_size, config.num_heads
+    if attention == "triton":
+        return 3 * n * h * size + (0 if is_whole(n, config.head_dim) else 4 * n * heads)
+    if attention == "reference" or config.attention_dropout:
+        # Queries, keys and values in fp32, and the weights; where some are dropped, these before
+        # and after it, and which. So does SDPA on the CPU; what it keeps on a GPU may be less.
+        squares = 3 if config.attention_dropout else 1
+        return 4 * (3 * n * h + squares * heads * n * n)
+    bias = heads * n * n if config.positions == "alibi" else n
+    return (4 * n * h + bias) * size + 4 * n * heads
 
-    tokens = sequences * sequence_length
-    masked = round(mask_probability * sequence_length)
-    starts = torch.arange(sequences) * sequence_length
-    positions = (starts[:, None] + torch.arange(masked)).flatten()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(
-            torch.zeros(tokens, dtype=torch.long),
-            torch.arange(sequences + 1, dtype=torch.int32) * sequence_length,
-            sequence_length,
-            positions,
-            torch.zeros(len(positions), dtype=torch.long),
-            sequence_keys=torch.zeros(sequences, dtype=torch.long),
-        )
-    return sum(storage.nbytes() for storage in kept.values())
+
+def behind_attention_bytes(config: ModelConfig, size: int, plain: bool) -> int:
+    """Bytes that a layer keeps of each row behind its attention.
+
+    Context, both sums before a norm, what the feed-forward reads, and what it computes: before and
+    after GELU, or gate, value and their product. Two numbers per norm are fp32. The plain kernels
+    keep GELU of the gate as well, and the masks of dropout.
+    """
+    h, f = config.hidden_size, config.ffn_size
+    gated = config.feed_forward != "standard"
+    values = 4 * h + (4 if gated and plain else 3 if gated else 2) * f
+    masks = (h if config.hidden_dropout else 0) * (1 if gated else 2)
+    masks += f if config.ffn_dropout else 0
+    return values * size + 4 * 2 * 2 + (masks if plain else 0)

@@ -55,7 +55,7 @@ from recipes.device_memory import MemoryEstimate, estimate, state_bytes
 from recipes.engine import BatchPlan, plan_batches, precision
 from recipes.schedule import duration_in_sequences
 from recipes.throughput import PEAK_BF16_FLOPS, mfu, peak_flops
-from recipes.whole_files import write_whole
+from recipes.whole_files import why_no_file, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path("docs/results/throughput.json")
@@ -414,6 +414,8 @@ def resolve(options: Any) -> Question:
         size = model.name.rpartition("-")[2]
         path = ROOT / "ds_configs" / ("tiny_cpu.json" if size == "tiny" else f"{size}.json")
     deepspeed = path and faults.attempt(lambda: engine.read_config(path))
+    if model and (refusal := model.why_not_length(options.sequence_length)):
+        faults.append(f"--sequence-length {options.sequence_length}: {refusal}")
     record = faults.attempt(lambda: read_record(options.record, options))
     faults.stop()
     assert model and deepspeed and path
@@ -452,10 +454,13 @@ def read_record(path: Path, options: Any) -> dict[str, Any] | None:
 
 
 def _option_faults(options: Any) -> list[str]:
+    faults = list(options.faults)
     tokens = options.tokens_per_sequence
-    if tokens is None or tokens <= options.sequence_length:
-        return options.faults
-    return [*options.faults, f"--tokens-per-sequence {tokens:g}: at most {options.sequence_length}"]
+    if tokens is not None and tokens > options.sequence_length:
+        faults.append(f"--tokens-per-sequence {tokens:g}: at most {options.sequence_length}")
+    if options.json and (refusal := why_no_file(options.json)):
+        faults.append(f"--json {options.json}: {refusal}")
+    return faults
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

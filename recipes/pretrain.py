@@ -269,22 +269,19 @@ def export_weights(trainer: Any, settings: Run, done: Progress, directory: Path)
 
 
 def needed_memory(settings: Run) -> device_memory.MemoryEstimate:
-    """What a GPU has to hold. Call before the ranks have met: it takes a world of one process."""
+    """What a GPU has to hold."""
     options = settings.options
-    try:
-        return device_memory.estimate(
-            settings.model,
-            settings.deepspeed,
-            settings.plan,
-            sequence_length=options.sequence_length,
-            mask_probability=options.mask_probability,
-            tensor_parallel=options.tensor_parallel,
-            attention=options.attention,
-            kernels=options.kernels,
-            recompute=options.recompute,
-        )
-    finally:
-        engine.shut_down()
+    return device_memory.estimate(
+        settings.model,
+        settings.deepspeed,
+        settings.plan,
+        sequence_length=options.sequence_length,
+        mask_probability=options.mask_probability,
+        tensor_parallel=options.tensor_parallel,
+        attention=options.attention,
+        kernels=options.kernels,
+        recompute=options.recompute,
+    )
 
 
 def on_skipped(done: Progress, loss: float, norm: float, in_a_row: int, world: World) -> None:
@@ -542,11 +539,8 @@ def _option_faults(options: Any) -> list[str]:
 
 def _model_faults(model: ModelConfig, options: Any) -> list[str]:
     faults = []
-    if model.positions == "learned" and options.sequence_length > model.max_positions:
-        faults.append(
-            f"--sequence-length {options.sequence_length}: {model.name} has learned positions for "
-            f"{model.max_positions} tokens at most"
-        )
+    if refusal := model.why_not_length(options.sequence_length):
+        faults.append(f"--sequence-length {options.sequence_length}: {refusal}")
     if model.num_heads % options.tensor_parallel:
         fitting = [n for n in range(1, model.num_heads + 1) if model.num_heads % n == 0]
         faults.append(

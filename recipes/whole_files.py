@@ -40,6 +40,13 @@ def why_no_directory(path: Path) -> str | None:
     return None
 
 
+def why_no_file(path: Path) -> str | None:
+    """What would keep `path` from being written as a file, or None; as `why_no_directory`."""
+    if path.is_dir():
+        return "is a directory; name a file"
+    return why_no_directory(path.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Bring the names in `directory` to the disk: a rename before this can be lost in a crash."""
     descriptor = os.open(directory, os.O_RDONLY)

@@ -22,7 +22,8 @@ from pretrain_scenarios import (
     write_data,
 )
 
-from model.config import PRESETS
+from model.config import PRESETS, ModelConfig
+from model.masked_lm import MaskedLM
 from model.parallel import initialize_parallel
 from recipes import device_memory as memory
 from recipes import engine, pretrain
@@ -34,7 +35,45 @@ from recipes.token_shards import MANIFEST_NAME
 ROOT = Path(__file__).resolve().parents[2]
 BF16 = {"bf16": {"enabled": True}}
 ACCUMULATED = {**BF16, "data_types": {"grad_accum_dtype": "fp32"}}
+SIZES: dict[str, Any] = dict(vocab_size=128, hidden_size=64, num_heads=2, ffn_size=128)
 SMALL = replace(PRESETS["rapidbert-tiny"], vocab_size=512)
+
+
+def kept_bytes(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    sequences: int,
+    sequence_length: int,
+    mask_probability: float,
+    attention: str = "sdpa",
+    kernels: str = "torch",
+) -> int:
+    """Bytes that autograd keeps of a forward pass of the real layers, parameters left out."""
+    initialize_parallel()
+    model = MaskedLM(config, attention, kernels).to(dtype)
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Any] = {}  # storages, held so that no address is used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    tokens = sequences * sequence_length
+    masked = round(mask_probability * sequence_length)
+    starts = torch.arange(sequences) * sequence_length
+    positions = (starts[:, None] + torch.arange(masked)).flatten()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(
+            torch.zeros(tokens, dtype=torch.long),
+            torch.arange(sequences + 1, dtype=torch.int32) * sequence_length,
+            sequence_length,
+            positions,
+            torch.zeros(len(positions), dtype=torch.long),
+            sequence_keys=torch.zeros(sequences, dtype=torch.long),
+        )
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.fixture(scope="module")
@@ -42,28 +81,66 @@ def data(tmp_path_factory) -> Path:
     return write_data(tmp_path_factory.mktemp("prepared") / "data")
 
 
-def test_activations_of_a_deep_model_and_a_large_batch_are_those_counted(monkeypatch):
-    """Four layers and eight sequences, counted whole, against one and two layers, two sequences."""
-    for dtype in (torch.float32, torch.bfloat16):
-        for preset in ("rapidbert-tiny", "bert-tiny"):
-            config = replace(PRESETS[preset], vocab_size=512, num_layers=4)
-            each = memory.activation_bytes(config, dtype, 64, 0.3)
-            whole = memory.kept_bytes(config, dtype, 8, 64, 0.3, "sdpa")
-            assert 8 * each == pytest.approx(whole, rel=0.02)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("preset", ["rapidbert-base", "rapidbert-tiny", "bert-base", "bert-tiny"])
+@pytest.mark.parametrize("attention", ["reference", "sdpa"])
+def test_activations_are_those_that_autograd_keeps(attention, preset, dtype):
+    """With and without dropout; a deep model and several sequences, counted whole."""
+    config = replace(PRESETS[preset], **SIZES, num_layers=4)
+    each = memory.activation_bytes(config, dtype, 64, 0.3, attention=attention)
+    assert 3 * each == pytest.approx(kept_bytes(config, dtype, 3, 64, 0.3, attention), rel=0.02)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off")
-def test_activations_of_the_triton_kernels_are_those_of_the_formula():
+@pytest.mark.parametrize(
+    ("preset", "attention", "dtype", "length"),
+    [
+        ("rapidbert-base", "triton", torch.float32, 48),
+        ("rapidbert-base", "triton", torch.bfloat16, 136),  # in tiles
+        ("rapidbert-base", "sdpa", torch.float32, 48),
+        ("bert-base", "sdpa", torch.bfloat16, 48),
+        ("bert-tiny", "triton", torch.bfloat16, 48),
+    ],
+)
+def test_activations_of_the_triton_kernels(preset, attention, dtype, length):
     """What autograd keeps when the kernels really run, in the interpreter."""
-    initialize_parallel()
-    sizes = dict(vocab_size=128, num_layers=2, hidden_size=64, num_heads=1, ffn_size=128)
-    config = replace(PRESETS["rapidbert-base"], **sizes)
-    for dtype, length in ((torch.float32, 48), (torch.bfloat16, 136)):
-        formula = memory.triton_activation_bytes(config, dtype, length, 0.3)
-        kept = memory.kept_bytes(config, dtype, 2, length, 0.3, "triton", "triton")
-        assert 2 * formula == pytest.approx(kept, rel=0.04)
-        again = memory.triton_activation_bytes(config, dtype, length, 0.3, recompute=True)
-        assert again < formula
+    config = replace(PRESETS[preset], **SIZES, num_layers=2)
+    options: dict[str, str] = dict(attention=attention, kernels="triton")
+    formula = memory.activation_bytes(config, dtype, length, 0.3, **options)
+    kept = kept_bytes(config, dtype, 2, length, 0.3, attention, "triton")
+    assert 2 * formula == pytest.approx(kept, rel=0.04)
+
+
+def test_recomputing_keeps_inputs_and_one_layer():
+    config = replace(PRESETS["rapidbert-base"], num_layers=12)
+    whole, again = (
+        memory.activation_bytes(config, torch.bfloat16, 128, 0.3, recompute=recompute)
+        for recompute in (False, True)
+    )
+    assert again < whole / 3
+    one = replace(config, num_layers=1)
+    assert memory.activation_bytes(one, torch.bfloat16, 128, 0.3) == memory.activation_bytes(
+        one, torch.bfloat16, 128, 0.3, recompute=True
+    )
+
+
+@pytest.mark.parametrize("preset", ["rapidbert-base", "bert-large"])
+def test_an_estimate_allocates_nothing(preset, monkeypatch):
+    """At 200,000 tokens one bias alone would be terabytes."""
+    for make in ("empty", "zeros", "arange"):
+        monkeypatch.setattr(torch, make, None)
+    config = {**BF16, "zero_optimization": {"stage": 1}}
+    needed = memory.estimate(
+        PRESETS[preset],
+        config,
+        BatchPlan(8, 1, 1, 8),
+        sequence_length=200_000,
+        mask_probability=0.3,
+        attention="sdpa",
+    )
+    assert needed.activations > 12 * 12 * 2 * 200_000**2
+    with pytest.raises(UserError, match="not even one sequence fits"):
+        memory.check_fit(needed, 1, 80)
 
 
 def test_activations_grow_with_width_and_shrink_with_precision():

@@ -181,6 +181,16 @@ def test_every_fault_is_named_at_once(tmp_path):
     for named in ("rapidbert-base?", "--gpus", "8e5", "--tokens-per-second", "record.json"):
         assert named in faults
     assert len(caught.value.faults) == 5
+    (tmp_path / "file").touch()
+    words = ["--model", "bert-base", "--gpus", "1", "--sequence-length", "1024"]
+    words += ["--gpu-memory-gb", "inf", "--tokens-per-second-per-gpu", "inf"]
+    words += ["--network-gbps", "inf", "--price-per-gpu-hour", "inf"]
+    for target, why in ((tmp_path, "is a directory"), (tmp_path / "file" / "plan", "is a file")):
+        with pytest.raises(UserError) as caught:
+            plan.resolve(plan.parse_arguments([*words, "--json", str(target)]))
+        assert why in caught.value.faults[4]
+        assert "learned positions for 512 tokens" in caught.value.faults[5]
+        assert len(caught.value.faults) == 6
     with pytest.raises(UserError) as caught:
         words = ["--gpus", "1", "5000", "--gpu-memory-gb", "7", "--record", str(tmp_path / "none")]
         plan.main(["--model", "rapidbert-large", *words])
