@@ -31,6 +31,7 @@ from recipes.cli import UserError
 from recipes.engine import BatchPlan, World
 from recipes.kernel_options import choose_kernels
 from recipes.mlm_batches import MlmBatches, PackedBatch
+from recipes.rendezvous import launched_world_size
 from recipes.stragglers import RankTimes
 from recipes.throughput import executed_flops_utilization, mfu, peak_flops
 from recipes.token_shards import TokenShards, open_shards
@@ -109,7 +110,7 @@ def one_process() -> Iterator[World]:
     Raises:
         UserError: a launcher has started several processes.
     """
-    if engine.launched_world_size() > 1:
+    if launched_world_size() > 1:
         raise UserError(
             "benchmarks measure one device in one process; slurm/scaling_sweep.sh measures many"
         )

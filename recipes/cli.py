@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from recipes.launcher import end_with_launcher
+
 Result = TypeVar("Result")
 
 
@@ -288,6 +290,7 @@ def _explain(word: str, known: Sequence[str]) -> str:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point; a `UserError` becomes a message per fault on stderr and its exit code."""
+    end_with_launcher()
     try:
         status = main()
         sys.stdout.flush()  # here, where a closed pipe is caught, not at interpreter shutdown

@@ -15,12 +15,8 @@ import math
 import os
 import socket
 import statistics
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +27,7 @@ from torch import Tensor, nn
 
 from model.parallel import initialize_parallel
 from recipes.cli import MachineError, Result, UserError, refused
-
-# Start-up includes reading shards and compiling on a cold file system; afterwards a rank that is
-# silent for this long is gone.
-TIMEOUT = timedelta(minutes=30)
-# A launcher starts all processes at once; only their imports differ, from a cold file system.
-JOIN_TIMEOUT = timedelta(minutes=10)
-JOIN_SECONDS_UNSAID = 15.0
+from recipes.rendezvous import TIMEOUT, join, launch_environment
 
 # What a configuration may say: a type, a choice of values, or the keys of a section. `None`:
 # DeepSpeed's own (pydantic) check of the section is used; it has none for the others.
@@ -304,38 +294,6 @@ def precision(config: dict[str, Any]) -> str:
     return "bf16" if _enabled(config, "bf16") else "fp32"
 
 
-def launched_world_size() -> int:
-    """Processes this launch has, before any of them has talked to another."""
-    return int(_launch_environment().get("WORLD_SIZE", 1))
-
-
-def _launch_environment() -> dict[str, str]:
-    """RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT as the launcher set them.
-
-    `deepspeed` and `torchrun` set them themselves; under `srun` (more than one task) they follow
-    from SLURM's variables; a plain `python` is a world of one and gets none.
-    """
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    found = {name: os.environ[name] for name in names if name in os.environ}
-    if "RANK" in found or int(os.environ.get("SLURM_NTASKS", 1)) <= 1:
-        return found if "RANK" in found else {}
-    if "SLURM_PROCID" not in os.environ or "SLURM_STEP_ID" not in os.environ:
-        return {}
-    nodes = os.environ["SLURM_STEP_NODELIST"]
-    found.setdefault(
-        "MASTER_ADDR",
-        subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True
-        ).stdout.split()[0],
-    )
-    # Two jobs on one node must not meet: the port follows from the job.
-    found.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
-    found["RANK"] = os.environ["SLURM_PROCID"]
-    found["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
-    found["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
-    return found
-
-
 def initialize_world(tensor_parallel: int = 1) -> World:
     """Join the other processes; make the data- and tensor-parallel groups.
 
@@ -345,7 +303,7 @@ def initialize_world(tensor_parallel: int = 1) -> World:
     """
     import deepspeed
 
-    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"} | _launch_environment()
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"} | launch_environment()
     os.environ.update(environment)  # DeepSpeed looks there itself
     rank, local_rank, world_size = (
         int(environment[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -364,7 +322,7 @@ def initialize_world(tensor_parallel: int = 1) -> World:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world_size > 1:
-        host_group = _join(backend, environment)
+        host_group = join(backend, environment)
     else:
         dist.init_process_group(
             backend, rank=0, world_size=1, store=dist.HashStore(), timeout=TIMEOUT
@@ -382,47 +340,6 @@ def initialize_world(tensor_parallel: int = 1) -> World:
         tensor_parallel_size=tensor_parallel,
         host_group=host_group,
     )
-
-
-def _join(backend: str, environment: dict[str, str]) -> dist.ProcessGroup | None:
-    """Make the group of all processes; returns one of them all for what is on the host."""
-    with _joining(environment):
-        dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
-        host_group: dist.ProcessGroup | None = dist.group.WORLD
-        if backend != "gloo":
-            host_group = dist.new_group(backend="gloo", timeout=JOIN_TIMEOUT)
-    # Nothing public changes the patience of what is there already.
-    dist.distributed_c10d._get_default_store().set_timeout(TIMEOUT)
-    for group in {dist.group.WORLD, host_group}:
-        dist.distributed_c10d._set_pg_timeout(TIMEOUT, group)
-    return host_group
-
-
-@contextmanager
-def _joining(environment: dict[str, str]) -> Iterator[None]:
-    """While this process waits for the others: say where if it takes long, and why it failed."""
-    names = ("MASTER_ADDR", "MASTER_PORT")
-    address, port = (environment.get(name) or os.environ.get(name, "unset") for name in names)
-    where = f"rank {environment['RANK']} ({socket.gethostname()})"
-
-    def say() -> None:
-        print(f"{where}: waiting for {address}:{port} and the other ranks ...", flush=True)
-
-    timer = threading.Timer(JOIN_SECONDS_UNSAID, say)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:  # the latter where a variable is not set
-        raise MachineError(
-            f"{where} could not join the {environment['WORLD_SIZE']} processes at "
-            f"{address}:{port}: {str(error).splitlines()[0].rstrip('.')}. "
-            "If the first node is not reachable by this name, set "
-            "MASTER_ADDR, and if another network interface leads there, GLOO_SOCKET_IFNAME and "
-            "NCCL_SOCKET_IFNAME (on a cluster in slurm/cluster.sh)"
-        ) from error
-    finally:
-        timer.cancel()
 
 
 class MegatronTopology:

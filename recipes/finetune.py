@@ -20,6 +20,10 @@ from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from recipes.launcher import end_with_launcher
+
+    end_with_launcher()
 
 import numpy as np
 import torch
@@ -46,6 +50,7 @@ from recipes.finetune_options import (
 )
 from recipes.glue_tasks import Task
 from recipes.locks import lock
+from recipes.rendezvous import launched_world_size
 from recipes.run_log import LOG_NAME, RunLog, shown_measure
 from recipes.run_record import git_revision, versions
 from recipes.schedule import adamw_weight_decay, learning_rate
@@ -54,7 +59,7 @@ from recipes.whole_files import write_whole
 
 def main() -> int:
     options = parse_arguments()
-    work = resolve(options, engine.launched_world_size())
+    work = resolve(options, launched_world_size())
     if options.dry_run:
         try:
             initialize_parallel()

@@ -12,7 +12,9 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 INTERRUPTED = 75
 """Exit status after a signal: checkpointed, to be started again (EX_TEMPFAIL of sysexits.h)."""
@@ -47,7 +49,8 @@ class StopRequests:
         # os.write: print is not safe to re-enter from a handler.
         name = signal.Signals(number).name
         message = f"rank {self._rank} ({socket.gethostname()}): {name}, ending after this step\n"
-        os.write(sys.__stdout__.fileno() if sys.__stdout__ else 1, message.encode())
+        with suppress(OSError):
+            os.write(sys.__stdout__.fileno() if sys.__stdout__ else 1, message.encode())
         self.signalled = True
         if number == signal.SIGINT:  # a second Ctrl-C does not wait
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -65,6 +68,35 @@ class StopRequests:
         """Remove the stop file, so that the next start goes on."""
         if self._rank == 0:
             self._file.unlink(missing_ok=True)
+
+
+class LastingConsole:
+    """A console that may go away: a launcher that is killed, a terminal that is closed.
+
+    What is printed then is dropped: it stands in the run's log as well, and no print may end a run
+    between two checkpoints.
+    """
+
+    def __init__(self, console: TextIO):
+        self._console = console
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._console.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._console.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._console, name)
+
+
+def outlive_the_console() -> None:
+    """From now on, what this process prints is dropped when nobody takes it any more."""
+    sys.stdout = cast(TextIO, LastingConsole(sys.stdout))
+    sys.stderr = cast(TextIO, LastingConsole(sys.stderr))
 
 
 class Watchdog:

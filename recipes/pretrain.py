@@ -23,6 +23,10 @@ from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from recipes.launcher import end_with_launcher
+
+    end_with_launcher()
 
 import torch
 import torch.distributed as dist
@@ -57,9 +61,16 @@ from recipes.cli import (
 )
 from recipes.engine import BatchPlan, World
 from recipes.export import TOKENIZER_FILES, export
-from recipes.interruption import INTERRUPTED, STOPPED, StopRequests, Watchdog
+from recipes.interruption import (
+    INTERRUPTED,
+    STOPPED,
+    StopRequests,
+    Watchdog,
+    outlive_the_console,
+)
 from recipes.kernel_options import add_kernel_options, choose_kernels
 from recipes.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
+from recipes.rendezvous import launched_world_size
 from recipes.run_log import RunLog
 from recipes.schedule import (
     Budget,
@@ -101,7 +112,7 @@ class Run:
 
 def main() -> int:
     options = parse_arguments()
-    settings = resolve(options, options.gpus or engine.launched_world_size())
+    settings = resolve(options, options.gpus or launched_world_size())
     if options.dry_run:
         print(run_record.describe(settings))
         memory = needed_memory(settings)
@@ -117,6 +128,7 @@ def main() -> int:
         if needed:
             size = settings.plan.micro_batch
             device_memory.check_devices(needed, size, world, options.gpu_memory_gb)
+        outlive_the_console()
         status = train(settings, world, watchdog)
     except UserError:
         faulthandler.dump_traceback_later(SHUTDOWN_SECONDS, exit=True)  # others may not have failed

@@ -13,6 +13,7 @@ from pretrain_scenarios import Outcome, command_line, run_world, values, write_c
 
 from recipes import engine, pretrain, run_record
 from recipes.cli import UserError
+from recipes.rendezvous import launched_world_size
 from recipes.whole_files import why_no_directory
 
 
@@ -26,7 +27,7 @@ def started(*command_lines: list[str]) -> list[bool | str]:
     results: list[bool | str] = []
     for arguments in command_lines:
         options = pretrain.parse_arguments(arguments)
-        settings = pretrain.resolve(options, engine.launched_world_size())
+        settings = pretrain.resolve(options, launched_world_size())
         if not torch.distributed.is_initialized():
             world = engine.initialize_world()
         try:
