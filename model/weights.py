@@ -4,6 +4,12 @@ The public layout is MosaicBERT's for RapidBERT (`bert.encoder.layer.N.attention
 q|k|v; `mlp.gated_layers`, rows gate|value) and Hugging Face's for BERT. Megatron interleaves QKV
 per head, rows [head, (q, k, v), head_dim], so that a tensor-parallel rank holds whole heads. The
 decoder's matrix is the word embedding's and is stored once.
+
+Files of others are read as they are found: what has two names may have either or both, if they hold
+the same; `gamma` and `beta` are the weight and bias of old norms; rows that the padded vocabulary
+has beyond the file's are made, so that they are never predicted. What is left out on purpose is the
+heads that were not asked for, the pooler and the next-sentence head among them, and numbers of
+positions. Anything else that the model has no place for is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
@@ -20,6 +27,17 @@ from .config import ModelConfig
 
 State = dict[str, Tensor]
 
+WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+DECODER_BIAS = "cls.predictions.decoder.bias"
+# Second names of one tensor: what files of Hugging Face's BERT call it, and we do.
+SAME = {
+    "cls.predictions.bias": DECODER_BIAS,
+    "cls.predictions.decoder.weight": WORD_EMBEDDINGS,
+}
+OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
+NEVER_PREDICTED = -1e4
+"""Bias of a vocabulary row without a piece: its probability is zero in every precision."""
 
 Head = Literal["masked_lm", "classifier", "none"]
 
@@ -48,13 +66,16 @@ def to_public(state: Mapping[str, Tensor], config: ModelConfig, head: Head = "ma
 def from_public(
     public: Mapping[str, Tensor], config: ModelConfig, head: Head = "masked_lm"
 ) -> State:
-    """Inverse of `to_public`. Tensors that the model has no place for are left out.
+    """Inverse of `to_public`, also of files that others wrote (see the head of this file).
 
     Raises:
-        ValueError: missing tensors, or QKV rows that cannot be regrouped, all of them named. The
-            other shapes are for `scatter_state` to check.
+        ValueError: missing tensors, ones that the model has no place for, two names with different
+            values, or QKV rows that cannot be regrouped, all of them named. The other shapes are
+            for `scatter_state` to check.
     """
-    public = dict(public)
+    faults: list[str] = []
+    public = _under_our_names(public, config, faults)
+    faults += _without_a_place(public, config, head)
     if config.feed_forward == "glu":
         for prefix in _layer_prefixes(config):
             fused = public.pop(f"{prefix}.mlp.gated_layers.weight", None)
@@ -62,7 +83,7 @@ def from_public(
                 gate, value = fused.chunk(2)
                 public[f"{prefix}.mlp.gate.weight"] = gate
                 public[f"{prefix}.mlp.value.weight"] = value
-    faults, state = [], {}
+    state = {}
     for ours, theirs in _names(config, head).items():
         names = [theirs] if isinstance(theirs, str) else theirs
         missing = [name for name in names if name not in public]
@@ -81,6 +102,43 @@ def from_public(
     if faults:
         raise ValueError("weights do not fit the model: " + "; ".join(faults))
     return state
+
+
+def _under_our_names(public: Mapping[str, Tensor], config: ModelConfig, faults: list[str]) -> State:
+    """The tensors of a file, each under one name, the vocabulary padded."""
+    if not any(name.startswith("bert.") for name in public):
+        # Of an encoder that was saved without a head, names begin one level further down.
+        parts = ("embeddings.", "encoder.", "pooler.")
+        public = {f"bert.{x}" if x.startswith(parts) else x: t for x, t in public.items()}
+    named: State = {}
+    spelt: dict[str, str] = {}
+    for found, tensor in public.items():
+        name = SAME.get(found, found)
+        for old, new in OLD_NORMS.items():
+            name = name.replace(old, new)
+        if name not in named:
+            named[name], spelt[name] = tensor, found
+        elif not torch.equal(named[name], tensor):
+            faults.append(f"{spelt[name]} and {found} differ: to the model they are one tensor")
+    for name, value in ((WORD_EMBEDDINGS, 0.0), (DECODER_BIAS, NEVER_PREDICTED)):
+        if name in named and named[name].shape[:1] == (config.vocab_size,):
+            rows = config.padded_vocab_size - config.vocab_size
+            beside = (0, 0) * (named[name].dim() - 1)
+            named[name] = F.pad(named[name], (*beside, 0, rows), value=value)
+    return named
+
+
+def _without_a_place(public: Mapping[str, Tensor], config: ModelConfig, head: Head) -> list[str]:
+    """Faults for the tensors of the encoder, or of the head asked for, that it does not have."""
+    known = {DECODER_BIAS, *BUFFERS}
+    for names in _names(config, head).values():
+        known.update([names] if isinstance(names, str) else names)
+    if config.feed_forward == "glu":
+        known.update(f"{prefix}.mlp.gated_layers.weight" for prefix in _layer_prefixes(config))
+    inside = ("bert.embeddings.", "bert.encoder.")
+    inside += ("cls.predictions.",) if head == "masked_lm" else ()
+    unknown = [name for name in public if name.startswith(inside) and name not in known]
+    return [f"the model has no place for {', '.join(sorted(unknown))}"] if unknown else []
 
 
 def gather_state(
@@ -194,7 +252,7 @@ def _names(config: ModelConfig, head: Head) -> dict[str, str | list[str]]:
     if head == "masked_lm":
         both("head.dense", "cls.predictions.transform.dense")
         both("head.layernorm", "cls.predictions.transform.LayerNorm")
-        names["head.decoder_bias"] = "cls.predictions.decoder.bias"
+        names["head.decoder_bias"] = DECODER_BIAS
     elif head == "classifier":
         both("pooler", "bert.pooler.dense")
         both("classifier", "classifier")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from plain_bert import randomise
+from safetensors.torch import load_file
 
 from model.config import ModelConfig
 from model.masked_lm import MaskedLM
@@ -100,6 +103,99 @@ def test_qkv_that_cannot_be_regrouped_is_named_with_every_other_fault():
         f"{self_attention}.key.weight is [10, 12], not 12 rows; "
         "missing cls.predictions.decoder.bias"
     )
+
+
+def transformers_file(kind: str, directory: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model of `transformers` with a vocabulary of 60 pieces, and the file that it saves."""
+    transformers = pytest.importorskip("transformers")
+    model = getattr(transformers, kind)(
+        transformers.BertConfig(
+            vocab_size=60,
+            hidden_size=HIDDEN,
+            num_hidden_layers=2,
+            num_attention_heads=HEADS,
+            intermediate_size=20,
+            max_position_embeddings=8,
+        )
+    )
+    randomise(model)
+    model.eval().save_pretrained(directory)
+    return model, load_file(directory / "model.safetensors")
+
+
+IDS = torch.tensor([2, 17, 59, 5, 3])
+OF_60 = replace(tiny("bert"), vocab_size=60)
+
+
+def old_norms(file: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As the first files were, which TensorFlow's names shine through."""
+    file = {
+        x.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        : tensor for x, tensor in file.items()
+    }  # fmt: skip
+    assert sum("gamma" in x for x in file) == sum("beta" in x for x in file) == 6
+    return file
+
+
+def with_everything(file: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Both names of what has two, and what older versions saved beside the weights."""
+    return file | {
+        "cls.predictions.decoder.weight": file["bert.embeddings.word_embeddings.weight"].clone(),
+        "cls.predictions.decoder.bias": file["cls.predictions.bias"].clone(),
+        "bert.embeddings.position_ids": torch.arange(8)[None],
+    }
+
+
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForPreTraining"])
+@pytest.mark.parametrize("change", [dict, old_norms, with_everything])
+def test_files_of_transformers_are_read(kind, change, tmp_path):
+    """The masked-token head's bias under its own name, with pooler and next-sentence head or not,
+    and a vocabulary that is not padded; logits as there.
+    """
+    theirs, file = transformers_file(kind, tmp_path)
+    assert "cls.predictions.bias" in file and "cls.predictions.decoder.bias" not in file
+    ours = MaskedLM(OF_60).eval()
+    scatter_state(ours, from_public(change(file), OF_60))
+    output = theirs(IDS[None])
+    expected = output.logits if kind == "BertForMaskedLM" else output.prediction_logits
+    logits = ours.logits(IDS, torch.tensor([0, 5], dtype=torch.int32), 5)
+    torch.testing.assert_close(logits[:, :60], expected[0], rtol=0, atol=1e-5)
+    assert (logits.softmax(-1)[:, 60:] == 0).all()
+
+
+def test_a_file_without_heads_is_an_encoder(tmp_path):
+    _, file = transformers_file("BertModel", tmp_path)
+    assert "embeddings.word_embeddings.weight" in file
+    state = from_public(file, OF_60, "none")
+    assert all(name.startswith("encoder.") for name in state)
+    with pytest.raises(ValueError, match=r"missing cls\.predictions\.decoder\.bias"):
+        from_public(file, OF_60)
+
+
+def test_two_names_that_differ_are_refused(tmp_path):
+    _, file = transformers_file("BertForMaskedLM", tmp_path)
+    for name, like in (
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        ("bert.embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.weight"),
+    ):
+        for order in (1, -1):
+            both = dict(list({**file, name: file[like] + 1}.items())[::order])
+            with pytest.raises(ValueError, match="differ: to the model they are one tensor") as e:
+                from_public(both, OF_60)
+            assert name in str(e.value) and like in str(e.value)
+
+
+def test_what_the_model_has_no_place_for_is_refused_not_dropped(tmp_path):
+    """Layers beyond the last one, positions of a model that has none."""
+    _, file = transformers_file("BertForMaskedLM", tmp_path)
+    with pytest.raises(ValueError, match=r"no place for bert\.encoder\.layer\.1\.") as error:
+        from_public(file, replace(OF_60, num_layers=1))
+    assert "layer.1.output.dense.weight" in str(error.value)
+    state = to_public(gather_state(build("rapidbert")), tiny("rapidbert"))
+    state["bert.embeddings.position_embeddings.weight"] = torch.zeros(8, HIDDEN)
+    with pytest.raises(ValueError, match="position_embeddings"):
+        from_public(state, tiny("rapidbert"))
 
 
 def test_scatter_names_missing_unknown_and_misshapen_tensors():
