@@ -135,7 +135,7 @@ def _without_a_place(public: Mapping[str, Tensor], config: ModelConfig, head: He
         known.update([names] if isinstance(names, str) else names)
     if config.feed_forward == "glu":
         known.update(f"{prefix}.mlp.gated_layers.weight" for prefix in _layer_prefixes(config))
-    inside = ("bert.embeddings.", "bert.encoder.")
+    inside: tuple[str, ...] = ("bert.embeddings.", "bert.encoder.")
     inside += ("cls.predictions.",) if head == "masked_lm" else ()
     unknown = [name for name in public if name.startswith(inside) and name not in known]
     return [f"the model has no place for {', '.join(sorted(unknown))}"] if unknown else []
