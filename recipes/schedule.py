@@ -61,6 +61,10 @@ def learning_rate(
 ) -> float:
     """Linear warm-up, then linear decay.
 
+    The published runs used Composer's schedule, whose first step has the rate 0 and whose last step
+    misses the end of the decay. Here the rate of step k is Composer's of step k + 1: no step is
+    without effect. Over 70,000 steps the rates add up to 6e-7 of their sum more.
+
     Args:
         step: optimizer steps done before this one, from 0.
         total_steps: steps of the run.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -63,6 +65,24 @@ def test_the_published_schedule_at_its_corners():
     assert rate(4200) == pytest.approx(5e-4 * (1 - 0.98 / 65_800))
     assert rate(4199 + 32_900) == pytest.approx(5e-4 * 0.51)
     assert rate(69_999) == pytest.approx(1e-5)  # 2% of the peak
+
+
+def composer(step: int, total_steps: int) -> float:
+    """The published schedule by Composer's definition, its clock in sequences of 4,096 a step."""
+    now, warmup, end = 4096 * step, int(0.06 * 4096 * total_steps), 4096 * total_steps
+    if now < warmup:
+        return now / warmup
+    return 1 + (0.02 - 1) * (now - warmup) / (end - warmup)
+
+
+@pytest.mark.parametrize(("total", "more"), [(70_000, 5.6e-7), (178_000, 2.2e-7)])
+def test_the_rate_of_a_step_is_composers_of_the_next(total, more):
+    shape = dict(peak=1.0, warmup_fraction=0.06, final_fraction=0.02)
+    ours = [learning_rate(step, total, **shape) for step in range(total)]
+    theirs = [composer(step, total) for step in range(total + 1)]
+    assert theirs[0] == 0
+    assert max(abs(a - b) for a, b in zip(ours, theirs[1:], strict=True)) < 1e-12
+    assert math.fsum(ours) / math.fsum(theirs[:-1]) - 1 == pytest.approx(more, rel=0.01)
 
 
 @pytest.mark.parametrize(
