@@ -36,7 +36,7 @@ from torch import Tensor
 from model.config import PRESETS, ModelConfig, preset, training_flops
 from model.masked_lm import IGNORED_LABEL, MaskedLM
 from model.parallel import seed_dropout
-from recipes import device_memory, engine, run_record
+from recipes import device_memory, engine, published_run, run_record
 from recipes.checkpoint import Checkpoints, Progress
 from recipes.cli import (
     COUNT,
@@ -532,6 +532,12 @@ def resolve(options: Any, world_size: int) -> Run:
     if model and deepspeed:
         precision = engine.precision(deepspeed)
         faults += choose_kernels(model, precision, options, assumed_gpus=bool(options.gpus))
+    if options.paper:
+        faults += published_run.faults(
+            options,
+            plan.global_batch if plan else None,
+            engine.precision(deepspeed) if deepspeed else None,
+        )
     faults.stop()
     assert model and deepspeed and train and validation and plan
     if options.learning_rate is None:
@@ -574,6 +580,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     add("--data", type=Path, required=True, help="directory written by prepare_data.py")
     add("--output", type=Path, required=True, help="directory of the run; resumed if it holds one")
     add("--deepspeed-config", type=Path, required=True, help="DeepSpeed JSON (ds_configs/)")
+    add(
+        "--paper",
+        action="store_true",
+        help="the published run to the letter: one sequence of each document, BERT's masking rate "
+        "for BERT; refuses settings that are not the paper's (recipes/published_run.py)",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--duration",
@@ -597,7 +609,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         "--documents",
         choices=("split", "truncate"),
         default="split",
-        help="split documents into consecutive sequences, or truncate each to one (the paper)",
+        help="split documents into consecutive sequences, or truncate each to one, as the paper "
+        "does; split uses all of the text",
     )
     add("--mask-probability", type=PART, default=0.30, help="share of tokens to predict")
     add(
@@ -688,7 +701,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         default=0,
         help="set by the deepspeed launcher; not used",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.paper:
+        parser.set_defaults(**published_run.settings(options.model))
+        options = parser.parse_args(arguments)
+    return options
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ TOKENIZER_FACTS = (
 # Options that a resumed run may change: what they change is speed, or rounding at most. What the
 # DeepSpeed JSON decides is compared by content.
 FREE_OPTIONS = {
+    "paper",  # what it sets is compared
     "output",
     "data",
     "deepspeed_config",
@@ -56,6 +57,12 @@ FREE_OPTIONS = {
     "gpu_memory_gb",
     "local_rank",
 }
+
+# Parts of the identity that the records of older versions lack.
+LATER_IDENTITY = {"train_indexes", "validation_shards"}
+
+# BERT's own passes over its text; what more of them teach, nobody has measured for these models.
+MANY_EPOCHS = 40
 
 FOLLOWS_THE_CLOCK = (
     "learning rate and number of steps are functions of the clock: the data order and the masks of "
@@ -108,7 +115,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{name}: was {before.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and not (name in LATER_IDENTITY and name not in before)
     ]
 
 
@@ -149,6 +156,12 @@ def _record(settings: Run, world: World) -> dict[str, Any]:
             },
             "tokenizer": train["tokenizer"]["fingerprint"],
             "train_shards": [shard["bin_sha256"] for shard in train["splits"]["train"]["shards"]],
+            "train_indexes": [shard["idx_sha256"] for shard in train["splits"]["train"]["shards"]],
+            "validation_shards": [
+                shard[f"{kind}_sha256"]
+                for shard in train["splits"]["validation"]["shards"]
+                for kind in ("bin", "idx")
+            ],
         },
     }
 
@@ -218,6 +231,19 @@ def _nodes(gpus: int) -> str:
     return f"{nodes} nodes x 8 GPUs" if gpus % 8 == 0 else f"{nodes} nodes, {gpus} GPUs"
 
 
+def _rounded(passes: float) -> str:
+    return f"{passes:,.0f}" if passes >= 100 else f"{passes:.3g}"
+
+
+def _many_epochs(passes: float, epoch: int, settings: Run) -> str:
+    steps = max(1, MANY_EPOCHS * epoch // settings.plan.global_batch)
+    return (
+        f"the run reads the same text {_rounded(passes)} times, BERT's read it {MANY_EPOCHS} "
+        f"times; --duration {steps * settings.plan.global_batch} would do that, in a new --output"
+        + (", without --paper, which is for text like C4" if settings.options.paper else "")
+    )
+
+
 def describe(settings: Run) -> str:
     """The resolved run in a few lines."""
     options, plan, model = settings.options, settings.plan, settings.model
@@ -237,8 +263,10 @@ def describe(settings: Run) -> str:
         f"{settings.total_steps * plan.global_batch:,} sequences"
         if settings.total_steps
         else f"{options.minutes:g} minutes of training, as many steps as fit",
-        "epochs": (f"{passes:.3g} of " if settings.total_steps else "each ")
-        + f"{epoch:,} sequences, the training text once",
+        "epochs": (f"{_rounded(passes)} of " if settings.total_steps else "each ")
+        + f"{epoch:,} sequences, "
+        + ("the training text once" if options.documents == "split" else "one of each document"),
+        **({"look out": _many_epochs(passes, epoch, settings)} if passes > MANY_EPOCHS else {}),
         "optimizer": f"AdamW, peak lr {options.learning_rate:g}, betas {options.beta1:g} "
         f"{options.beta2:g}, eps {options.eps:g}, weight decay {decay:g} "
         f"(published convention: {options.weight_decay:g})",

@@ -12,7 +12,8 @@
 #   MODEL              rapidbert-large
 #   DEEPSPEED_CONFIG   ds_configs/large.json
 #   PRETRAIN_OPTIONS                            more options for recipes/pretrain.py, on any number
-#                                               of lines, quotes as in a shell
+#                                               of lines, quotes as in a shell;
+#                                               --paper: the published run to the letter
 #   MAX_RESTARTS       3                        in a row without a new checkpoint
 #   FINETUNE           yes                      no: without the finetuning jobs
 # and those of slurm/finetune_glue.sh. Account, partition, modules, containers: slurm/cluster.sh.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,49 @@ def test_other_settings_are_named_and_free_ones_may_change(data, tmp_path):
         "global_batch: was 8, is 16",
     ):
         assert difference in refusal
+
+
+def test_shards_with_other_documents_or_another_validation_split_are_another_run(data, tmp_path):
+    copies = {}
+    for kind, split in (("idx", "train"), ("bin", "validation")):
+        copies[kind] = shutil.copytree(data, tmp_path / kind)
+        manifest = json.loads((data / "manifest.json").read_text())
+        manifest["splits"][split]["shards"][0][f"{kind}_sha256"] = "0" * 64
+        (copies[kind] / "manifest.json").write_text(json.dumps(manifest))
+    config, output = write_config(tmp_path, 8, 4), tmp_path / "run"
+    first, other_documents, other_validation = (
+        command_line(directory, output, config, duration=16)
+        for directory in (data, *copies.values())
+    )
+    [[began, documents, validation]] = values(
+        run_world(1, started, first, other_documents, other_validation)
+    )
+    assert began is False
+    assert "train_indexes: was" in documents and "validation_shards" not in documents
+    assert "validation_shards: was" in validation and "train_indexes" not in validation
+    # The record of an older version says nothing about them.
+    record = json.loads((output / "config.json").read_text())
+    del record["identity"]["train_indexes"], record["identity"]["validation_shards"]
+    (output / "config.json").write_text(json.dumps(record))
+    assert values(run_world(1, started, other_documents)) == [[False]]
+
+
+def test_very_many_epochs_are_told_with_what_to_type(data, tmp_path):
+    config = write_config(tmp_path, 16, 16)
+
+    def described(*duration):
+        arguments = [*command_line(data, tmp_path / "run", config), *duration]
+        return run_record.describe(pretrain.resolve(pretrain.parse_arguments(arguments), 1))
+
+    default = described()
+    epoch = int(
+        re.search(r"of ([\d,]+) sequences, the training text once", default)[1].replace(",", "")
+    )
+    assert f"reads the same text {286_720_000 / epoch:,.0f} times" in default
+    told = re.search(r"--duration (\d+) would do that", default)[1]
+    assert 40 * epoch - 16 < int(told) <= 40 * epoch and int(told) % 16 == 0
+    assert "look out" not in described("--duration", told)
+    assert "look out" in described("--duration", str(int(told) + 32))
 
 
 def test_a_micro_batch_of_another_size_is_the_same_run(data, tmp_path):
