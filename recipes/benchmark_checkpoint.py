@@ -65,7 +65,7 @@ PUBLISHED_STEP_SECONDS = 4096 * 128 / PUBLISHED_TOKENS_PER_SECOND
 
 def seconds_since_start() -> float:
     """Since this process was started, the interpreter's own start and all imports included."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
     started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22: ticks since the system's boot
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import math
 import os
 import re
@@ -291,6 +292,10 @@ def _explain(word: str, known: Sequence[str]) -> str:
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point; a `UserError` becomes a message per fault on stderr and its exit code."""
     end_with_launcher()
+    # A console that cannot show a character gets its number: no output is worth the work.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main()
         sys.stdout.flush()  # here, where a closed pipe is caught, not at interpreter shutdown

@@ -163,7 +163,7 @@ def read_config(path: Path, *, batch_sizes: bool = True) -> dict[str, Any]:
         UserError: all faults at once: unreadable, unknown or misplaced keys, impossible values.
     """
     try:
-        config = json.loads(path.read_text(), object_pairs_hook=_no_duplicates)
+        config = json.loads(path.read_bytes(), object_pairs_hook=_no_duplicates)
     except OSError as error:
         available = sorted(str(p) for p in Path("ds_configs").glob("*.json"))
         raise UserError(f"{path}: {error.strerror}; there are {', '.join(available)}") from None

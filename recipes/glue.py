@@ -29,6 +29,8 @@ from typing import Any, Literal
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+    import recipes  # noqa: F401  (first: it sees to UTF-8)
+
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 

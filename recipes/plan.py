@@ -34,6 +34,8 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+    import recipes  # noqa: F401  (first: it sees to UTF-8)
+
 from model.attention import best_backend
 from model.config import PRESETS, ModelConfig, preset, training_flops
 from model.kernels import best_kernels
@@ -353,7 +355,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def advice(question: Question, forecasts: Sequence[Forecast]) -> str:
     """Which line of which file to change to which micro-batch."""
     path = question.config_path
-    lines = path.read_text().splitlines()
+    lines = path.read_text("utf-8").splitlines()
     number = next(n for n, line in enumerate(lines, 1) if f'"{MICRO_BATCH_KEY}"' in line)
     where = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     now = question.deepspeed[MICRO_BATCH_KEY]

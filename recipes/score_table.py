@@ -23,6 +23,8 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+    import recipes  # noqa: F401  (first: it sees to UTF-8)
+
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 

@@ -40,6 +40,8 @@ from typing import NamedTuple
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+    import recipes  # noqa: F401  (first: it sees to UTF-8)
+
 # pip brings its own copy. Importing pip itself would take setuptools' distutils from this process.
 prefix = "" if find_spec("packaging") else "pip._vendor."
 try:
@@ -68,14 +70,14 @@ class Found(NamedTuple):
 
 def project_requirements(root: Path = ROOT) -> dict[str, str]:
     """What `pyproject.toml` asks for by name, development tools included."""
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     listed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     return {canonicalize_name(Requirement(line).name): line for line in listed}
 
 
 def needed_to_run(root: Path = ROOT) -> list[str]:
     """What `pyproject.toml` asks for, without the development tools."""
-    return tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    return tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
 
 
 def read_pins(path: Path) -> dict[str, str]:
@@ -85,7 +87,7 @@ def read_pins(path: Path) -> dict[str, str]:
         UserError: unreadable, or not one such line.
     """
     try:
-        lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+        lines = [line.split("#")[0].strip() for line in path.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from None
     pairs = (line.split("==", 1) for line in lines if "==" in line)
@@ -234,7 +236,7 @@ def download(options: argparse.Namespace) -> int:
             if project_requirements()[name] in roots:
                 pip("wheel", "--no-deps", "--wheel-dir", str(made), f"{name}=={pins[name]}")
         constraints = Path(temporary, "constraints.txt")
-        constraints.write_text("".join(f"{name}=={pins[name]}\n" for name in pins))
+        constraints.write_text("".join(f"{name}=={pins[name]}\n" for name in pins), "utf-8")
         wanted = list(roots)
         while True:
             pip(
@@ -347,7 +349,7 @@ def install(options: argparse.Namespace) -> int:
             )
         # The line of a .pth file goes to the end of the search path: the wheels come first.
         paths.append(Path(torch.origin).parents[1])
-        (own / "torch-of-this-machine.pth").write_text(f"{paths[-1]}\n")
+        (own / "torch-of-this-machine.pth").write_text(f"{paths[-1]}\n", "utf-8")
     # Also what is installed beside PyTorch: programs look for its commands in this environment.
     files = map(str, sorted(options.folder.glob("*.whl")))
     pip(

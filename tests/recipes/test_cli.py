@@ -153,7 +153,9 @@ class Caught(Exception):
     """Carries a command's parser out of it."""
 
 
-RECIPES = sorted(p.stem for p in (ROOT / "recipes").glob("*.py") if "__main__" in p.read_text())
+RECIPES = sorted(
+    p.stem for p in (ROOT / "recipes").glob("*.py") if '__name__ == "__main__"' in p.read_text()
+)
 
 
 def parsers(recipe: str, monkeypatch) -> list[ArgumentParser]:
@@ -306,3 +308,53 @@ def test_a_misspelt_required_option_is_named(capsys):
         made.parse_args(["--dtaa=x"])
     assert error.value.code == 2
     assert "--dtaa=x' (did you mean --data?)" in capsys.readouterr().err
+
+
+NO_UTF8 = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+SHOW = "import sys, locale; print(sys.flags.utf8_mode, locale.getencoding(), sys.argv[1:])"
+
+
+@pytest.mark.parametrize("start", [["recipes/score_table.py"], ["-m", "recipes.score_table"]])
+def test_a_command_in_a_locale_without_utf8_works_in_utf8(start, tmp_path):
+    """Its arguments, the libraries' files and what it prints."""
+    place = tmp_path / "r\u00e9sultats \u4e2d"
+    ended = subprocess.run(
+        [sys.executable, *start, os.fsencode(place)],
+        cwd=ROOT,
+        env=os.environ | NO_UTF8,
+        capture_output=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert str(place) in ended.stderr.decode() and b"Traceback" not in ended.stderr
+
+
+def test_nothing_but_a_command_is_started_again(tmp_path):
+    (tmp_path / "own.py").write_text(f"import recipes, recipes.cli\n{SHOW}\n")
+    environment = os.environ | NO_UTF8 | {"PYTHONPATH": str(ROOT)}
+    for words in ([str(tmp_path / "own.py"), "a"], ["-c", f"import recipes; {SHOW}", "a"]):
+        ended = subprocess.run(
+            [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert ended.stdout.split()[0] == "0" and ended.stdout.endswith("['a']\n"), ended.stderr
+
+
+def test_a_console_that_cannot_show_a_character_stops_nothing():
+    program = "from recipes.cli import run; run(lambda: print('\\u4e2d \\u00e9 \\udc80'))"
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (0, b"\\u4e2d \\xe9 \\udc80\n"), ended.stderr
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_command_sees_to_utf8_before_it_imports_libraries(recipe):
+    lines = (ROOT / "recipes" / f"{recipe}.py").read_text("utf-8").splitlines()
+    imports = [line.strip() for line in lines if line.strip().startswith(("import ", "from "))]
+    ours = next(i for i, line in enumerate(imports) if line.startswith("import recipes"))
+    for line in imports[:ours]:
+        assert line.split()[1].partition(".")[0] in (*sys.stdlib_module_names, "__future__"), line
