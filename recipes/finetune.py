@@ -25,8 +25,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 
     end_with_launcher()
 
-    import recipes  # noqa: F401  (first: it sees to UTF-8)
-
 import numpy as np
 import torch
 import torch.distributed as dist

@@ -28,8 +28,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 
     end_with_launcher()
 
-    import recipes  # noqa: F401  (first: it sees to UTF-8)
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
