@@ -7,7 +7,6 @@ a worker is ready in a fraction of a second.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from recipes.cli import UserError
-from recipes.text_records import EMPTY, Skipped
+from recipes.held_out import HeldOut, document_hash
+from recipes.text_records import EMPTY, HELD_OUT, Skipped
 from recipes.text_sources import Portion
 from recipes.token_shards import ShardWriter
 from recipes.tokenizer import Tokenizer, encode_documents
@@ -42,14 +42,14 @@ class Job:
         output: directory of the shards.
         tokenizer: path of the model.
         text_key: key or column that holds the text.
-        held_out_below: documents of the training input with a smaller hash are validation.
+        held_out: what becomes of documents of the training input.
         max_bad_fraction: largest share of unusable records, 0 to 1.
     """
 
     output: Path
     tokenizer: Path
     text_key: str
-    held_out_below: int
+    held_out: HeldOut
     max_bad_fraction: float
 
 
@@ -91,11 +91,6 @@ class _Stopped(Exception):
     """The main process has given up: leave no file behind."""
 
 
-def document_hash(text: str) -> int:
-    """64 bits of BLAKE2b: equal documents always fall into the same split."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
 def encode_portion(
     task: Task, job: Job, tokenizer: Tokenizer, stop: Event | None = None
 ) -> Encoded:
@@ -115,10 +110,15 @@ def encode_portion(
                 raise _Stopped
             for text, tokens in zip(batch, encode_documents(tokenizer, batch), strict=True):
                 if len(tokens) == 0:  # nothing but what the normalisation removes
-                    result.skipped.counts[EMPTY] = result.skipped.counts.get(EMPTY, 0) + 1
+                    result.skipped.count(EMPTY)
                     continue
-                held_out = task.split == "train" and document_hash(text) < job.held_out_below
-                split = "validation" if held_out else task.split
+                split = task.split
+                if split == "train":
+                    key = document_hash(text)
+                    if job.held_out.is_left_out(key):
+                        result.skipped.count(HELD_OUT)
+                        continue
+                    split = "validation" if job.held_out.is_validation(key) else split
                 if split not in writers:
                     prefix = job.output / f"{split}-{task.number:05d}"
                     writers[split] = stack.enter_context(ShardWriter(prefix, tokenizer.vocab_size))

@@ -27,7 +27,7 @@ import pyarrow
 import zstandard
 
 from recipes.cli import UserError
-from recipes.text_records import COMPRESSIONS, open_binary
+from recipes.compressed_files import COMPRESSIONS, open_binary
 
 BAD_RECORDS_TOLERATED = 0.01  # share of a set
 

@@ -27,6 +27,9 @@ _OUR_FILES = re.compile(
     r"((train|validation)-\d{5}\.(bin|idx)|tokenizer\.(model|vocab))(\.partial)?"
 )
 
+# What preparations did that were made before these options were there.
+_LATER_OPTIONS: dict[str, Any] = {"format": None, "documents_per": "paragraph"}
+
 
 @dataclass
 class Progress:
@@ -137,6 +140,7 @@ def _refuse_other(
     if "normalizer" not in options:
         trained = "nmt_nfkc" if options.get("cased") else "nmt_nfkc_cf"
         options = {**options, "normalizer": None if options.get("tokenizer") else trained}
+    options = _LATER_OPTIONS | dict(options)
     faults = [
         f"{output}: was started with {name} = {options.get(name)!r}, now it is {value!r}"
         for name, value in wanted_options.items()

@@ -20,7 +20,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,11 @@ from recipes.cli import PART, SHARE, ArgumentParser, UserError, run, whole  # no
 from recipes.encode_shards import (  # noqa: E402
     Job,
     Task,
-    document_hash,
     encode_portions,
 )
+from recipes.held_out import HeldOut, find_held_out  # noqa: E402
+from recipes.input_files import DOCUMENTS_PER, FORMATS, Ignored, Layout  # noqa: E402
+from recipes.preparation_checks import check_documents, odd_results  # noqa: E402
 from recipes.locks import lock, unlock_if_alone  # noqa: E402
 from recipes.preparation_progress import (  # noqa: E402
     PROGRESS_NAME,
@@ -48,7 +49,7 @@ from recipes.preparation_progress import (  # noqa: E402
     read_progress,
     remove_partial_files,
 )
-from recipes.text_records import Skipped, Span  # noqa: E402
+from recipes.text_records import TEXTUAL, Skipped, Span  # noqa: E402
 from recipes.text_sources import (  # noqa: E402
     EMBEDDED,
     Portion,
@@ -56,6 +57,7 @@ from recipes.text_sources import (  # noqa: E402
     hub_splits,
     is_hub_name,
     portions,
+    source,
 )
 from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME  # noqa: E402
 from recipes.tokenizer import (  # noqa: E402
@@ -69,7 +71,6 @@ from recipes.whole_files import write_whole  # noqa: E402
 
 DEFAULT_VOCAB_SIZE = 30522
 SAMPLED_PORTIONS = 64  # the tokenizer's sample comes from at most so many places of the input
-HELD_OUT_HEAD = 10  # times 1 / validation fraction: documents looked at to find one to hold out
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Plan:
         input_digest: SHA-256 of names, sizes and cuts: notices that an input has changed.
         input_times: SHA-256 of when each file was written last: notices a change in place.
         held_out_fraction: of the documents; 0 with a validation input of its own.
+        ignored: files that are not read.
         messages: what the user should know about the inputs found.
     """
 
@@ -92,7 +94,11 @@ class Plan:
     input_digest: str
     input_times: str
     held_out_fraction: float
+    ignored: Ignored
     messages: tuple[str, ...]
+
+    def portions(self, split: str) -> tuple[Portion, ...]:
+        return tuple(task.portion for task in self.tasks if task.split == split)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,9 +143,15 @@ def _prepare(args: argparse.Namespace) -> int:
         return 0
     else:
         progress = read_progress(output, *wanted)
-    held_out_below = _held_out_below(plan, args.text_key, args.max_bad_fraction)
+    held_out = find_held_out(
+        plan.portions("train"),
+        plan.portions("validation"),
+        plan.held_out_fraction,
+        args.text_key,
+        args.max_bad_fraction,
+    )
     if progress is None:
-        tokenizer = _make_tokenizer(args, plan, held_out_below)
+        tokenizer = _make_tokenizer(args, plan, held_out)
         progress = Progress(*wanted, tokenizer.fingerprint)
         progress.save(output)
     else:
@@ -147,13 +159,16 @@ def _prepare(args: argparse.Namespace) -> int:
         if tokenizer.fingerprint != progress.fingerprint:
             raise UserError(f"{tokenizer.path}: changed since the preparation started; --overwrite")
         print(f"continuing: {len(progress.finished)} of {len(plan.tasks)} shards are finished")
-    job = Job(output, tokenizer.path, args.text_key, held_out_below, args.max_bad_fraction)
+    job = Job(output, tokenizer.path, args.text_key, held_out, args.max_bad_fraction)
     _encode(plan, progress, job, args.workers)
     progress.skipped().check(args.max_bad_fraction)
     manifest = _manifest(plan, progress, tokenizer)
     write_whole(output / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
     (output / PROGRESS_NAME).unlink()
     _print_summary(manifest, progress, output)
+    kinds = {span.kind for task in plan.tasks for span in task.portion.spans}
+    for odd in odd_results(manifest["splits"], kinds, plan.held_out_fraction):
+        print(f"look at this: {odd}")
     return 0
 
 
@@ -172,25 +187,38 @@ def make_plan(args: argparse.Namespace) -> Plan:
             faults += error.faults
     messages: list[str] = []
     spans: dict[str, tuple[Span, ...]] = {"train": (), "validation": ()}
+    ignored = Ignored()
+    layout = Layout(args.format, args.documents_per)
     for split, names in (("train", args.input), ("validation", args.validation_input)):
         try:
-            found = find_inputs(names, args.config, split)
+            found = find_inputs(names, args.config, split, layout, args.output)
         except UserError as error:
             faults += error.faults
             continue
         spans[split] = found.spans
-        if found.ignored:
-            messages.append(_ignored(found.ignored))
+        ignored.merge(found.ignored)
+        if found.ignored.total:
+            messages.append(found.ignored.describe())
+    kinds = {span.kind for of_split in spans.values() for span in of_split}
+    if (
+        args.documents_per != "paragraph"
+        and kinds
+        and DOCUMENTS_PER[args.documents_per] not in kinds
+    ):
+        faults.append(f"--documents-per {args.documents_per}: only for plain text, and no input is")
+    if args.format is not None and kinds and not kinds & {*TEXTUAL, "parquet"}:
+        faults.append(f"--format {args.format}: only for files, and no input is one")
     if faults:
         raise UserError(*faults)
     if not args.validation_input and all(map(is_hub_name, args.input)):
         if all("validation" in hub_splits(name, args.config) for name in args.input):
             spans["validation"] = find_inputs(args.input, args.config, "validation").spans
             messages.append("validation: the dataset's own validation split")
-    validation_files = {span.name for span in spans["validation"] if span.kind != "hub"}
-    train = tuple(span for span in spans["train"] if span.name not in validation_files)
-    if len(train) < len(spans["train"]):
-        messages.append(f"validation only: {', '.join(sorted(validation_files))}")
+    held_out_sources = set(map(source, spans["validation"]))
+    train = tuple(span for span in spans["train"] if source(span) not in held_out_sources)
+    if both := sorted({span.name for span in spans["train"]} - {span.name for span in train}):
+        shown = [*both[:3], f"{len(both) - 3} more"] if len(both) > 4 else both
+        messages.append(f"validation only: {', '.join(shown)}")
     if not train:
         raise UserError("all of --input is also --validation-input: nothing is left to train on")
     tasks = [
@@ -198,10 +226,15 @@ def make_plan(args: argparse.Namespace) -> Plan:
         for split, of_split in (("train", train), ("validation", spans["validation"]))
         for number, portion in enumerate(portions(of_split, args.shards, args.max_documents))
     ]
+    for split in spans:
+        of_split = [task.portion for task in tasks if task.split == split]
+        check_documents(of_split, args.text_key, args.max_bad_fraction)
     options = {
         "input": args.input,
         "config": args.config,
         "text_key": args.text_key,
+        "format": args.format,
+        "documents_per": args.documents_per,
         "validation_input": args.validation_input,
         "validation_fraction": args.validation_fraction,
         "tokenizer": tokenizer and tokenizer.fingerprint,
@@ -215,7 +248,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     digest = hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()
     held_out = 0.0 if spans["validation"] else args.validation_fraction
     times = _input_times(train + spans["validation"])
-    return Plan(options, tokenizer, tuple(tasks), digest, times, held_out, tuple(messages))
+    return Plan(options, tokenizer, tuple(tasks), digest, times, held_out, ignored, tuple(messages))
 
 
 def _input_times(spans: Iterable[Span]) -> str:
@@ -246,37 +279,7 @@ def _vocab_size(args: argparse.Namespace) -> int:
     return getattr(args, "vocab_size", DEFAULT_VOCAB_SIZE)
 
 
-def _ignored(paths: Sequence[str]) -> str:
-    first = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
-    return f"ignored {len(paths)} files that are empty or of another kind: {first}"
-
-
-def _held_out_below(plan: Plan, text_key: str, max_bad_fraction: float) -> int:
-    """The hash below which documents are held out: the fraction, or more if need be to find one.
-
-    Of the first documents the one with the smallest hash is always held out, so that even a small
-    input has a validation split; documents equal to it then are too.
-    """
-    if plan.held_out_fraction == 0:
-        return 0
-    skipped = Skipped()
-    training = (task.portion for task in plan.tasks if task.split == "train")
-    documents = chain.from_iterable(
-        portion.documents(text_key, skipped, max_bad_fraction) for portion in training
-    )
-    head = islice(documents, int(HELD_OUT_HEAD / plan.held_out_fraction))
-    hashes = [document_hash(text) for text in head]
-    if len(set(hashes)) < 2:
-        alike = f"; the {len(hashes):,} found are all alike" if len(hashes) > 1 else ""
-        raise UserError(
-            f"{len(hashes):,} usable documents at the start of the input{alike}: training and "
-            "validation need at least two different ones, or give --validation-input"
-            + "".join(f"; skipped: {skipped.describe(reason)}" for reason in skipped.counts)
-        )
-    return max(int(plan.held_out_fraction * 2**64), min(hashes) + 1)
-
-
-def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out_below: int) -> Tokenizer:
+def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out: HeldOut) -> Tokenizer:
     path = args.output / "tokenizer.model"
     if plan.tokenizer is not None:
         write_whole(path, plan.tokenizer.proto)
@@ -284,8 +287,7 @@ def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out_below: int) -
     else:
         sample_bytes = args.tokenizer_sample_mb * 1_000_000
         print(f"training the tokenizer: {_vocab_size(args)} pieces on up to {sample_bytes:,} bytes")
-        training = [task.portion for task in plan.tasks if task.split == "train"]
-        sample = _sample(training, args.text_key, sample_bytes, held_out_below)
+        sample = _sample(plan.portions("train"), args.text_key, sample_bytes, held_out)
         tokenizer = train_tokenizer(
             sample,
             path,
@@ -298,7 +300,7 @@ def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out_below: int) -
 
 
 def _sample(
-    training: Sequence[Portion], text_key: str, sample_bytes: int, held_out_below: int
+    training: Sequence[Portion], text_key: str, sample_bytes: int, held_out: HeldOut
 ) -> Iterator[str]:
     """The heads of evenly spaced portions, equal numbers of bytes, without held-out documents."""
     heads = training[:: -(-len(training) // SAMPLED_PORTIONS)]
@@ -306,7 +308,7 @@ def _sample(
         for portion in heads:
             budget = sample_bytes // len(heads)
             for text in portion.documents(text_key, Skipped()):
-                if document_hash(text) < held_out_below:
+                if text in held_out:
                     continue
                 yield text
                 budget -= len(text.encode())
@@ -368,13 +370,15 @@ def _manifest(plan: Plan, progress: Progress, tokenizer: Tokenizer) -> dict[str,
             "text_bytes": int(progress.total("text_bytes")),
             "skipped": skipped.counts,
             "skipped_examples": skipped.examples,
+            "bytes_behind_compressed_data": skipped.trailing,
+            "files_not_read": plan.ignored.counts,
         },
     }
 
 
 def _no_documents(split: str, progress: Progress) -> str:
     skipped = progress.skipped()
-    reasons = "; ".join(map(skipped.describe, skipped.counts)) or "none skipped"
+    reasons = skipped.describe_all() or "none skipped"
     return f"no documents for {split} in {skipped.records:,} records: {reasons}"
 
 
@@ -389,7 +393,7 @@ def _print_dry_run(plan: Plan, output: Path) -> None:
     for name, value in plan.options.items():
         print(f"{name:>20} = {json.dumps(value)}")
     for split in dict.fromkeys(task.split for task in plan.tasks):
-        of_split = [task.portion for task in plan.tasks if task.split == split]
+        of_split = plan.portions(split)
         size = sum(portion.size for portion in of_split)
         print(f"{split:>20} : {len(of_split)} shards of {size / 1e6:,.1f} MB on disk")
     if plan.held_out_fraction:
@@ -408,7 +412,7 @@ def _print_summary(manifest: dict[str, Any], progress: Progress, output: Path) -
             f"{split['tokens'] / split['documents']:>14.1f}{split['unigram_entropy_nats']:>15.3f}"
         )
     skipped = progress.skipped()
-    print(f"skipped: {'; '.join(map(skipped.describe, skipped.counts)) or 'nothing'}")
+    print(f"skipped: {skipped.describe_all() or 'nothing'}")
     print(
         f"{source['text_bytes'] / 1e6:,.1f} MB of text, {source['text_bytes'] / tokens:.2f} bytes "
         f"per token, {speed:.1f} MB/s per core"
@@ -439,12 +443,19 @@ def _parser() -> ArgumentParser:
         "--input",
         nargs="+",
         default=[EMBEDDED],
-        help="hub dataset (org/name), .jsonl .txt .parquet files (.gz .bz2 .xz .zst), directories, "
-        "or python-docs, the text that comes with Python",
+        help="hub dataset (org/name), .jsonl .json .csv .tsv .txt .parquet files (.gz .bz2 .xz "
+        ".zst), directories, or python-docs, the text that comes with Python",
     )
     add("--output", type=Path, required=True, help="directory to write")
     add("--config", help="configuration of the hub dataset, such as en")
-    add("--text-key", default="text", help="JSON key or column that holds the text")
+    add("--text-key", default="text", help="JSON key (a.b: b in a) or column of the text")
+    add("--format", choices=FORMATS, help="of all files; without it their endings tell")
+    add(
+        "--documents-per",
+        choices=tuple(DOCUMENTS_PER),
+        default="paragraph",
+        help="what a document of plain text is: paragraphs are separated by blank lines",
+    )
     add(
         "--validation-input",
         nargs="+",

@@ -1,27 +1,21 @@
-"""Records of one stretch of input: JSON Lines, plain text, Parquet, a hub dataset, python-docs.
+"""Records of input: stretches of files that can be read alone, and the documents in records.
 
 Faults are of two kinds. A record that cannot be used (broken JSON, no text, not UTF-8) is skipped,
 counted by reason and remembered with its place. A file that cannot be read to its end (a truncated
 gzip, a damaged Parquet footer) is an error that names it: nobody knows what is missing.
-
-One stretch starts and ends at a byte, a row group or a shard, so that many processes can read one
-input; every record belongs to exactly one stretch, wherever the cuts fall.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
 import json
-import lzma
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from recipes.cli import UserError
+from recipes.compressed_files import COMPRESSIONS, open_binary
 
 MAX_RECORD_BYTES = 16 << 20
 """Longer lines and documents are skipped, so that a file without newlines cannot fill memory."""
@@ -32,15 +26,15 @@ BAD_RECORDS_TOLERATED = 1000
 EMPTY = "empty"
 """The reason for skipping a document without text, which is no fault of the input."""
 
-FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".txt": "text",
-    ".text": "text",
-    ".parquet": "parquet",
-}
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+HELD_OUT = "in the validation input"
+"""The reason for leaving out a training document, which is no fault of the input either."""
+
+TEXTUAL = ("jsonl", "json", "csv", "tsv", "text", "text-line", "text-file")
+"""Kinds of files of bytes, which may be compressed.
+
+`json` is a row of JSON values or one array of them, laid out in any way. A document is what stands
+between blank lines of a `text`, a line of a `text-line`, all of a `text-file`.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Span:
     """A stretch of one input that can be read alone.
 
     Attributes:
-        kind: `jsonl`, `text`, `parquet`, `hub` or `python-docs`.
+        kind: one of `TEXTUAL`, `parquet`, `hub` or `python-docs`.
         name: path, dataset name, or `python-docs`.
         start, stop: bytes of an uncompressed file, row groups, or shards of a hub dataset;
             `stop` None is the end. A hub span is shard `start` of `stop` shards.
@@ -66,7 +60,17 @@ class Span:
 
     @property
     def compressed(self) -> bool:
-        return self.kind in ("jsonl", "text") and Path(self.name).suffix.lower() in COMPRESSIONS
+        return self.kind in TEXTUAL and Path(self.name).suffix.lower() in COMPRESSIONS
+
+    @property
+    def divisible(self) -> bool:
+        """Whether it can be entered at any byte, and the next record be found there."""
+        return self.kind in ("jsonl", "text", "text-line") and not self.compressed
+
+    @property
+    def shared(self) -> bool:
+        """Whether many records come one after the other from a file that cannot be divided."""
+        return self.kind in TEXTUAL and self.kind != "text-file" and not self.divisible
 
 
 @dataclass
@@ -77,27 +81,39 @@ class Skipped:
         records: records read, the skipped ones included.
         counts: skipped records by reason.
         examples: place of the first skipped record by reason.
+        hints: more about that record, by reason.
+        trailing: bytes behind the end of the compressed data, by file.
     """
 
     records: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    hints: dict[str, str] = field(default_factory=dict)
+    trailing: dict[str, int] = field(default_factory=dict)
 
     @property
     def bad(self) -> int:
-        """Skipped records, those that are merely empty not counted."""
-        return sum(count for reason, count in self.counts.items() if reason != EMPTY)
+        """Skipped records, those that are merely empty or held out not counted."""
+        return sum(n for reason, n in self.counts.items() if reason not in (EMPTY, HELD_OUT))
 
-    def add(self, reason: str, span: Span, position: int) -> None:
+    def count(self, reason: str) -> None:
         self.counts[reason] = self.counts.get(reason, 0) + 1
-        if reason not in self.examples:
-            self.examples[reason] = _place(span, position)
+
+    def add(self, reason: Unusable, span: Span, position: int) -> None:
+        name = str(reason)
+        self.count(name)
+        if name not in self.examples:
+            self.examples[name] = _place(span, position)
+            if reason.hint:
+                self.hints[name] = reason.hint
 
     def merge(self, other: Skipped) -> None:
         self.records += other.records
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
         self.examples = other.examples | self.examples
+        self.hints = other.hints | self.hints
+        self.trailing |= other.trailing
 
     def check(self, max_bad_fraction: float, tolerated: int = 0) -> None:
         """Refuse an input too much of which is unusable.
@@ -115,47 +131,57 @@ class Skipped:
 
     def describe(self, reason: str) -> str:
         first = f" (first: {self.examples[reason]})" if reason in self.examples else ""
-        return f"{self.counts[reason]:,} {reason}{first}"
+        hint = f", {self.hints[reason]}" if reason in self.hints else ""
+        return f"{self.counts[reason]:,} {reason}{first}{hint}"
+
+    def describe_all(self) -> str:
+        """Every reason, and files that hold more than what was read of them."""
+        behind = [
+            f"{count:,} bytes behind the compressed data of {name}"
+            for name, count in self.trailing.items()
+        ]
+        return "; ".join([*map(self.describe, self.counts), *behind])
 
 
-def raw_records(span: Span, text_key: str) -> Iterator[tuple[int, Any]]:
-    """(position, raw record) of every record of a span; nothing is parsed yet.
+class Unusable(ValueError):
+    """A record that cannot be used.
 
-    Raises:
-        UserError: the input is damaged or cannot be read to its end.
+    Args:
+        reason: the same for every record of its kind, to be counted by.
+        hint: more about this record, which helps to mend its kind.
     """
-    try:
-        yield from _READERS[span.kind](span, text_key)
-    except EOFError:
-        raise UserError(f"{span.name}: truncated: its compressed data end too early") from None
-    except (OSError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{span.name}: cannot be read: {error}") from error
+
+    def __init__(self, reason: str, hint: str = ""):
+        super().__init__(reason)
+        self.hint = hint
 
 
 def text_of(raw: Any, kind: str, text_key: str) -> str:
     """The document in a raw record: not blank, and UTF-8 can hold it.
 
     Raises:
-        ValueError: there is none; the message is the reason.
+        Unusable: there is none.
     """
+    if isinstance(raw, Unusable):  # the reader has seen it already
+        raise raw
     if isinstance(raw, bytes | str) and len(raw) > MAX_RECORD_BYTES:
-        raise ValueError(f"longer than {MAX_RECORD_BYTES >> 20} MiB")
+        raise Unusable(f"longer than {MAX_RECORD_BYTES >> 20} MiB")
     try:
         text = str(raw, "utf-8-sig") if isinstance(raw, bytes) else raw
     except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
-    if kind == "jsonl":
+        raise Unusable("not UTF-8") from None
+    if kind in ("jsonl", "json"):
         text = _json_text(text, text_key)
     if text is None:
-        raise ValueError(f"without {text_key!r}")
+        raise Unusable(f"without {text_key!r}")
     if not isinstance(text, str):
-        raise ValueError(f"with a {text_key!r} that is not text")
+        raise Unusable(f"with a {text_key!r} that is not text")
     if not text or text.isspace():
-        raise ValueError(EMPTY)
+        raise Unusable(EMPTY)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-        raise ValueError("with unpaired surrogates") from None
+        raise Unusable("with unpaired surrogates") from None
     return text
 
 
@@ -163,190 +189,54 @@ def _json_text(line: str, text_key: str) -> Any:
     try:
         record = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
-        raise ValueError("not valid JSON") from None
+        raise Unusable("not valid JSON") from None
     if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
-    return record.get(text_key)
+        raise Unusable("not a JSON object")
+    return value_at(record, text_key)
 
 
-def _read_jsonl(span: Span, text_key: str) -> Iterator[tuple[int, bytes]]:
-    for position, line in _lines(span):
-        if span.stop is not None and position >= span.stop:
-            return
-        if not line.isspace():
-            yield position, line
-
-
-def _read_text(span: Span, text_key: str) -> Iterator[tuple[int, bytes]]:
-    """Documents separated by blank lines; the last blank line before one decides whose it is."""
-    lines: list[bytes] = []
-    first = length = 0
-    inside = span.start == 0  # from the second span on, what precedes a blank line is another's
-    for position, line in _lines(span):
-        if line.isspace():
-            if lines:
-                yield first, b"".join(lines).rstrip(b"\r\n")
-                lines, length = [], 0
-            if span.stop is not None and position >= span.stop:
-                return
-            inside = True
-        elif inside:
-            first = first if lines else position
-            if length <= MAX_RECORD_BYTES:  # one line beyond marks the document as too long
-                lines.append(line)
-            length += len(line)
-    if lines:
-        yield first, b"".join(lines).rstrip(b"\r\n")
-
-
-def _read_parquet(span: Span, text_key: str) -> Iterator[tuple[int, Any]]:
-    import pyarrow  # slow to import, and most inputs do not need it
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(span.name)
-        if text_key not in file.schema_arrow.names:
-            columns = ", ".join(file.schema_arrow.names)
-            raise UserError(f"{span.name}: no column {text_key!r}; it has {columns}")
-        stop = file.num_row_groups if span.stop is None else span.stop
-        position = sum(file.metadata.row_group(i).num_rows for i in range(span.start))
-        for batch in file.iter_batches(256, row_groups=range(span.start, stop), columns=[text_key]):
-            for value in batch.column(0).to_pylist():
-                yield position, value
-                position += 1
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{span.name}: cannot be read: {error}") from error
-
-
-def _read_hub(span: Span, text_key: str) -> Iterator[tuple[int, Any]]:
-    dataset = open_hub(span.name, span.config, span.split)
-    shard = dataset.shard(num_shards=span.stop, index=span.start)
-    try:
-        for position, example in enumerate(shard):
-            yield position, example.get(text_key)
-    except Exception as error:  # whatever the network, the file format or the loader raises
-        raise UserError(f"{span.name}, shard {span.start}: cannot be read: {error}") from error
-
-
-def _read_python_docs(span: Span, text_key: str) -> Iterator[tuple[int, str]]:
-    from recipes.python_docs import python_documents
-
-    yield from enumerate(python_documents())
-
-
-_READERS = {
-    "jsonl": _read_jsonl,
-    "text": _read_text,
-    "parquet": _read_parquet,
-    "hub": _read_hub,
-    "python-docs": _read_python_docs,
-}
-
-
-def open_hub(name: str, config: str | None, split: str | None) -> Any:
-    """A `datasets.IterableDataset` of a hub dataset, streamed.
+def value_at(record: Mapping[str, Any], key: str) -> Any:
+    """What a record holds under `key`; `a.b` is also the `b` of its `a`.
 
     Raises:
-        UserError: the hub cannot be reached, or has no such dataset, config or split.
+        Unusable: nothing, or null; the hint names the keys that are there.
     """
-    import datasets  # seconds to import
-
-    try:
-        return datasets.load_dataset(name, config, split=split, streaming=True)
-    except Exception as error:  # the loader passes on what dozens of libraries raise
-        raise UserError(f"{name}: no such path here, and as a hub dataset: {error}") from error
-
-
-def _lines(span: Span) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, line) from the first line that starts at `span.start` or later.
-
-    Of a line longer than MAX_RECORD_BYTES only the first MAX_RECORD_BYTES + 1 bytes are given.
-    """
-    with open_binary(Path(span.name)) as file:
-        position = 0
-        if span.start > 0:
-            position = file.seek(span.start - 1)
-            position += _skip_line(file)
-        while line := file.readline(MAX_RECORD_BYTES + 1):
-            yield position, line
-            position += len(line)
-            if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
-                position += _skip_line(file)
+    value: Any = record.get(key)
+    if value is None and "." in key:
+        value = record
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+    if value is None:
+        raise Unusable(f"without {key!r}", _keys(record))
+    return value
 
 
-def _skip_line(file: BinaryIO) -> int:
-    skipped = 0
-    while part := file.readline(1 << 20):
-        skipped += len(part)
-        if part.endswith(b"\n"):
-            break
-    return skipped
+def _keys(record: Mapping[str, Any]) -> str:
+    leaves = dict(islice(_leaves(record), 20))
+    texts = {key: len(value) for key, value in leaves.items() if isinstance(value, str)}
+    return key_hint(leaves, max(texts, key=texts.__getitem__) if texts else None)
 
 
-def open_binary(path: Path) -> BinaryIO:
-    """A file opened for reading, decompressed by its suffix; a truncated one raises EOFError."""
-    match path.suffix.lower():
-        case ".gz":
-            return gzip.open(path)  # type: ignore[return-value]
-        case ".bz2":
-            return bz2.open(path)  # type: ignore[return-value]
-        case ".xz":
-            return lzma.open(path)  # type: ignore[return-value]
-        case ".zst":
-            return io.BufferedReader(_ZstdFile(path), 1 << 20)
-        case _:
-            return open(path, "rb", buffering=1 << 20)
+def key_hint(keys: Iterable[str], likely: str | None) -> str:
+    """Which keys or columns there are, and what to type if `likely` is the one."""
+    return f"it has {', '.join(keys) or 'nothing'}" + (f": --text-key {likely}?" if likely else "")
 
 
-class _ZstdFile(io.RawIOBase):
-    """A zstd file that notices its truncation: zstandard's own reader takes it for the end."""
-
-    def __init__(self, path: Path):
-        import zstandard
-
-        self._file = open(path, "rb")
-        self._decompressor = zstandard.ZstdDecompressor()
-        self._error = zstandard.ZstdError
-        self._frame: Any = None
-        self._pending = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._pending:
-            if not self._fill():
-                return 0
-        size = min(len(buffer), len(self._pending))
-        buffer[:size] = self._pending[:size]
-        self._pending = self._pending[size:]
-        return size
-
-    def _fill(self) -> bool:
-        compressed = self._frame.unused_data if self._frame and self._frame.eof else b""
-        compressed = compressed or self._file.read(1 << 16)
-        if not compressed:
-            if self._frame and not self._frame.eof:
-                raise EOFError
-            return False
-        if self._frame is None or self._frame.eof:  # a file may hold several frames
-            self._frame = self._decompressor.decompressobj()
-        try:
-            self._pending = memoryview(self._frame.decompress(compressed))
-        except self._error as error:
-            raise OSError(str(error)) from None
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in record.items():
+        if isinstance(value, Mapping) and value and prefix.count(".") < 4:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _place(span: Span, position: int) -> str:
     """Where a record is, for people: counting lines is worth it, as few places are asked for."""
     match span.kind:
-        case "jsonl" | "text":
-            with open_binary(Path(span.name)) as file:
+        case "csv":
+            return f"{span.name}:{position}"
+        case kind if kind in TEXTUAL:
+            with open_binary(Path(span.name), {}) as file:
                 line, left = 1, position
                 while left > 0 and (chunk := file.read(min(left, 1 << 20))):
                     line += chunk.count(b"\n")

@@ -1,8 +1,9 @@
 """What `--input` may name, found and cut into portions for parallel, resumable reading.
 
     python-docs                  the text in `recipes/python_docs.py`
-    a file                       .jsonl .ndjson .json (JSON Lines), .txt .text (documents separated
-                                 by blank lines), .parquet; all but Parquet also .gz .bz2 .xz .zst
+    a file                       .jsonl .ndjson .json (a value per line, one array, or values over
+                                 several lines), .csv .tsv (with a header), .txt .text, .parquet;
+                                 all but Parquet also .gz .bz2 .xz .zst
     a directory                  its files of those kinds, recursively, in sorted order
     org/name                     a Hugging Face dataset, streamed shard by shard
 
@@ -22,18 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from recipes.cli import UserError
-from recipes.text_records import (
-    BAD_RECORDS_TOLERATED,
-    COMPRESSIONS,
-    FORMATS,
-    Skipped,
-    Span,
-    open_hub,
-    raw_records,
-    text_of,
-)
+from recipes.input_files import Ignored, Layout, compressed_twins, find_files, identity
+from recipes.text_readers import open_hub, raw_records
+from recipes.text_records import BAD_RECORDS_TOLERATED, Skipped, Span, Unusable, text_of
 
 EMBEDDED = "python-docs"
+BY_ENDING = Layout()
 MIN_PORTION_BYTES = 4 << 20  # below, starting a process and a shard costs more than the encoding
 HUB_SHARD_BYTES = 256 << 20  # what a hub shard counts for: its size is unknown before it is read
 
@@ -74,19 +69,19 @@ class Portion:
             UserError: an input is damaged or cannot be read to its end, or more than
                 BAD_RECORDS_TOLERATED records, and more than `max_bad_fraction`, are unusable.
         """
-        for span, position, raw in self._records(text_key):
+        for span, position, raw in self._records(text_key, skipped):
             skipped.records += 1
             try:
                 yield text_of(raw, span.kind, text_key)
-            except ValueError as reason:
-                skipped.add(str(reason), span, position)
+            except Unusable as reason:
+                skipped.add(reason, span, position)
                 skipped.check(max_bad_fraction, BAD_RECORDS_TOLERATED)
 
-    def _records(self, text_key: str) -> Iterator[tuple[Span, int, Any]]:
+    def _records(self, text_key: str, skipped: Skipped) -> Iterator[tuple[Span, int, Any]]:
         records = (
             (span, position, raw)
             for span in self.spans
-            for position, raw in raw_records(span, text_key)
+            for position, raw in raw_records(span, text_key, skipped)
         )
         for number, record in enumerate(islice(records, self.limit)):
             if number // LANE_RECORDS % self.lanes == self.lane:
@@ -99,25 +94,33 @@ class Inputs:
 
     Attributes:
         spans: whole files, and the shards of hub datasets, in reading order.
-        ignored: files of directories that are of no known kind, or empty.
+        ignored: files of directories that are not read.
     """
 
     spans: tuple[Span, ...]
-    ignored: tuple[str, ...] = ()
+    ignored: Ignored
 
 
-def find_inputs(names: Sequence[str], config: str | None = None, split: str = "train") -> Inputs:
+def find_inputs(
+    names: Sequence[str],
+    config: str | None = None,
+    split: str = "train",
+    layout: Layout = BY_ENDING,
+    output: Path | None = None,
+) -> Inputs:
     """Find every input.
 
     Args:
         names: as listed at the top of this file.
         config, split: of the hub datasets among them.
+        layout: how the files among them are read.
+        output: directory that is going to be written, and is no input.
 
     Raises:
         UserError: every name that stands for nothing readable, each with the reason.
     """
     spans: list[Span] = []
-    ignored: list[str] = []
+    ignored = Ignored()
     faults: list[str] = []
     for name in names:
         try:
@@ -128,16 +131,33 @@ def find_inputs(names: Sequence[str], config: str | None = None, split: str = "t
             elif is_hub_name(name):
                 spans += _hub_spans(name, config, split)
             else:
-                found = _find_files(Path(name))
-                spans += found.spans
-                ignored += found.ignored
+                found, passed_over = find_files(Path(name), layout, output)
+                spans += found
+                ignored.merge(passed_over)
         except UserError as error:
             faults += error.faults
-    twice = {span.name for span in spans if spans.count(span) > 1}
-    faults += [f"{name}: given more than once" for name in sorted(twice)]
+    faults += _twice(spans)
     if faults:
         raise UserError(*faults)
-    return Inputs(tuple(spans), tuple(ignored))
+    return Inputs(tuple(spans), ignored)
+
+
+def source(span: Span) -> tuple:
+    """What a span is read from, whatever it is called."""
+    if span.kind == "hub":
+        return ("hub", span.name, span.config, span.split, span.start)
+    return (EMBEDDED,) if span.kind == EMBEDDED else identity(span.name)
+
+
+def _twice(spans: Sequence[Span]) -> Iterator[str]:
+    first: dict[tuple, str] = {}
+    for span in spans:
+        key = source(span)
+        if key in first:
+            also = f" (also as {first[key]})" if first[key] != span.name else ""
+            yield f"{span.name}: given more than once{also}"
+        first.setdefault(key, span.name)
+    yield from compressed_twins(span.name for span in spans if span.kind not in ("hub", EMBEDDED))
 
 
 def is_hub_name(name: str) -> bool:
@@ -146,7 +166,7 @@ def is_hub_name(name: str) -> bool:
         _HUB_NAME.fullmatch(name) is not None
         and not os.path.exists(name)
         and not name.startswith((".", "/"))
-        and _format(Path(name)) is None
+        and BY_ENDING.kind(Path(name)) is None
     )
 
 
@@ -179,7 +199,7 @@ def portions(
     group: list[Span] = []
     for span in spans:
         pieces = [span] if span.size < 2 * target else list(_pieces(span, target))
-        lanes = _lanes(span.size, target) if span.compressed else 1
+        lanes = _lanes(span.size, target) if span.shared else 1
         if lanes > 1 or len(pieces) > 1:
             if group:
                 cut.append(Portion(tuple(group)))
@@ -205,7 +225,7 @@ def _pieces(span: Span, target: int) -> Iterator[Span]:
 
         stop = pyarrow.parquet.ParquetFile(span.name).num_row_groups
         step = max(1, stop * target // span.size)
-    elif span.kind in ("jsonl", "text") and not span.compressed:
+    elif span.divisible:
         stop, step = span.size, target
     else:
         yield span
@@ -219,50 +239,3 @@ def _hub_spans(name: str, config: str | None, split: str) -> Iterator[Span]:
     shards = open_hub(name, config, split).num_shards
     for shard in range(shards):
         yield Span("hub", name, shard, shards, HUB_SHARD_BYTES, config, split)
-
-
-def _find_files(path: Path) -> Inputs:
-    if path.is_dir():
-        return _find_in_directory(path)
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such file or directory (hub datasets are named organisation/name)"
-        )
-    kind = _format(path)
-    if kind is None:
-        raise UserError(f"{path}: not a known kind of file; read are {_known_suffixes()}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: empty file")
-    return Inputs((Span(kind, str(path), size=path.stat().st_size),))
-
-
-def _find_in_directory(directory: Path) -> Inputs:
-    spans, ignored = [], []
-    for path in sorted(directory.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
-        if hidden or not path.is_file():
-            continue
-        kind = _format(path)
-        size = path.stat().st_size
-        if kind is None or size == 0:
-            ignored.append(str(path))
-        else:
-            spans.append(Span(kind, str(path), size=size))
-    if not spans:
-        raise UserError(
-            f"{directory}: no files to read among {len(ignored)}; read are {_known_suffixes()}"
-        )
-    return Inputs(tuple(spans), tuple(ignored))
-
-
-def _format(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        kind = FORMATS.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return None if kind == "parquet" else kind
-    return FORMATS.get(suffixes[-1]) if suffixes else None
-
-
-def _known_suffixes() -> str:
-    plain = " ".join(FORMATS)
-    return f"{plain}, and all but Parquet also with {' '.join(COMPRESSIONS)}"

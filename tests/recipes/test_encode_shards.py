@@ -14,10 +14,10 @@ from recipes.cli import UserError
 from recipes.encode_shards import (
     Job,
     Task,
-    document_hash,
     encode_portion,
     encode_portions,
 )
+from recipes.held_out import HeldOut, document_hash
 from recipes.text_records import Span
 from recipes.text_sources import Portion
 from recipes.tokenizer import train_tokenizer
@@ -33,7 +33,7 @@ def tokenizer(tmp_path_factory):
 def make_job(tmp_path, tokenizer, held_out_below=0, max_bad_fraction=0.01):
     output = tmp_path / "shards"
     output.mkdir()
-    return Job(output, tokenizer.path, "text", held_out_below, max_bad_fraction)
+    return Job(output, tokenizer.path, "text", HeldOut(held_out_below), max_bad_fraction)
 
 
 def write(path, documents):
@@ -123,7 +123,7 @@ from recipes.encode_shards import *
 from recipes.text_records import Span
 if __name__ == "__main__":
     portion = Portion((Span("jsonl", {str(tmp_path / "pipe.jsonl")!r}),))
-    job = Job(Path({str(job.output)!r}), Path({str(job.tokenizer)!r}), "text", 0, 0.0)
+    job = Job(Path({str(job.output)!r}), Path({str(job.tokenizer)!r}), "text", HeldOut(), 0.0)
     list(encode_portions([Task("train", number, portion) for number in range(2)], job, 2))
 """
     (tmp_path / "parent.py").write_text(code)

@@ -15,7 +15,7 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 
 from recipes.cli import UserError
-from recipes.encode_shards import document_hash
+from recipes.held_out import HeldOut, document_hash
 from recipes.preparation_progress import Progress
 from recipes.prepare_data import _sample, entropy_nats, main
 from recipes.text_records import Skipped
@@ -193,9 +193,9 @@ def test_an_existing_tokenizer_is_used_as_it_is(corpus, tmp_path):
 def test_the_tokenizer_sees_all_of_the_input_but_not_what_is_held_out(corpus):
     cut = portions(find_inputs([str(corpus)]).spans, 6)
     below = 2**64 // 10
-    everything = list(_sample(cut, "text", 10**9, below))
+    everything = list(_sample(cut, "text", 10**9, HeldOut(below)))
     assert sorted(everything) == sorted(t for t in documents(3000) if document_hash(t) >= below)
-    some = list(_sample(cut, "text", 60_000, below))
+    some = list(_sample(cut, "text", 60_000, HeldOut(below)))
     assert 45_000 <= sum(map(len, some)) < 60_000 + 200 * len(cut)
     for portion in cut:
         assert len(set(some) & set(portion.documents("text", Skipped()))) > 10

@@ -38,7 +38,10 @@ def test_a_directory_is_read_recursively_in_order_and_the_rest_is_reported(tmp_p
     assert texts([Portion(inputs.spans)]) == [
         "document 0", "document 1", "document 10", "document 11", "plain", "text",
     ]  # fmt: skip
-    assert inputs.ignored == (str(tmp_path / "README.md"), str(tmp_path / "empty.txt"))
+    assert inputs.ignored.counts == {
+        "hidden": {".txt": 1}, "of another kind": {".md": 1}, "empty": {".txt": 1},
+    }  # fmt: skip
+    assert inputs.ignored.first["of another kind"] == str(tmp_path / "README.md")
 
 
 def test_all_faults_of_all_inputs_are_told_at_once(tmp_path):
@@ -55,7 +58,7 @@ def test_all_faults_of_all_inputs_are_told_at_once(tmp_path):
         "missing.jsonl: no such file",
         "wikitext: no such file",
         "empty.jsonl: empty file",
-        "nothing: no files to read among 0",
+        "nothing: no files to read in it",
         "a.docx: not a known kind",
         "a.txt: given more than once",
     ]
@@ -160,7 +163,7 @@ def test_a_missing_column_of_a_hub_dataset_is_a_bad_record(hub):
     (portion,) = portions(find_inputs(["org/name"], "en", "validation").spans, 1)
     assert list(portion.documents("body", skipped)) == []
     assert skipped.describe("without 'body'") == (
-        "4 without 'body' (first: org/name, shard 0 of 1, example 1)"
+        "4 without 'body' (first: org/name, shard 0 of 1, example 1), it has text: --text-key text?"
     )
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.cli import UserError
-from recipes.text_records import MAX_RECORD_BYTES, Skipped, Span, raw_records, text_of
+from recipes.text_readers import raw_records
+from recipes.text_records import MAX_RECORD_BYTES, Skipped, Span, text_of
 from recipes.text_sources import Portion
 
 TEXTS = ["First document.\nTwo lines.", "Zweites, größer.", "第三"]
