@@ -39,8 +39,8 @@ from recipes.encode_shards import (  # noqa: E402
 )
 from recipes.held_out import HeldOut, find_held_out  # noqa: E402
 from recipes.input_files import DOCUMENTS_PER, FORMATS, Ignored, Layout  # noqa: E402
-from recipes.preparation_checks import check_documents, odd_results  # noqa: E402
 from recipes.locks import lock, unlock_if_alone  # noqa: E402
+from recipes.preparation_checks import check_documents, odd_results  # noqa: E402
 from recipes.preparation_progress import (  # noqa: E402
     PROGRESS_NAME,
     Progress,
