@@ -32,8 +32,9 @@ import numpy as np  # noqa: E402
 
 from recipes.classification_data import STAND_IN_FILE  # noqa: E402
 from recipes.cli import SEED, ArgumentParser, UserError, run, whole  # noqa: E402
+from recipes.locks import LOCK, lock  # noqa: E402
 from recipes.python_docs import python_documents  # noqa: E402
-from recipes.whole_files import write_whole  # noqa: E402
+from recipes.whole_files import why_no_directory, write_whole  # noqa: E402
 
 SENTENCE_WORDS = range(8, 15)
 PHRASE_WORDS = range(5, 9)
@@ -332,11 +333,12 @@ def write_tasks(
         The number of examples by folder and file.
 
     Raises:
-        UserError: `output` has other tasks, or the text is too little.
+        UserError: `output` has other tasks or is another process's, or the text is too little.
     """
-    if (output.exists() and not output.is_dir()) or (
-        output.is_dir() and any(output.iterdir()) and not (output / STAND_IN_FILE).is_file()
-    ):
+    if refusal := why_no_directory(output):
+        raise UserError(f"--output {output}: {refusal}")
+    there = {path.name for path in output.iterdir()} - {LOCK} if output.is_dir() else set()
+    if there and not (output / STAND_IN_FILE).is_file():
         raise UserError(f"{output}: in use by something else than stand-in tasks")
     parts = split(read_sentences(documents), seed)
     # Drawing a phrase of another document needs another document.
@@ -344,6 +346,7 @@ def write_tasks(
     if scarce:
         raise UserError(f"too little text: no sentences of two documents for {', '.join(scarce)}")
     output.mkdir(parents=True, exist_ok=True)
+    lock(output, "writing stand-in tasks into it")
     # First, so that no interruption leaves tasks that could be taken for GLUE's.
     write_whole(output / STAND_IN_FILE, _MADE.encode())
     counts: dict[str, dict[str, int]] = {}

@@ -41,6 +41,15 @@ def test_values_keep_their_underscores(words):
     assert parser().parse_args(words).output == Path("a_b/c_d")
 
 
+def test_options_that_a_command_gives_itself_are_named_with_what_to_do():
+    ways = {"--seed": "give --seeds", "--dry-run": "", "--output": ""}
+    words = ["--epochs", "2", "--seed=3", "--dry_run", "--seed", "4", "output"]
+    assert cli.claimed(words, ways) == [
+        "--seed after --: give --seeds",
+        "--dry-run after --: give --dry-run before the --",
+    ]
+
+
 def test_words_after_a_bare_double_dash_are_left_alone():
     assert parser().parse_args(["one_a", "--", "--two_b"]).names == ["one_a", "--two_b"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from model.config import PRESETS
-from recipes import finetune_options, glue
+from recipes import classification_data, finetune_options, glue, glue_jobs
 from recipes.cli import UserError
 from recipes.glue_tasks import TASKS
 
@@ -74,14 +73,15 @@ def fake(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """An export as far as the runner looks at it."""
-    directory = tmp_path / "base"
-    directory.mkdir()
-    description = {"model": PRESETS["rapidbert-tiny"].to_dict()}
-    (directory / "config.json").write_text(json.dumps(description))
-    save_file({"weight": torch.zeros(1)}, directory / "model.safetensors")
-    return directory
+def checkpoint(finetune_place: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A run with an export, where there is no network."""
+    shutil.copytree(finetune_place / "run", tmp_path / "base")
+    monkeypatch.setattr(classification_data, "_from_hub", no_network)
+    return tmp_path / "base"
+
+
+def no_network(task) -> None:
+    raise UserError("no network")
 
 
 def orders(output: Path, **by_job: str) -> None:
@@ -165,7 +165,7 @@ def test_two_jobs_share_a_gpu(checkpoint, fake):
     # Each waits for the other, so that one after the other would never end.
     orders(output, cola_seed17="meet", cola_seed18="meet")
     jobs = glue.plan([TASKS["cola"]], checkpoint=checkpoint, output=output, seeds=2, finetune=fake)
-    glue.run_jobs(jobs, [glue.Slot("GPU 0", "0", 1), glue.Slot("GPU 0", "0", 1)])
+    glue_jobs.run_jobs(jobs, [glue_jobs.Slot("GPU 0", "0", 1), glue_jobs.Slot("GPU 0", "0", 1)])
     assert [job.state for job in jobs] == ["done", "done"]
 
 
@@ -311,13 +311,95 @@ def test_slots_share_gpus_and_cores(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert [(slot.gpu, slot.threads) for slot in glue.slots(None)] == [("4", 8), ("6", 8)]
-    assert [slot.gpu for slot in glue.slots(3)] == ["4", "6", "4"]
+    assert [(slot.gpu, slot.threads) for slot in glue_jobs.slots(None)] == [("4", 8), ("6", 8)]
+    assert [slot.gpu for slot in glue_jobs.slots(3)] == ["4", "6", "4"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert [(slot.gpu, slot.threads) for slot in glue.slots(None)] == [(None, 4)] * 4
-    assert [slot.threads for slot in glue.slots(1)] == [16]
+    assert [(slot.gpu, slot.threads) for slot in glue_jobs.slots(None)] == [(None, 4)] * 4
+    assert [slot.threads for slot in glue_jobs.slots(1)] == [16]
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
-    assert [slot.threads for slot in glue.slots(None)] == [1, 1]
+    assert [slot.threads for slot in glue_jobs.slots(None)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("word", "way"),
+    [
+        ("--seed=3", "--seeds, how many, before the --"),
+        ("--task", "--tasks before"),
+        ("--output", "give --output before the --"),
+        ("--dry_run", "give --dry-run before the --"),
+        ("--checkpoint=x", "give --checkpoint before the --"),
+        ("--from-scratch", "give --from-scratch before the --"),
+        ("--data", "give --data before the --"),
+        ("--train-file", "data of one's own"),
+    ],
+)
+def test_what_each_job_is_given_is_not_handed_on(checkpoint, fake, word, way):
+    with pytest.raises(UserError) as caught:
+        benchmark(checkpoint, fake, "--tasks", "cola", "--", "--epochs", "2", word, "x", "--task=y")
+    option = word.split("=")[0].replace("_", "-")
+    (fault,) = [fault for fault in caught.value.faults if fault.startswith(f"{option} after --: ")]
+    assert way in fault
+    assert any(fault.startswith("--task after --") for fault in caught.value.faults)
+    assert not (checkpoint / "glue").exists()
+
+
+def test_every_option_of_a_job_is_its_own_or_may_be_handed_on(checkpoint):
+    """A new option that `plan` writes must not be given twice."""
+    jobs = glue.plan([TASKS["cola"]], checkpoint=checkpoint, output=checkpoint, from_scratch=True)
+    written = {word for word in jobs[0].options if word.startswith("--")}
+    assert written < glue.NOT_AFTER_DASHES.keys()
+
+
+def test_an_output_that_is_a_file_is_refused(checkpoint, fake, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: is a file; name a directory"):
+        benchmark(checkpoint, fake, "--tasks", "cola", "--output", str(tmp_path / "file"))
+
+
+def test_another_models_tokenizer_is_refused_before_any_job(checkpoint, fake):
+    config = checkpoint / "export" / "config.json"
+    description = json.loads(config.read_text())
+    description["tokenizer"]["fingerprint"] = "0" * 64
+    config.write_text(json.dumps(description))
+    with pytest.raises(UserError, match="the weights were trained with 0{64}"):
+        benchmark(checkpoint, fake, "--tasks", "cola")
+    assert not (checkpoint / "glue").exists()
+
+
+def test_the_whole_benchmark_has_its_directory_to_itself(checkpoint, fake):
+    """Single jobs run side by side, as those of a job array do."""
+    output = checkpoint / "glue"
+    output.mkdir()
+    with (output / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for more in ([], ["--report-only"]):
+            with pytest.raises(UserError, match="another process is running GLUE's tasks"):
+                benchmark(checkpoint, fake, "--tasks", "cola", *more)
+        assert benchmark(checkpoint, fake, "--tasks", "cola", "--only", "0") == 0
+    assert list(results(output)) == ["cola-seed17"]
+
+
+def test_a_report_names_what_has_not_run_apart_from_what_failed(checkpoint, fake, capsys):
+    output = checkpoint / "glue"
+    orders(output, cola_seed18="fail")
+    options = ("--tasks", "cola", "--seeds", "3")
+    for number in ("0", "1"):
+        benchmark(checkpoint, fake, *options, "--only", number)
+    capsys.readouterr()
+    assert benchmark(checkpoint, fake, *options, "--report-only") == 1
+    failed, not_run = capsys.readouterr().err.splitlines()
+    log = output / "logs" / "cola-seed18.log"
+    assert failed == f"error: cola-seed18 failed: {log}: error: no such luck"
+    result = output / "cola-seed19.json"
+    assert not_run == (
+        f"error: cola-seed19 has not run: {result} is not there, and there is no log of it"
+    )
+
+
+def test_no_more_places_than_jobs(checkpoint, capsys):
+    options = ["--checkpoint", str(checkpoint), "--tasks", "cola", "--seeds", "2", "--dry-run"]
+    assert glue.main([*options, "--jobs", "1000"]) == 0
+    assert "2 jobs, 2 at a time" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("start", [["recipes/glue.py"], ["-m", "recipes.glue"]])

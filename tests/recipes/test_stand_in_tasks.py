@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from collections import Counter
@@ -161,6 +162,25 @@ def test_other_data_is_never_overwritten(tmp_path, documents):
     with pytest.raises(UserError, match="in use by something else"):
         write_tasks(glue, documents, train=60, dev=12, seed=0)
     assert (glue / "RTE" / "train.tsv").read_text() == "the real one"
+
+
+def test_two_processes_do_not_write_into_one_directory(tmp_path, documents):
+    glue = tmp_path / "glue"
+    glue.mkdir()
+    with (glue / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is writing stand-in tasks into it"):
+            write_tasks(glue, documents, train=60, dev=12, seed=0)
+    assert [path.name for path in glue.iterdir()] == [".lock"]
+    write_tasks(glue, documents, train=60, dev=12, seed=0)  # what a refused one leaves is no task
+    assert (glue / "RTE" / "train.tsv").is_file()
+
+
+def test_an_output_that_cannot_be_a_directory_is_refused(tmp_path, documents):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "glue"):
+        with pytest.raises(UserError, match="is a file"):
+            write_tasks(output, documents, train=60, dev=12, seed=0)
 
 
 def test_too_little_text_is_said(tmp_path):
