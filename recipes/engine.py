@@ -52,6 +52,9 @@ JSON_KEYS: dict[str, Any] = {
     "steps_per_print": int,
 }
 
+# What of it decides numbers, beyond the order in which they are summed.
+NUMERIC_KEYS = ("bf16", "data_types", "communication_data_type")
+
 # Keys DeepSpeed knows and this recipe sets elsewhere.
 RECIPE_KEYS = {
     "optimizer": "the recipe builds AdamW: --learning-rate, --weight-decay",

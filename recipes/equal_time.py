@@ -8,6 +8,7 @@ finetuning from each of them. Nothing is measured here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -109,11 +110,18 @@ def _must_agree(found: Sequence[Contestant]) -> dict[str, list[Any]]:
         "devices": [config["device"] for config in configs],
         "tokenizers": [config["data"]["tokenizer_fingerprint"] for config in configs],
         "training data": [config["data"]["train_tokens"] for config in configs],
+        "held-out texts": [_held_out(config) for config in configs],
         "global batches": [config["global_batch"] for config in configs],
         "tasks": [[task.task for task in series.tasks] for series in all_series],
         "seeds": [[sorted(task.scores) for task in series.tasks] for series in all_series],
         "stand-ins": [series.stand_in for series in all_series],
     }
+
+
+def _held_out(config: dict[str, Any]) -> str:
+    shards = config.get("identity", {}).get("validation_shards")  # older runs do not say
+    digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:8]
+    return f"{config['run'].get('eval_sequences')} sequences of {digest}"
 
 
 def table(found: Sequence[Contestant]) -> list[tuple[str, ...]]:

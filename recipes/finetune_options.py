@@ -44,6 +44,9 @@ WARMUP_FRACTION = 0.06
 # For data of one's own, unless told: between the table's small and large tasks.
 OWN_DATA = dict(learning_rate=3e-5, weight_decay=3e-6, epochs=3, batch_size=32)
 
+# Settings that results of older versions lack; what these were is not known, and not compared.
+LATER_SETTINGS = {"deepspeed"}
+
 
 @dataclass(frozen=True)
 class Finetuning:
@@ -92,9 +95,9 @@ def is_done(work: Finetuning) -> bool:
     """Whether the result is there, computed with the same settings, and all that is asked for."""
     try:
         result = json.loads(work.result.read_bytes())
-        done = result["settings"] == work.settings
+        done = not _different(result["settings"], work.settings)
         tested = result["test_examples_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     if work.saves_model:
         done = done and (work.directory / "export" / WEIGHTS).is_file()
@@ -107,11 +110,14 @@ def is_done(work: Finetuning) -> bool:
 def other_settings(work: Finetuning) -> list[str]:
     """Names of the settings in which a result that is there differs; empty where none is."""
     try:
-        before = json.loads(work.result.read_bytes())["settings"]
-        names = before.keys() | work.settings.keys()
+        return _different(json.loads(work.result.read_bytes())["settings"], work.settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    return sorted(name for name in names if before.get(name) != work.settings.get(name))
+
+
+def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = (before.keys() | now.keys()) - (LATER_SETTINGS - before.keys())
+    return sorted(name for name in names if before.get(name) != now.get(name))
 
 
 def resolve(options: Any, world_size: int) -> Finetuning:
@@ -174,6 +180,7 @@ def resolve(options: Any, world_size: int) -> Finetuning:
         "warmup_fraction": WARMUP_FRACTION,
         "train_examples": len(data.train),
         "precision": engine.precision(deepspeed),
+        "deepspeed": {key: deepspeed.get(key) for key in engine.NUMERIC_KEYS},
         "tokenizer": description["tokenizer"],
         "model": config.to_dict(),
     }

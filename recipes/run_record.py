@@ -13,7 +13,7 @@ import torch
 
 from recipes.checkpoint import has_checkpointed
 from recipes.cli import UserError
-from recipes.engine import World, on_first_rank, precision
+from recipes.engine import NUMERIC_KEYS, World, on_first_rank, precision
 from recipes.locks import lock
 from recipes.schedule import adamw_weight_decay
 from recipes.sequence_order import SequenceIndex
@@ -150,10 +150,7 @@ def _record(settings: Run, world: World) -> dict[str, Any]:
             **{name: value for name, value in values.items() if name not in FREE_OPTIONS},
             **{f"model.{name}": value for name, value in settings.model.to_dict().items()},
             "global_batch": plan.global_batch,
-            **{
-                f"deepspeed.{key}": settings.deepspeed.get(key)
-                for key in ("bf16", "data_types", "communication_data_type")
-            },
+            **{f"deepspeed.{key}": settings.deepspeed.get(key) for key in NUMERIC_KEYS},
             "tokenizer": train["tokenizer"]["fingerprint"],
             "train_shards": [shard["bin_sha256"] for shard in train["splits"]["train"]["shards"]],
             "train_indexes": [shard["idx_sha256"] for shard in train["splits"]["train"]["shards"]],

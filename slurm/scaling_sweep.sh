@@ -80,8 +80,14 @@ fi
 failed=()
 for batch in "${batches[@]}"; do
   output=${SWEEP_OUTPUT:-runs/scaling}/$model/gpus-$SLURM_NTASKS-batch-$batch
+  asked="$data, $config, ${SWEEP_STEPS:-60} steps, options ${options[*]@Q}"
   if [[ -e $output/done ]]; then
-    echo "$output: done before"
+    before=$(sed -n 's/^settings //p' "$output/done") # nothing in those of older versions
+    if [[ -z $before || $before == "$asked" ]]; then
+      echo "$output: done before"
+    else
+      failed+=("$output (done before with other settings, $before: name another SWEEP_OUTPUT)")
+    fi
     continue
   fi
   mkdir -p "$output"
@@ -90,7 +96,7 @@ for batch in "${batches[@]}"; do
     --output "$output" --deepspeed_config "$output/deepspeed.json" \
     --duration $((batch * ${SWEEP_STEPS:-60})) --log-every 5 --save-every 0 --eval-every 0 \
     --eval-sequences 64 "${options[@]}"; then
-    echo "job $SLURM_JOB_ID" >"$output/done"
+    printf 'job %s\nsettings %s\n' "$SLURM_JOB_ID" "$asked" >"$output/done"
     rm -rf "$output/checkpoints" "$output/export"
   else
     failed+=("$output (status $?)")

@@ -122,3 +122,13 @@ def test_everything_missing_is_named_at_once(runs):
         equal_time.load(runs)
     assert "no export of a run by time" in caught.value.faults[0]
     assert "no evaluation by time" in caught.value.faults[1]
+
+
+def test_losses_on_other_held_out_text_are_not_compared(tmp_path):
+    identities = [{"validation_shards": [sha]} for sha in ("ab", "cd")]
+    runs = [
+        write_run(tmp_path / name, [6.0, 5.0, 4.5, 4.0], [0.1] * 4, identity=identity)
+        for name, identity in zip(("rapidbert-tiny", "bert-tiny"), identities, strict=True)
+    ]
+    with pytest.raises(UserError, match="held-out texts"):
+        equal_time.load(runs)

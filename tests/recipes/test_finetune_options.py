@@ -79,7 +79,14 @@ def test_done_is_a_result_of_the_same_work_with_all_that_is_asked_for(finetune_p
     assert not is_done(work)
     work.result.write_text(json.dumps({"settings": work.settings, "test_examples_sha256": None}))
     assert is_done(work)
+    older = {name: value for name, value in work.settings.items() if name != "deepspeed"}
+    work.result.write_text(json.dumps({"settings": older, "test_examples_sha256": None}))
+    assert is_done(work), "a result that does not say what is compared since"
+    work.result.write_text(json.dumps({"settings": work.settings, "test_examples_sha256": None}))
+    rounding = tmp_path / "rounding.json"
+    rounding.write_text('{"communication_data_type": "bf16"}')
     for more in (
+        ["--deepspeed-config", str(rounding)],
         ["--epochs", "9"],
         ["--batch-size", "8"],
         ["--max-length", "64"],

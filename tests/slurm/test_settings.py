@@ -176,3 +176,16 @@ def test_every_model_is_known_to_the_scripts(scripts):
         "error: MODEL: unknown model 'bert-bse' (did you mean bert-base?)"
     )
     assert done.stderr.count("error: ") == 1
+
+
+def test_a_point_of_the_sweep_is_done_only_with_the_same_settings(scripts):
+    settings = {"MODEL": "rapidbert-tiny", "DEEPSPEED_CONFIG": "ds_configs/tiny_cpu.json"}
+    settings |= {"SWEEP_STAGE": "run", "GLOBAL_BATCHES": "64", "PRETRAIN_OPTIONS": "--seed 3"}
+    assert scripts.run("scaling_sweep", **settings)[0] == 0 and len(scripts.calls()) == 1
+    assert scripts.run("scaling_sweep", **settings)[0] == 0 and scripts.calls() == []
+    for other in ({"PRETRAIN_OPTIONS": "--seed 4"}, {"SWEEP_STEPS": "5"}):
+        assert scripts.run("scaling_sweep", **(settings | other))[0] == 1
+        assert scripts.calls() == []
+    (done,) = (scripts.directory / "sweep").rglob("done")
+    done.write_text("job 5\n")  # of an older version, which did not say
+    assert scripts.run("scaling_sweep", **settings)[0] == 0 and scripts.calls() == []
