@@ -44,7 +44,7 @@ def why_no_file(path: Path) -> str | None:
     """What would keep `path` from being written as a file, or None; as `why_no_directory`."""
     if path.is_dir():
         return "is a directory; name a file"
-    return why_no_directory(path.parent)
+    return why_no_directory(path.parent if path.exists() else path)
 
 
 def sync_directory(directory: Path) -> None:

@@ -185,7 +185,10 @@ def test_every_fault_is_named_at_once(tmp_path):
     words = ["--model", "bert-base", "--gpus", "1", "--sequence-length", "1024"]
     words += ["--gpu-memory-gb", "inf", "--tokens-per-second-per-gpu", "inf"]
     words += ["--network-gbps", "inf", "--price-per-gpu-hour", "inf"]
-    for target, why in ((tmp_path, "is a directory"), (tmp_path / "file" / "plan", "is a file")):
+    for target, why in (
+        (tmp_path, f"{tmp_path}: is a directory; name a file"),
+        (tmp_path / "file" / "plan", f"{tmp_path / 'file'} is a file"),
+    ):
         with pytest.raises(UserError) as caught:
             plan.resolve(plan.parse_arguments([*words, "--json", str(target)]))
         assert why in caught.value.faults[4]
