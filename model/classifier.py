@@ -2,63 +2,97 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ModelConfig
-from .encoder import Encoder
+from .config import PLAIN, ModelConfig, ModelOptions
+from .encoder import RapidBert
 from .kernels.hashed_dropout import dropout
-from .layer import POOLER_SITE, megatron_config
+from .layer import POOLER_SITE
+from .padding import pack
+from .pretrained import read_export
 
 
-class SequenceClassifier(nn.Module):
+class RapidBertForSequenceClassification(nn.Module):
     """Pooler (dense + tanh on the first token), dropout, linear head.
 
-    The pooler does not exist during pretraining; it and the head start from random weights.
-    `initialize_parallel` must have been called.
+    The pooler does not exist during pretraining; it and the head start from random weights. Other
+    weights and errors are as in `model.encoder.RapidBert`.
 
     Args:
         outputs: classes, or 1 for a regression.
-        dropout: before the linear head.
+        dropout: probability before the linear head.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         outputs: int,
+        options: ModelOptions = PLAIN,
         *,
         dropout: float = 0.1,
-        attention_backend: str = "reference",
-        kernels: str = "torch",
     ):
         super().__init__()
         self.config = config
+        self.options = options
         self.outputs = outputs
         self.dropout = dropout
-        self.encoder = Encoder(config, megatron_config(config, attention_backend, kernels))
+        self.encoder = RapidBert(config, options)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, outputs)
         for layer in (self.pooler, self.classifier):
             nn.init.normal_(layer.weight, std=config.initializer_range)
             nn.init.zeros_(layer.bias)
 
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
+        """The classifier of a finetuned export, in evaluation mode.
+
+        Raises:
+            FileNotFoundError, ValueError: as `model.pretrained.read_export`.
+            ValueError: the weights are not those of the configuration, or the export is of a model
+                that was never finetuned; all faults are named.
+        """
+        export = read_export(directory)
+        outputs = export.state("classifier")["classifier.weight"].shape[0]
+        model = cls(export.config, outputs, options)
+        export.load_into(model, "classifier")
+        return model.eval()
+
     def logits(
         self,
         input_ids: Tensor,
-        sequence_offsets: Tensor,
-        max_sequence_length: int,
+        sequence_offsets: Tensor | None = None,
+        max_sequence_length: int | None = None,
         token_type_ids: Tensor | None = None,
         sequence_keys: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Packed tokens to scores, fp32 [S, outputs]; meaningless rows for empty sequences.
+        """Scores of each sequence, fp32 [S, outputs]; meaningless rows for empty sequences.
 
         The last layer computes what follows its attention for the first tokens alone.
+
+        Args:
+            As in `RapidBert.forward`, packed or padded. The first token of a sequence is the first
+            one that is real.
         """
-        first = sequence_offsets[:-1].long().clamp(max=input_ids.shape[0] - 1)
-        hidden = self.encoder(
-            input_ids, sequence_offsets, max_sequence_length, token_type_ids, first, sequence_keys
+        batch = pack(
+            input_ids, sequence_offsets, max_sequence_length, token_type_ids, attention_mask
         )
+        first = batch.sequence_offsets[:-1].long().clamp(max=batch.input_ids.shape[0] - 1)  # [S]
+        hidden = self.encoder(
+            batch.input_ids,
+            batch.sequence_offsets,
+            batch.max_sequence_length,
+            batch.token_type_ids,
+            first,
+            sequence_keys,
+        )  # [S, hidden]
         pooled = torch.tanh(self.pooler(hidden))
         if self.training and self.dropout:
             if sequence_keys is None:

@@ -111,6 +111,26 @@ class ModelConfig:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model computes. Nothing here changes the weights or what they mean, only the speed, the
+    memory and the rounding.
+    """
+
+    attention: str = "reference"
+    """Attention backend, a key of `model.attention.BACKENDS`: reference (fp32 throughout), sdpa
+    (everywhere), triton (the fastest in bf16 on a GPU), flash (FlashAttention-2)."""
+    kernels: str = "torch"
+    """Kernels of the operations between the matmuls, one of `model.kernels.KERNELS`."""
+    recompute: bool = False
+    """Keep only the input of all layers but the last one, and compute the rest again during the
+    backward pass: less memory, about a third more time."""
+
+
+PLAIN = ModelOptions()
+"""What a model is built with unless told otherwise: the form that all others must equal."""
+
+
 def training_flops(
     config: ModelConfig, *, tokens: int, masked_tokens: int, token_pairs: int
 ) -> float:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Self
 
-from megatron.core.tensor_parallel import VocabParallelEmbedding
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import build_module
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .config import ModelConfig
+from .config import PLAIN, ModelConfig, ModelOptions
 from .kernels.hashed_dropout import row_keys as dropout_row_keys
 from .kernels.operations import dropout
 from .layer import EMBEDDING_SITE, PackedSequences, layer_spec
-from .padding import sequence_of_row
+from .megatron import VocabParallelEmbedding, build_module
+from .megatron_config import MegatronConfig, megatron_config
+from .padding import pack, sequence_of_row
+from .pretrained import read_export
 
 
-class Embedding(MegatronModule):
+class Embedding(nn.Module):
     """Word + token type (+ position) embeddings, LayerNorm, dropout."""
 
-    def __init__(self, config: ModelConfig, megatron: TransformerConfig):
-        super().__init__(config=megatron)
+    def __init__(self, config: ModelConfig, megatron: MegatronConfig):
+        super().__init__()
+        self.kernels = megatron.options.kernels
         self.word_embeddings = VocabParallelEmbedding(
             config.padded_vocab_size,
             config.hidden_size,
@@ -57,21 +59,27 @@ class Embedding(MegatronModule):
             self.dropout if self.training else 0.0,
             packed.row_keys,
             EMBEDDING_SITE,
-            self.config.kernels,
+            self.kernels,
         )
         return hidden.unsqueeze(1)
 
 
-class Encoder(MegatronModule):
-    """The embedding and `num_layers` post-norm layers.
+class RapidBert(nn.Module):
+    """The embedding and `num_layers` post-norm layers: token ids in, hidden states out.
 
-    Args:
-        recompute: of all layers but the last keep only the input, and compute the rest again.
+    RapidBERT's or BERT's, as the configuration says. The same seed of `torch.manual_seed` gives the
+    same weights on any device and any tensor-parallel size.
+
+    Raises:
+        ValueError: the options name no attention backend or no kernels.
+        RuntimeError: one of several processes, before `initialize_parallel` was called.
     """
 
-    def __init__(self, config: ModelConfig, megatron: TransformerConfig, recompute: bool = False):
-        super().__init__(config=megatron)
-        self.recompute = recompute
+    def __init__(self, config: ModelConfig, options: ModelOptions = PLAIN):
+        super().__init__()
+        self.config = config
+        self.options = options
+        megatron = megatron_config(config, options)
         self.drops = max(config.hidden_dropout, config.ffn_dropout) > 0
         self.embedding = Embedding(config, megatron)
         spec = layer_spec(config)
@@ -80,54 +88,77 @@ class Encoder(MegatronModule):
             for number in range(config.num_layers)
         )
 
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
+        """The encoder of an export, in evaluation mode; its head is left out.
+
+        Raises:
+            FileNotFoundError, ValueError: as `model.pretrained.read_export`.
+            ValueError: the weights are not those of the configuration; all faults are named.
+        """
+        export = read_export(directory)
+        model = cls(export.config, options)
+        export.load_into(model, "none", prefix="encoder.")
+        return model.eval()
+
     def forward(
         self,
         input_ids: Tensor,
-        sequence_offsets: Tensor,
-        max_sequence_length: int,
+        sequence_offsets: Tensor | None = None,
+        max_sequence_length: int | None = None,
         token_type_ids: Tensor | None = None,
         keep: Tensor | None = None,
         sequence_keys: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Hidden states of the last layer.
 
         Args:
-            input_ids: int64 [T].
-            sequence_offsets: int32 [S+1] (see `model.padding`).
-            max_sequence_length: at least as long as every sequence.
-            token_type_ids: int64 [T], or None for all zeros.
-            keep: int64 [K], rows wanted; None for all.
+            input_ids: int64 [T], packed, with `sequence_offsets` int32 [S+1] and
+                `max_sequence_length`, at least as long as every sequence (see `model.padding`); or
+                int64 [S, L], padded, with `attention_mask` [S, L], non-zero on real tokens.
+            token_type_ids: int64, shaped like `input_ids`; None for all zeros.
+            keep: int64 [K], rows of a packed batch that are wanted; None for all.
             sequence_keys: int64 [S], what dropout masks are a hash of (see `hashed_dropout`);
                 needed in training, unless the model has no dropout.
 
         Returns:
-            [T, hidden], or [K, hidden] in the order of `keep`.
+            [T, hidden], or [K, hidden] in the order of `keep`; of a padded batch [S, L, hidden],
+            zeros on padding.
 
         Raises:
-            ValueError: learned positions do not reach to `max_sequence_length`, or
-                `sequence_keys` are missing.
+            ValueError: learned positions do not reach to `max_sequence_length` (or L),
+                `sequence_keys` are missing, or the arguments do not belong together.
         """
+        batch = pack(
+            input_ids, sequence_offsets, max_sequence_length, token_type_ids, attention_mask
+        )
+        if keep is not None and batch.padded:
+            raise ValueError("keep names rows of a packed batch, and this one is padded")
         positions = self.embedding.position_embeddings
-        if positions is not None and max_sequence_length > positions.num_embeddings:
+        if positions is not None and batch.max_sequence_length > positions.num_embeddings:
             raise ValueError(
-                f"sequences of {max_sequence_length} tokens, but the model has learned positions "
-                f"for {positions.num_embeddings}"
+                f"sequences of {batch.max_sequence_length} tokens, but the model has learned "
+                f"positions for {positions.num_embeddings}"
             )
         row_keys = None
         if self.training and self.drops:
             if sequence_keys is None:
                 raise ValueError("training with dropout needs sequence_keys")
-            row_keys = dropout_row_keys(sequence_keys, sequence_offsets, input_ids.shape[0])
-        packed = PackedSequences(sequence_offsets, max_sequence_length, row_keys)
-        hidden = residual = self.embedding(input_ids, token_type_ids, packed)
+            row_keys = dropout_row_keys(
+                sequence_keys, batch.sequence_offsets, batch.input_ids.shape[0]
+            )
+        packed = PackedSequences(batch.sequence_offsets, batch.max_sequence_length, row_keys)
+        hidden = residual = self.embedding(batch.input_ids, batch.token_type_ids, packed)
         for layer in self.layers[:-1]:
             hidden, residual = self._through(layer, hidden, residual, packed)
         # Its backward pass comes first: computing the last layer again would save nothing.
         hidden, _ = self.layers[-1](hidden, residual, replace(packed, keep=keep))
-        return hidden.squeeze(1)
+        return batch.restore(hidden.squeeze(1))  # [T or K, 1, hidden] without the 1
 
     def _through(self, layer, hidden, residual, packed) -> tuple[Tensor, Tensor]:
-        if not (self.recompute and self.training):
+        if not (self.options.recompute and self.training):
             return layer(hidden, residual, packed)
         return checkpoint(
             *(layer, hidden, residual, packed),

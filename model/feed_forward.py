@@ -11,25 +11,23 @@ tensor parallelism each rank holds its own rows of both).
 
 from __future__ import annotations
 
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import ModelConfig
 from .kernels.operations import gated_gelu
+from .megatron import MLP, ColumnParallelLinear, MLPSubmodules, ModuleSpec, RowParallelLinear
+from .megatron_config import MegatronConfig
 from .parallel import linear, parallel_rank, parallel_size
 
 
-class _GatedFeedForward(MegatronModule):
+class _GatedFeedForward(nn.Module):
     """What (B) and (C) share: the activation, its dropout and the output projection."""
 
-    def __init__(self, config: TransformerConfig):
-        super().__init__(config=config)
-        self.dropout = config.rapidbert.ffn_dropout  # type: ignore[attr-defined]
-        self.kernels = config.kernels  # type: ignore[attr-defined]
+    def __init__(self, config: MegatronConfig):
+        super().__init__()
+        self.dropout = config.model.ffn_dropout
+        self.kernels = config.options.kernels
+        self.inner_width = config.model.ffn_size
         self.linear_out = RowParallelLinear(
             config.ffn_hidden_size,
             config.hidden_size,
@@ -55,7 +53,7 @@ class _GatedFeedForward(MegatronModule):
             self.dropout if self.training else 0.0,
             keys,
             site,
-            parallel_rank() * (self.config.ffn_hidden_size // parallel_size()),
+            parallel_rank() * (self.inner_width // parallel_size()),
             self.kernels,
         )  # [T, 1, ffn / TP]
         return linear(self.linear_out, inner), self.linear_out.bias
@@ -64,7 +62,7 @@ class _GatedFeedForward(MegatronModule):
 class TwoMatmulGLU(_GatedFeedForward):
     """(B): gate and value projected one after the other."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: MegatronConfig):
         super().__init__(config)
         self.linear_gate = _project_in(config, config.ffn_hidden_size)
         self.linear_value = _project_in(config, config.ffn_hidden_size)
@@ -76,7 +74,7 @@ class TwoMatmulGLU(_GatedFeedForward):
 class FusedGLU(_GatedFeedForward):
     """(C): gate and value in one matmul."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: MegatronConfig):
         super().__init__(config)
         # stride=2: a tensor-parallel rank gets its part of the gate and its part of the value.
         self.linear_in = _project_in(config, 2 * config.ffn_hidden_size, stride=2)
@@ -85,7 +83,7 @@ class FusedGLU(_GatedFeedForward):
         return linear(self.linear_in, hidden)
 
 
-def _project_in(config: TransformerConfig, width: int, stride: int = 1) -> ColumnParallelLinear:
+def _project_in(config: MegatronConfig, width: int, stride: int = 1) -> ColumnParallelLinear:
     return ColumnParallelLinear(
         config.hidden_size,
         width,

@@ -22,25 +22,25 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec, build_module
-from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import (
-    TransformerLayer,
-    TransformerLayerSubmodules,
-)
 from torch import Tensor, nn
 
-from .attention import BACKENDS, check_backend, packed_attention, slopes_on
+from .attention import packed_attention, slopes_on
 from .config import ModelConfig
 from .feed_forward import feed_forward_spec
-from .kernels import KERNELS, check_kernels
 from .kernels.operations import residual_norm
-from .parallel import linear, own_dropout, parallel_rank, parallel_size
+from .megatron import (
+    AttnMaskType,
+    ColumnParallelLinear,
+    ModuleSpec,
+    RowParallelLinear,
+    SelfAttention,
+    SelfAttentionSubmodules,
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    build_module,
+)
+from .megatron_config import MegatronConfig
+from .parallel import linear, own_dropout, parallel_rank
 
 # Dropout sites (see `hashed_dropout`): the embedding, the pooler, from 4 on those of the layers.
 EMBEDDING_SITE, POOLER_SITE = 0, 1
@@ -62,24 +62,23 @@ class PackedSequences:
     """int64 [K]: rows of the attention's output to go on with; None for all."""
 
 
-class PackedCoreAttention(MegatronModule):
+class PackedCoreAttention(nn.Module):
     """Megatron's core attention slot, filled by `model.attention.packed_attention`."""
 
-    def __init__(self, config: TransformerConfig, **_: Any):
-        super().__init__(config=config)
-        self.local_heads = config.num_attention_heads // config.tensor_model_parallel_size
+    def __init__(self, config: MegatronConfig, **_: Any):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.local_heads = self.heads // config.tensor_model_parallel_size
         self.first_head = parallel_rank() * self.local_heads
-        self.backend = config.attention_backend_name  # type: ignore[attr-defined]
+        self.backend = config.options.attention
         self.dropout = config.attention_dropout
-        self.alibi = config.rapidbert.positions == "alibi"  # type: ignore[attr-defined]
+        self.alibi = config.model.positions == "alibi"
 
     def forward(self, qkv: Tensor, packed: PackedSequences) -> Tensor:  # type: ignore[override]
         """[T, heads / TP, 3, head_dim] to context [T, heads / TP, head_dim]."""
         slopes = None
         if self.alibi:
-            slopes = slopes_on(
-                qkv.device, self.config.num_attention_heads, self.first_head, self.local_heads
-            )
+            slopes = slopes_on(qkv.device, self.heads, self.first_head, self.local_heads)
         dropout = self.dropout if self.training else 0.0
         with own_dropout(qkv.device) if dropout else contextlib.nullcontext():
             return packed_attention(
@@ -116,14 +115,14 @@ class PostNormLayerSubmodules(TransformerLayerSubmodules):
 class PostNormTransformerLayer(TransformerLayer):
     """Megatron's `TransformerLayer` with the norm after each residual sum."""
 
-    def __init__(self, config: TransformerConfig, submodules: PostNormLayerSubmodules, **kwargs):
+    def __init__(self, config: MegatronConfig, submodules: PostNormLayerSubmodules, **kwargs):
         super().__init__(config=config, submodules=submodules, **kwargs)
         for name in ("post_attention_layernorm", "post_mlp_layernorm"):
             norm = build_module(
                 getattr(submodules, name), config.hidden_size, eps=config.layernorm_epsilon
             )
             setattr(self, name, norm)
-        self.gated = config.rapidbert.feed_forward != "standard"  # type: ignore[attr-defined]
+        self.gated = config.model.feed_forward != "standard"
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, residual: Tensor, packed: PackedSequences
@@ -138,7 +137,7 @@ class PostNormTransformerLayer(TransformerLayer):
 
         def add(output, bias, residual, norm, site, dropped=True) -> tuple[Tensor, Tensor]:
             dropout = self.hidden_dropout if self.training and dropped else 0.0
-            kernels = self.config.kernels
+            kernels = self.config.options.kernels
             return residual_norm(output, bias, residual, norm, dropout, kept_keys, site, kernels)
 
         attended, bias = self.self_attention(hidden, packed)
@@ -176,47 +175,3 @@ def layer_spec(config: ModelConfig) -> ModuleSpec:
             post_mlp_layernorm=nn.LayerNorm,
         ),
     )
-
-
-def megatron_config(
-    config: ModelConfig, attention_backend: str, kernels: str = "torch"
-) -> TransformerConfig:
-    """Megatron's configuration for `config`; weights fp32, made on the CPU.
-
-    On the CPU Megatron builds the whole matrix and cuts out the rank's part, so that one seed
-    gives one model whatever the device and the tensor-parallel size.
-
-    Args:
-        attention_backend: see `model.attention`; kernels: see `kernels.operations`.
-
-    Raises:
-        ValueError: one of them is unknown.
-    """
-    if attention_backend not in BACKENDS:
-        check_backend(attention_backend, "cpu")
-    if kernels not in KERNELS:
-        check_kernels(kernels, "cpu")
-
-    def init_method(weight: Tensor) -> Tensor:
-        return nn.init.normal_(weight, std=config.initializer_range)
-
-    megatron = TransformerConfig(
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        ffn_hidden_size=config.ffn_size,
-        num_attention_heads=config.num_heads,
-        layernorm_epsilon=config.layernorm_eps,
-        hidden_dropout=config.hidden_dropout,
-        attention_dropout=config.attention_dropout,
-        activation_func=F.gelu,
-        add_bias_linear=True,
-        init_method=init_method,
-        output_layer_init_method=init_method,
-        use_cpu_initialization=True,
-        tensor_model_parallel_size=parallel_size(),
-    )
-    # Read by our modules in Megatron's slots, which are handed this configuration alone.
-    megatron.rapidbert = config  # type: ignore[attr-defined]
-    megatron.attention_backend_name = attention_backend  # type: ignore[attr-defined]
-    megatron.kernels = kernels  # type: ignore[attr-defined]
-    return megatron

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Self
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
-from megatron.core.tensor_parallel import (
+from torch import Tensor, nn
+
+from .config import PLAIN, ModelConfig, ModelOptions
+from .encoder import RapidBert
+from .kernels.operations import cross_entropy
+from .megatron import (
     copy_to_tensor_model_parallel_region,
+    parallel_state,
     set_tensor_model_parallel_attributes,
     vocab_parallel_cross_entropy,
 )
-from torch import Tensor, nn
-
-from .config import ModelConfig
-from .encoder import Encoder
-from .kernels.operations import cross_entropy
-from .layer import megatron_config
+from .padding import pack
 from .parallel import parallel_size
+from .pretrained import read_export
 
 IGNORED_LABEL = -100
 """Label of rows that only round the number of masked tokens up to one of a few shapes."""
@@ -45,45 +49,69 @@ class MaskedLMHead(nn.Module):
         return F.linear(hidden, word_embeddings, self.decoder_bias)
 
 
-class MaskedLM(nn.Module):
+class RapidBertForMaskedLM(nn.Module):
     """RapidBERT or BERT with the masked-language-model objective. No next-sentence loss.
 
-    `initialize_parallel` must have been called. The same seed of `torch.manual_seed` gives the
-    same weights on any device and any tensor-parallel size.
-
-    Args:
-        attention_backend: see `model.attention`; kernels: see `kernels.operations`.
-        recompute: see `model.encoder.Encoder`.
+    Weights and errors are as in `model.encoder.RapidBert`.
     """
 
-    kernels: str
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        attention_backend: str = "reference",
-        kernels: str = "torch",
-        recompute: bool = False,
-    ):
+    def __init__(self, config: ModelConfig, options: ModelOptions = PLAIN):
         super().__init__()
         self.config = config
-        self.kernels = kernels
-        megatron = megatron_config(config, attention_backend, kernels)
-        self.encoder = Encoder(config, megatron, recompute)
+        self.options = options
+        self.encoder = RapidBert(config, options)
         self.head = MaskedLMHead(config)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
+        """The model of a pretraining run's export, in evaluation mode.
+
+        Raises:
+            FileNotFoundError, ValueError: as `model.pretrained.read_export`.
+            ValueError: the weights are not those of the configuration; all faults are named.
+        """
+        export = read_export(directory)
+        model = cls(export.config, options)
+        export.load_into(model, "masked_lm")
+        return model.eval()
 
     def logits(
         self,
         input_ids: Tensor,
-        sequence_offsets: Tensor,
-        max_sequence_length: int,
+        sequence_offsets: Tensor | None = None,
+        max_sequence_length: int | None = None,
         rows: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Scores of the whole vocabulary, [K, padded vocabulary], for `rows` int64 [K] or all."""
-        local = self._local_logits(
-            input_ids, sequence_offsets, max_sequence_length, rows, token_type_ids, None
+        """Scores of the whole vocabulary.
+
+        Args:
+            rows: int64 [K], rows of a packed batch that are wanted; None for all.
+            Others as in `RapidBert.forward`, packed or padded.
+
+        Returns:
+            [T or K, padded vocabulary]; of a padded batch [S, L, padded vocabulary], zeros on
+            padding.
+        """
+        batch = pack(
+            input_ids, sequence_offsets, max_sequence_length, token_type_ids, attention_mask
         )
+        if rows is not None and batch.padded:
+            raise ValueError("rows are of a packed batch, and this one is padded")
+        local = self._local_logits(
+            batch.input_ids,
+            batch.sequence_offsets,
+            batch.max_sequence_length,
+            rows,
+            batch.token_type_ids,
+            None,
+        )
+        return batch.restore(self._gather(local))
+
+    def _gather(self, local: Tensor) -> Tensor:
+        """[K, padded vocabulary / TP] of every tensor-parallel rank to [K, padded vocabulary]."""
         group = parallel_state.get_tensor_model_parallel_group()
         if group.size() == 1:
             return local
@@ -124,13 +152,20 @@ class MaskedLM(nn.Module):
             sequence_keys,
         )
         if parallel_size() == 1:
-            return cross_entropy(logits, labels, IGNORED_LABEL, self.kernels)
+            return cross_entropy(logits, labels, IGNORED_LABEL, self.options.kernels)
         # The vocabulary is split: Megatron's loss, whichever kernels are asked for.
         losses = vocab_parallel_cross_entropy(logits, labels)
         return losses.masked_fill(labels == IGNORED_LABEL, 0.0).sum()
 
     def _local_logits(
-        self, input_ids, offsets, max_length, rows, token_type_ids, sequence_keys
+        self,
+        input_ids: Tensor,
+        offsets: Tensor,
+        max_length: int,
+        rows: Tensor | None,
+        token_type_ids: Tensor | None,
+        sequence_keys: Tensor | None,
     ) -> Tensor:
+        """Logits of this rank's part of the vocabulary, [K, padded vocabulary / TP]."""
         hidden = self.encoder(input_ids, offsets, max_length, token_type_ids, rows, sequence_keys)
         return self.head(hidden, self.encoder.embedding.word_embeddings.weight)

@@ -1,24 +1,27 @@
 """Process groups, linears that may be split over them, and the random numbers of attention dropout.
 
 Megatron-core's layers look up their tensor-parallel group when they are built, so even a single
-process needs one. `initialize_parallel` makes what is missing; it is the only place that does.
+process needs one. `initialize_parallel` makes what is missing; it is the only place that does. A
+model that is built before anybody called it calls it itself where there is one process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
-from megatron.core.tensor_parallel import (
+from torch import Tensor
+
+from .megatron import (
     ColumnParallelLinear,
     RowParallelLinear,
     get_cuda_rng_tracker,
     model_parallel_cuda_manual_seed,
+    parallel_state,
 )
-from torch import Tensor
 
 
 def initialize_parallel(tensor_parallel: int = 1) -> None:
@@ -46,6 +49,24 @@ def initialize_parallel(tensor_parallel: int = 1) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel, create_gloo_process_groups=False
     )
+
+
+def ensure_parallel() -> None:
+    """Make a world of one process where nothing else was set up.
+
+    Raises:
+        RuntimeError: this is one of several processes. They have to say how they share the model.
+    """
+    if parallel_state.model_parallel_is_initialized():
+        return
+    world = dist.get_world_size() if dist.is_initialized() else os.environ.get("WORLD_SIZE", "1")
+    if int(world) > 1:
+        raise RuntimeError(
+            f"a model is to be built by {world} processes, and none has said how they share it: "
+            "call torch.distributed.init_process_group and "
+            "model.parallel.initialize_parallel(tensor_parallel) on each of them first"
+        )
+    initialize_parallel()
 
 
 def linear(module: ColumnParallelLinear | RowParallelLinear, x: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .megatron import parallel_state
 
 State = dict[str, Tensor]
 
@@ -46,7 +46,7 @@ def to_public(state: Mapping[str, Tensor], config: ModelConfig, head: Head = "ma
     """A whole (not tensor-parallel) state under its public names. Values may alias.
 
     Args:
-        head: what stands on the encoder: `MaskedLM`'s head, `SequenceClassifier`'s, or nothing.
+        head: what stands on the encoder.
     """
     public: State = {}
     for ours, theirs in _names(config, head).items():

@@ -22,7 +22,6 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
     import recipes  # noqa: F401  (first: it sees to UTF-8)
 
-import model  # noqa: E402, F401  (first: it silences what libraries say when they are imported)
 from recipes import benchmark_all  # noqa: E402
 from recipes.benchmark_records import Record, write_figure  # noqa: E402
 from recipes.cli import MINUTES, ArgumentParser, run  # noqa: E402

@@ -37,8 +37,8 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from model.config import PRESETS, preset
-from model.masked_lm import MaskedLM
+from model.config import PRESETS, ModelOptions, preset
+from model.masked_lm import RapidBertForMaskedLM
 from recipes import engine, pretrain
 from recipes.benchmark_input import write_synthetic_data
 from recipes.benchmark_records import Record, Rows, panels, shown, spread
@@ -81,7 +81,7 @@ class Training:
         self.options.learning_rate = 1e-4
         plan = engine.plan_batches(SEQUENCES * world.world_size, SEQUENCES, world.world_size)
         torch.manual_seed(0)
-        network = MaskedLM(preset(model), "sdpa")
+        network = RapidBertForMaskedLM(preset(model), ModelOptions("sdpa"))
         self.parameters = preset(model).parameters()
         optimizer = pretrain.optimizer(self.options)
         self.engine = engine.build_engine(network, deepspeed, plan, world, **optimizer)

@@ -22,10 +22,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from model.attention import BACKENDS, alibi_slopes, check_backend, packed_attention
+from model.config import ModelOptions
 from model.kernels import KERNELS, check_kernels
 from model.kernels import operations as ops
 from model.kernels.hashed_dropout import keep_mask, row_keys
-from model.masked_lm import IGNORED_LABEL, MaskedLM
+from model.masked_lm import IGNORED_LABEL, RapidBertForMaskedLM
 from recipes.benchmark_records import Record, Rows, panels
 from recipes.benchmark_training import full_batch, one_process, recommended
 from recipes.report import COLORS
@@ -305,7 +306,9 @@ def model_errors(name: str, record: Record) -> Errors:
     losses, gradients = [], []
     for attention, kernels in (("reference", "torch"), (setup.attention, setup.kernels)):
         torch.manual_seed(0)
-        model = MaskedLM(config, attention, kernels).to(record.device).train()
+        model = (
+            RapidBertForMaskedLM(config, ModelOptions(attention, kernels)).to(record.device).train()
+        )
         loss = model(
             batch.input_ids,
             batch.sequence_offsets,

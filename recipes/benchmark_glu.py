@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
-from megatron.core.transformer.spec_utils import build_module
 from torch import nn
 
-from model.config import ModelConfig, preset
+from model.config import ModelConfig, ModelOptions, preset
 from model.feed_forward import feed_forward_spec
 from model.kernels import KERNELS
-from model.layer import megatron_config
+from model.megatron import build_module
+from model.megatron_config import megatron_config
 from recipes.benchmark_records import (
     Record,
     Rows,
@@ -133,7 +133,9 @@ def contenders(
     built = {}
     for name, k in chosen:
         block = blocks(model)[name]
-        module = build_module(feed_forward_spec(block), config=megatron_config(block, "sdpa", k))
+        module = build_module(
+            feed_forward_spec(block), config=megatron_config(block, ModelOptions("sdpa", k))
+        )
         built[k, name] = module.to(device, dtype).train()
     return built
 

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from model.attention import check_backend
-from model.config import ModelConfig, preset, training_flops
+from model.config import ModelConfig, ModelOptions, preset, training_flops
 from model.kernels import check_kernels
-from model.masked_lm import MaskedLM
+from model.masked_lm import RapidBertForMaskedLM
 from recipes import engine, pretrain
 from recipes.benchmark_input import write_synthetic_data
 from recipes.benchmark_records import NotHere, Record, seconds_per_call, spread
@@ -162,7 +162,9 @@ class Trainer:
         size = setup.model.name.rpartition("-")[2]
         self.options.learning_rate = pretrain.PEAK_LEARNING_RATE[size]
         torch.manual_seed(self.options.seed)
-        model = MaskedLM(setup.model, setup.attention, setup.kernels, setup.recompute)
+        model = RapidBertForMaskedLM(
+            setup.model, ModelOptions(setup.attention, setup.kernels, setup.recompute)
+        )
         optimizer = pretrain.optimizer(self.options)
         plan = BatchPlan(global_batch, micro_batch, self.accumulation, 1)
         self.engine = (

@@ -15,6 +15,7 @@ import math
 import os
 import socket
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor, nn
 
+from model.megatron import parallel_state
 from model.parallel import initialize_parallel
 from recipes.cli import MachineError, Result, UserError, refused
 from recipes.rendezvous import TIMEOUT, join, launch_environment
@@ -306,6 +307,9 @@ def initialize_world(tensor_parallel: int = 1) -> World:
     """
     import deepspeed
 
+    # DeepSpeed's and Megatron's own calls, which no user of a recipe can mend.
+    for old in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        warnings.filterwarnings("ignore", f"`torch.distributed.{old}` is deprecated")
     environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"} | launch_environment()
     os.environ.update(environment)  # DeepSpeed looks there itself
     rank, local_rank, world_size = (

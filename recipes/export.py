@@ -15,19 +15,18 @@ from typing import Any
 
 import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.masked_lm import MaskedLM
-from model.weights import Head, from_public, gather_state, scatter_state, to_public
+from model.masked_lm import RapidBertForMaskedLM
+from model.pretrained import CONFIG, WEIGHTS, Export, read_export
+from model.weights import Head, gather_state, to_public
 from recipes.cli import SaveError, UserError
 from recipes.engine import agree, full_precision_parameters
 from recipes.tokenizer import Tokenizer
 from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.vocab")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -47,7 +46,7 @@ def export(
 
     Args:
         facts: what else `config.json` should say (tokenizer fingerprint, sequence length).
-        head: which model the engine trains, `MaskedLM` or `SequenceClassifier`.
+        head: of the model that the engine trains.
         finish: changes the whole weights, as our model names them, before they are written.
 
     Raises:
@@ -115,18 +114,20 @@ def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict
     Raises:
         UserError: no export there, or a damaged one.
     """
+    found = _read(checkpoint)
+    return found.config, found.tensors, found.description
+
+
+def _read(checkpoint: Path) -> Export:
     directory = export_directory(checkpoint)
     try:
-        description = json.loads((directory / CONFIG).read_bytes())
-        if not isinstance(description, dict) or "model" not in description:
-            raise ValueError(f"{CONFIG} does not say which model the weights are")
-        config = ModelConfig.from_dict(description["model"])
-        return config, load_file(directory / WEIGHTS), description
-    except (FileNotFoundError, NotADirectoryError):
+        return read_export(directory)
+    except FileNotFoundError:
         raise UserError(f"{checkpoint}: no export there: {_lacking(directory)}") from None
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        where = f"{WEIGHTS}: " if isinstance(error, SafetensorError) else ""
-        raise UserError(f"{directory}: damaged export: {where}{error}") from None
+    except OSError as error:
+        raise UserError(f"{directory}: damaged export: {error}") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def read_tokenizer(
@@ -168,29 +169,26 @@ def _lacking(directory: Path) -> str:
     return f"{missing}; a run writes its export/ when it has finished"
 
 
-def load_model(checkpoint: Path, attention_backend: str = "reference") -> MaskedLM:
+def load_model(checkpoint: Path) -> RapidBertForMaskedLM:
     """The exported masked language model in evaluation mode.
 
     Raises:
         UserError: as `read_tensors`, or weights that do not fit.
     """
-    config, public, _ = read_tensors(checkpoint)
-    return _built(checkpoint, config, public, attention_backend)
+    return _built(_read(checkpoint))
 
 
-def load_with_tokenizer(checkpoint: Path) -> tuple[MaskedLM, Tokenizer]:
+def load_with_tokenizer(checkpoint: Path) -> tuple[RapidBertForMaskedLM, Tokenizer]:
     """Likewise, with the tokenizer that it was trained with; raises UserError for another."""
-    config, public, description = read_tensors(checkpoint)
-    tokenizer = read_tokenizer(checkpoint, config, description)
-    return _built(checkpoint, config, public, "reference"), tokenizer
+    found = _read(checkpoint)
+    tokenizer = read_tokenizer(checkpoint, found.config, found.description)
+    return _built(found), tokenizer
 
 
-def _built(
-    checkpoint: Path, config: ModelConfig, public: dict[str, Tensor], attention_backend: str
-) -> MaskedLM:
-    model = MaskedLM(config, attention_backend)
+def _built(found: Export) -> RapidBertForMaskedLM:
+    model = RapidBertForMaskedLM(found.config)
     try:
-        scatter_state(model, from_public(public, config))
+        found.load_into(model, "masked_lm")
     except ValueError as error:
-        raise UserError(f"{export_directory(checkpoint)}: {error}") from None
+        raise UserError(str(error)) from None
     return model.eval()

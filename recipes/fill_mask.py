@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
 import torch
 
-from model.masked_lm import MaskedLM
+from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes.cli import COUNT, ArgumentParser, UserError, run
 from recipes.export import load_with_tokenizer
@@ -49,7 +49,9 @@ def main() -> int:
 
 
 @torch.inference_mode()
-def fill(model: MaskedLM, tokenizer: Tokenizer, sentences: list[str], top: int) -> list[Filled]:
+def fill(
+    model: RapidBertForMaskedLM, tokenizer: Tokenizer, sentences: list[str], top: int
+) -> list[Filled]:
     """Guess every `[MASK]` in `sentences`.
 
     Raises:

@@ -30,7 +30,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.classifier import SequenceClassifier
+from model.classifier import RapidBertForSequenceClassification
+from model.config import ModelOptions
 from model.parallel import initialize_parallel, seed_dropout
 from model.weights import scatter_state
 from recipes import engine
@@ -175,17 +176,16 @@ def take_directory(work: Finetuning) -> None:
     (work.directory / LOG_NAME).unlink(missing_ok=True)
 
 
-def build_model(work: Finetuning) -> SequenceClassifier:
+def build_model(work: Finetuning) -> RapidBertForSequenceClassification:
     """The classifier with the weights to start from; what they lack keeps its random ones.
 
     Raises:
         UserError: they are of other shapes than the model's; both are named.
     """
-    model = SequenceClassifier(
+    model = RapidBertForSequenceClassification(
         work.config,
         work.task.outputs,
-        attention_backend=work.options.attention,
-        kernels=work.options.kernels,
+        ModelOptions(work.options.attention, work.options.kernels),
     )
     fresh = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     try:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from model.classifier import SequenceClassifier
+from model.classifier import RapidBertForSequenceClassification
 from recipes.classification_batches import EncodedExamples
 from recipes.classification_data import Examples
 from recipes.cli import UserError
@@ -57,7 +57,9 @@ def encode(work: Finetuning, examples: Examples) -> EncodedExamples:
 
 
 @torch.no_grad()
-def predict(model: SequenceClassifier, examples: EncodedExamples, world: World) -> np.ndarray:
+def predict(
+    model: RapidBertForSequenceClassification, examples: EncodedExamples, world: World
+) -> np.ndarray:
     """Class index int64 [examples], or value float32 [examples]. Call on every rank.
 
     Raises:
@@ -97,7 +99,10 @@ def predict(model: SequenceClassifier, examples: EncodedExamples, world: World) 
 
 
 def evaluate(
-    model: SequenceClassifier, work: Finetuning, sets: Mapping[str, EncodedExamples], world: World
+    model: RapidBertForSequenceClassification,
+    work: Finetuning,
+    sets: Mapping[str, EncodedExamples],
+    world: World,
 ) -> dict[str, dict[str, float]]:
     """The task's metrics for each development set, by its name. Call on every rank."""
     metrics = {}
@@ -113,7 +118,7 @@ def evaluate(
     return metrics
 
 
-def predict_test(model: SequenceClassifier, work: Finetuning, world: World) -> None:
+def predict_test(model: RapidBertForSequenceClassification, work: Finetuning, world: World) -> None:
     """Files for the GLUE server in `<task>-seed<k>/predictions`. Call on every rank."""
     for name, examples in work.data.test.items():
         predictions = predict(model, encode(work, examples), world)

@@ -33,8 +33,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import PRESETS, ModelConfig, preset, training_flops
-from model.masked_lm import IGNORED_LABEL, MaskedLM
+from model.config import PRESETS, ModelConfig, ModelOptions, preset, training_flops
+from model.masked_lm import IGNORED_LABEL, RapidBertForMaskedLM
 from model.parallel import seed_dropout
 from recipes import device_memory, engine, published_run, run_record
 from recipes.checkpoint import Checkpoints, Progress
@@ -152,7 +152,9 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
         facts=run_record.facts(settings, world),
     )
     torch.manual_seed(options.seed)
-    model = MaskedLM(settings.model, options.attention, options.kernels, options.recompute)
+    model = RapidBertForMaskedLM(
+        settings.model, ModelOptions(options.attention, options.kernels, options.recompute)
+    )
     trainer = engine.build_engine(model, settings.deepspeed, plan, world, **optimizer(options))
     done = checkpoints.resume(trainer, expected=expected)
     budget = budget_left(settings, done)
@@ -361,7 +363,7 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(model: MaskedLM, settings: Run, world: World) -> dict[str, float]:
+def evaluate(model: RapidBertForMaskedLM, settings: Run, world: World) -> dict[str, float]:
     """Loss in nats and accuracy on held-out text at 15% masking."""
     options = settings.options
     dataset = EvaluationBatches(

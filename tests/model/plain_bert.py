@@ -69,7 +69,7 @@ class PaddedBatch:
 
     @property
     def packed_inputs(self) -> dict[str, Any]:
-        """The arguments that `MaskedLM.logits` and `MaskedLM.forward` share."""
+        """The arguments that `logits` and `forward` share."""
         return dict(
             input_ids=self.pack(self.input_ids),
             sequence_offsets=self.offsets,

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.classifier import SequenceClassifier
+from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelConfig
 from model.padding import unpad
 from model.weights import from_public, scatter_state, to_public
@@ -40,7 +40,7 @@ def test_equals_transformers():
             attn_implementation="eager",
         )
     ).eval()
-    ours = SequenceClassifier(BERT, 3).eval()
+    ours = RapidBertForSequenceClassification(BERT, 3).eval()
     scatter_state(ours, from_public(theirs.state_dict(), BERT, "classifier"))
     mask, ids, types, rows, offsets = batch()
     expected = theirs(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
@@ -55,7 +55,8 @@ def test_equals_transformers():
 def test_the_public_layout_comes_back():
     config = ModelConfig("rapidbert", **SIZES)
     state = {
-        name: value.detach() for name, value in SequenceClassifier(config, 2).named_parameters()
+        name: value.detach()
+        for name, value in RapidBertForSequenceClassification(config, 2).named_parameters()
     }
     again = from_public(to_public(state, config, "classifier"), config, "classifier")
     assert again.keys() == state.keys()
@@ -67,7 +68,7 @@ def test_the_public_layout_comes_back():
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_empty_and_unlabelled_sequences_do_not_count(outputs):
     torch.manual_seed(1)
-    model = SequenceClassifier(ModelConfig("rapidbert", **SIZES), outputs).eval()
+    model = RapidBertForSequenceClassification(ModelConfig("rapidbert", **SIZES), outputs).eval()
     _, ids, types, rows, offsets = batch()
     tokens, kinds = ids.flatten()[rows], types.flatten()[rows]
     if outputs == 1:
@@ -84,3 +85,21 @@ def test_empty_and_unlabelled_sequences_do_not_count(outputs):
     if outputs == 1:
         values = model.logits(tokens, offsets, 9, kinds).squeeze(-1)
         torch.testing.assert_close(whole, ((values - labels) ** 2).sum())
+
+
+def test_padded_logits_are_the_packed_ones():
+    model = RapidBertForSequenceClassification(ModelConfig("rapidbert", **SIZES), 3).eval()
+    mask, ids, types, rows, offsets = batch()
+    packed = model.logits(ids.flatten()[rows], offsets, 9, types.flatten()[rows])
+    padded = model.logits(ids, token_type_ids=types, attention_mask=mask)
+    assert torch.equal(padded, packed)
+    # Padding in front: the first token is the first one that is real.
+    flipped = (x.flip(1) for x in (ids, types, mask))
+    ids, types, mask = (x[:, x.shape[1] - 5 :] for x in flipped)
+    behind, types_behind = torch.zeros(3, 5).long(), torch.zeros(3, 5).long()
+    lengths = mask.sum(1)
+    for row, length in enumerate(lengths.tolist()):
+        behind[row, :length], types_behind[row, :length] = ids[row, -length:], types[row, -length:]
+    front = model.logits(ids, token_type_ids=types, attention_mask=mask)
+    after = torch.arange(5) < lengths[:, None]
+    assert torch.equal(front, model.logits(behind, None, None, types_behind, attention_mask=after))

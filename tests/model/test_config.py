@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from model.config import PRESETS, ModelConfig, preset, training_flops
-from model.masked_lm import MaskedLM
+from model.masked_lm import RapidBertForMaskedLM
 
 
 @pytest.mark.parametrize("feed_forward", ["standard", "glu", "fused_glu"])
@@ -21,7 +21,7 @@ def test_parameters_counts_what_is_built(feed_forward, positions):
         max_positions=20,
         ffn_dropout=0.0,
     )
-    assert config.parameters() == sum(p.numel() for p in MaskedLM(config).parameters())
+    assert config.parameters() == sum(p.numel() for p in RapidBertForMaskedLM(config).parameters())
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from plain_bert import PaddedBatch, PlainRapidBERT, randomise
 from torch import Tensor, nn
 
-from model.classifier import SequenceClassifier
-from model.config import PRESETS, ModelConfig, preset
+from model.classifier import RapidBertForSequenceClassification
+from model.config import PRESETS, ModelConfig, ModelOptions, preset
 from model.kernels.hashed_dropout import keep_mask, row_keys
-from model.masked_lm import MaskedLM
+from model.masked_lm import RapidBertForMaskedLM
 from model.weights import Head, from_public, scatter_state, to_public
 
 LENGTHS = [7, 1, 12, 4]
@@ -28,10 +28,10 @@ SIZES: dict[str, Any] = dict(
 SEQUENCE_KEYS = torch.tensor([5, -(2**61), 7 * 2**40, 123456789])
 SITES = {"embedding": 0, "pooler": 1, "attention": 0, "inner": 1, "output": 2}
 
-KERNELS: dict[str, dict[str, Any]] = {
-    "torch": dict(),
-    "triton": dict(attention_backend="triton", kernels="triton"),
-    "triton, recomputed": dict(attention_backend="triton", kernels="triton", recompute=True),
+KERNELS = {
+    "torch": ModelOptions(),
+    "triton": ModelOptions("triton", "triton"),
+    "triton, recomputed": ModelOptions("triton", "triton", recompute=True),
 }
 
 
@@ -79,7 +79,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("feed_forward", ["glu", "fused_glu"])
 def test_rapidbert_drops_where_the_published_code_does(feed_forward, kernels, batch):
     config = preset("rapidbert-base", feed_forward=feed_forward, **SIZES)
-    ours = MaskedLM(config, **KERNELS[kernels])
+    ours = RapidBertForMaskedLM(config, KERNELS[kernels])
     randomise(ours)
     plain = PlainRapidBERT(*(SIZES[name] for name in list(SIZES)[:5]))
     state = to_public(dict(ours.named_parameters()), config)
@@ -170,7 +170,7 @@ def of_transformers(grads: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_bert_drops_where_transformers_does(batch, attention_masks):
     masks = Masks(batch)
-    theirs, ours = hugging_face("BertForMaskedLM", masks), MaskedLM(bert()).train()
+    theirs, ours = hugging_face("BertForMaskedLM", masks), RapidBertForMaskedLM(bert()).train()
     carry_over(theirs, ours, "masked_lm")
     scores = theirs(**batch.padded_inputs).logits
     expected = F.cross_entropy(scores.flatten(0, 1), batch.labels.flatten(), reduction="sum")
@@ -194,7 +194,7 @@ def test_the_classifier_drops_where_transformers_does(batch, attention_masks):
         return x * kept / (1 - probability)
 
     theirs = hugging_face("BertForSequenceClassification", drop, num_labels=3)  # type: ignore[arg-type]
-    ours = SequenceClassifier(bert(), 3).train()
+    ours = RapidBertForSequenceClassification(bert(), 3).train()
     carry_over(theirs, ours, "classifier")
     labels = torch.tensor([2, 0, 1, 1])
     expected = F.cross_entropy(theirs(**batch.padded_inputs).logits, labels, reduction="sum")

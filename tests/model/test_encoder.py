@@ -7,23 +7,23 @@ import torch
 from plain_bert import PaddedBatch, layer_norm, randomise
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.encoder import Encoder
+from model.config import ModelConfig, ModelOptions
+from model.encoder import RapidBert
 from model.kernels.hashed_dropout import row_keys
-from model.layer import PackedSequences, megatron_config
+from model.layer import PackedSequences
 
 
-def build(**changes) -> Encoder:
+def build(recompute: bool = False, **changes) -> RapidBert:
     sizes: dict[str, Any] = dict(
         num_layers=2, hidden_size=24, num_heads=3, ffn_size=32, vocab_size=64
     )
     config = ModelConfig("test", **(sizes | changes))
-    encoder = Encoder(config, megatron_config(config, "reference"))
+    encoder = RapidBert(config, ModelOptions(recompute=recompute))
     randomise(encoder)
     return encoder.eval()
 
 
-def embed(encoder: Encoder, ids: Tensor, types: Tensor | None, offsets: list[int]) -> Tensor:
+def embed(encoder: RapidBert, ids: Tensor, types: Tensor | None, offsets: list[int]) -> Tensor:
     packed_offsets = torch.tensor(offsets, dtype=torch.int32)
     keys = row_keys(torch.arange(len(offsets) - 1), packed_offsets, len(ids))
     return encoder.embedding(ids, types, PackedSequences(packed_offsets, 1000, keys)).squeeze(1)
@@ -99,8 +99,7 @@ def test_recomputed_layers_give_the_same_gradients(attention_dropout):
     inputs = PaddedBatch.random([5, 3], 64).packed_inputs
     gradients = []
     for recompute in (False, True):
-        encoder = build(**changes).train()
-        encoder.recompute = recompute
+        encoder = build(recompute, **changes).train()
         torch.manual_seed(0)
         encoder(**inputs, sequence_keys=torch.arange(2)).square().sum().backward()
         gradients.append({name: p.grad for name, p in encoder.named_parameters()})
@@ -115,3 +114,39 @@ def test_evaluation_draws_nothing():
     first = encoder(**inputs)
     assert torch.equal(encoder(**inputs), first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+HOLES = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("positions", ["alibi", "learned"])
+def test_a_padded_batch_is_the_packed_one_put_back(positions):
+    """Also where padding stands in front or between, and where a sequence has no token."""
+    encoder = build(positions=positions)
+    ids, types = torch.randint(64, HOLES.shape), torch.randint(2, HOLES.shape)
+    found = encoder(ids, token_type_ids=types, attention_mask=HOLES)
+    real = HOLES.bool()
+    offsets = torch.tensor([0, 5, 8, 8], dtype=torch.int32)
+    expected = torch.zeros(3, 6, 24)
+    expected[real] = encoder(ids[real], offsets, 6, types[real])
+    assert torch.equal(found, expected)
+
+
+def test_a_padded_batch_without_a_mask_is_all_tokens():
+    encoder = build()
+    ids = torch.randint(64, (2, 4))
+    offsets = torch.tensor([0, 4, 8], dtype=torch.int32)
+    assert torch.equal(encoder(ids).flatten(0, 1), encoder(ids.flatten(), offsets, 4))
+
+
+def test_rows_are_not_picked_from_a_padded_batch():
+    with pytest.raises(ValueError, match="keep names rows of a packed batch"):
+        build()(torch.randint(64, (2, 4)), keep=torch.tensor([1]))
+
+
+def test_a_padded_batch_is_dropped_like_the_packed_one():
+    encoder = build(hidden_dropout=0.5, ffn_dropout=0.5).train()
+    batch, keys = PaddedBatch.random([5, 3], 64), torch.tensor([11, -7])
+    found = encoder(**batch.padded_inputs, sequence_keys=keys)
+    expected = encoder(**batch.packed_inputs, sequence_keys=keys)
+    assert torch.equal(batch.pack(found), expected)

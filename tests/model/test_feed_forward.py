@@ -4,17 +4,17 @@ import pytest
 import torch
 from plain_bert import gelu, randomise
 
-from model.config import ModelConfig
+from model.config import ModelConfig, ModelOptions
 from model.feed_forward import FusedGLU, TwoMatmulGLU
 from model.kernels.hashed_dropout import keep_mask
-from model.layer import megatron_config
+from model.megatron_config import megatron_config
 
 HIDDEN, INNER = 24, 40
 
 
 def build(kind: type, dropout: float = 0.0):
     config = ModelConfig("test", 1, HIDDEN, 3, INNER, ffn_dropout=dropout)
-    module = kind(megatron_config(config, "reference"))
+    module = kind(megatron_config(config, ModelOptions()))
     randomise(module)
     return module
 

@@ -8,9 +8,10 @@ from plain_bert import layer_norm, paper_slopes, randomise
 
 import model.layer
 from model.attention import packed_attention
-from model.config import PRESETS, ModelConfig
+from model.config import PRESETS, ModelConfig, ModelOptions
 from model.kernels.hashed_dropout import keep_mask, row_keys
-from model.layer import PackedSequences, PostNormTransformerLayer, layer_spec, megatron_config
+from model.layer import PackedSequences, PostNormTransformerLayer, layer_spec
+from model.megatron_config import megatron_config
 
 OFFSETS = torch.tensor([0, 400, 401, 1000], dtype=torch.int32)
 
@@ -19,7 +20,7 @@ def build(kernels: str = "torch", **changes) -> PostNormTransformerLayer:
     sizes: dict[str, Any] = dict(num_layers=1, hidden_size=24, num_heads=3, ffn_size=32)
     config = ModelConfig("test", **(sizes | changes))
     spec = layer_spec(config)
-    layer = spec.module(megatron_config(config, "reference", kernels), spec.submodules)
+    layer = spec.module(megatron_config(config, ModelOptions(kernels=kernels)), spec.submodules)
     randomise(layer)
     return layer
 

@@ -12,9 +12,9 @@ from plain_bert import PaddedBatch, PlainRapidBERT, randomise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import ModelConfig, training_flops
+from model.config import ModelConfig, ModelOptions, training_flops
 from model.kernels import operations as kernels
-from model.masked_lm import IGNORED_LABEL, MaskedLM
+from model.masked_lm import IGNORED_LABEL, RapidBertForMaskedLM
 from model.weights import from_public, scatter_state, to_public
 
 LENGTHS = [7, 1, 12, 4]
@@ -34,13 +34,13 @@ def bert(**changes) -> ModelConfig:
     return rapidbert(**(kind | changes))
 
 
-def build(config: ModelConfig, backend: str = "reference") -> MaskedLM:
-    model = MaskedLM(config, backend)
+def build(config: ModelConfig, backend: str = "reference") -> RapidBertForMaskedLM:
+    model = RapidBertForMaskedLM(config, ModelOptions(backend))
     randomise(model)
     return model.eval()
 
 
-def mean_loss(model: MaskedLM, batch: PaddedBatch) -> Tensor:
+def mean_loss(model: RapidBertForMaskedLM, batch: PaddedBatch) -> Tensor:
     targets = batch.packed_targets
     return model(**batch.packed_inputs, **targets) / len(targets["labels"])
 
@@ -62,7 +62,7 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], atol: float 
         )
 
 
-def check_parity(model: MaskedLM, plain: nn.Module, batch: PaddedBatch) -> None:
+def check_parity(model: RapidBertForMaskedLM, plain: nn.Module, batch: PaddedBatch) -> None:
     """Logits, loss and every gradient; `plain` maps a padded batch to logits [S, L, V]."""
     model.zero_grad()
     plain.zero_grad()
@@ -144,7 +144,7 @@ def test_bert_equals_transformers(lengths, vocab_size):
     word_embeddings = "bert.embeddings.word_embeddings.weight"
     decoder_bias = "cls.predictions.decoder.bias"
 
-    model = MaskedLM(config).eval()
+    model = RapidBertForMaskedLM(config).eval()
     scatter_state(model, from_public(theirs.model.state_dict(), config))
 
     batch = PaddedBatch.random(lengths, vocab_size)
@@ -177,15 +177,15 @@ def test_both_backends_agree():
 
 
 @pytest.fixture(scope="module", params=["rapidbert", "bert"])
-def model(request, single_process) -> MaskedLM:
+def model(request, single_process) -> RapidBertForMaskedLM:
     return build(rapidbert() if request.param == "rapidbert" else bert())
 
 
 FAST = {
-    "triton": dict(attention_backend="triton", kernels="triton"),
-    "triton, recomputed": dict(attention_backend="triton", kernels="triton", recompute=True),
-    "triton, tiled": dict(attention_backend="triton", kernels="triton"),
-    "compile": dict(attention_backend="sdpa", kernels="compile"),
+    "triton": ModelOptions("triton", "triton"),
+    "triton, recomputed": ModelOptions("triton", "triton", recompute=True),
+    "triton, tiled": ModelOptions("triton", "triton"),
+    "compile": ModelOptions("sdpa", "compile"),
 }
 
 
@@ -208,8 +208,8 @@ def test_the_fast_paths_train_like_the_plain_one(path, feed_forward, dtype, monk
     if path == "triton, tiled":
         inputs["max_sequence_length"] = 150
     results = []
-    for options in ({}, FAST[path]):
-        model = MaskedLM(config, **options)
+    for options in (ModelOptions(), FAST[path]):
+        model = RapidBertForMaskedLM(config, options)
         randomise(model)
         model.to(device, dtype).train()
         loss = model(**inputs, sequence_keys=torch.arange(len(LENGTHS), device=device))
@@ -221,6 +221,15 @@ def test_the_fast_paths_train_like_the_plain_one(path, feed_forward, dtype, monk
     for name, gradient in grads.items():
         error = (fast_grads[name].double() - gradient.double()).norm()
         assert error <= 3 * tolerance * gradient.double().norm() + 1e-6, name
+
+
+def test_padded_logits_are_the_packed_ones_put_back(model):
+    batch = PaddedBatch.random(LENGTHS, 128)
+    found = model.logits(**batch.padded_inputs)
+    assert torch.equal(batch.pack(found), model.logits(**batch.packed_inputs))
+    assert not found[batch.attention_mask == 0].any()
+    with pytest.raises(ValueError, match="rows are of a packed batch"):
+        model.logits(**batch.padded_inputs, rows=torch.tensor([1]))
 
 
 def test_omitted_token_types_are_zeros(model):
@@ -370,7 +379,7 @@ def test_a_step_downhill_lowers_the_loss(model):
 def test_initial_weights(feed_forward):
     torch.manual_seed(0)
     config = rapidbert(feed_forward=feed_forward, ffn_dropout=0.0)
-    for name, parameter in MaskedLM(config).named_parameters():
+    for name, parameter in RapidBertForMaskedLM(config).named_parameters():
         if parameter.dim() > 1:
             # Five standard deviations of the estimate from so many draws.
             error = 5 * 0.02 / (2 * parameter.numel()) ** 0.5

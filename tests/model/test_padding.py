@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.padding import pad, padded_index, sequence_of_row, unpad
+from model.padding import pack, pad, padded_index, sequence_of_row, unpad
 
 masks = st.integers(1, 6).flatmap(
     lambda length: st.lists(
@@ -56,3 +57,25 @@ def test_every_cell_finds_its_row(lengths, spare):
         for p in range(width):
             assert real[s, p].item() == (p < length)
             assert row[s, p].item() == (starts[s] + p if p < length else 0)
+
+
+OFFSETS = torch.tensor([0, 2, 4])
+PACKED, PADDED, MASK = torch.ones(4).long(), torch.ones(2, 2).long(), torch.ones(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((PACKED, None, 2, None, None), "are packed: they need sequence_offsets"),
+        ((PACKED, OFFSETS, None, None, None), "are packed: they need sequence_offsets"),
+        ((PACKED, OFFSETS, 2, None, MASK), "and have no attention_mask"),
+        ((PADDED, OFFSETS, 2, None, None), r"input_ids \[2, 2\]: give them packed"),
+        ((PADDED[None], None, None, None, None), r"input_ids \[1, 2, 2\]: give them packed"),
+        ((PADDED, None, None, None, MASK[:, :1]), r"attention_mask is \[2, 1\], input_ids are"),
+        ((PADDED, None, None, PACKED, MASK), r"token_type_ids is \[4\], input_ids are \[2, 2\]"),
+        ((PADDED, None, None, None, 0 * MASK), "zero everywhere"),
+    ],
+)
+def test_arguments_of_neither_form_or_of_both(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        pack(*arguments)

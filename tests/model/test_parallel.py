@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch.multiprocessing
 from megatron.core import parallel_state
 from plain_bert import PaddedBatch, randomise
 
-from model.config import ModelConfig
-from model.masked_lm import MaskedLM
+from model.config import ModelConfig, ModelOptions
+from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel, seed_dropout
 from model.weights import gather_state, scatter_state
 
@@ -33,7 +34,7 @@ CONFIGS = {
 DROPPING = ModelConfig("dropping", **SIZES, hidden_dropout=0.5, ffn_dropout=0.5)
 
 
-def train_step(model: MaskedLM) -> dict[str, Any]:
+def train_step(model: RapidBertForMaskedLM) -> dict[str, Any]:
     """Logits, mean loss and whole gradients, as plain tensors."""
     batch = PaddedBatch.random([7, 1, 12, 4], SIZES["vocab_size"])
     targets = batch.packed_targets
@@ -58,7 +59,7 @@ def tensor_parallel_rank(rank: int, folder: Path) -> None:
     results: dict[str, Any] = {}
     for kind, config in CONFIGS.items():
         torch.manual_seed(0)
-        model = MaskedLM(config)
+        model = RapidBertForMaskedLM(config)
         result: dict[str, Any] = {"initial": gather_state(model)}
         try:
             scatter_state(model, result["initial"] | {"head.decoder_bias": torch.zeros(1)})
@@ -70,11 +71,11 @@ def tensor_parallel_rank(rank: int, folder: Path) -> None:
         results[kind] = result | train_step(model)
 
     torch.manual_seed(rank)  # masks do not hang on the ranks' own random numbers
-    model = MaskedLM(DROPPING)
+    model = RapidBertForMaskedLM(DROPPING)
     scatter_state(model, torch.load(folder / "fused_glu.pt"))
     results["dropout"] = train_step(model.train())
     if not torch.cuda.is_available():  # there Triton's interpreter is off, and these are CPU ranks
-        model = MaskedLM(DROPPING, "triton", "triton")
+        model = RapidBertForMaskedLM(DROPPING, ModelOptions("triton", "triton"))
         scatter_state(model, torch.load(folder / "fused_glu.pt"))
         results["dropout, triton"] = train_step(model.train())
     torch.save(results, folder / f"rank{rank}.pt")
@@ -85,7 +86,7 @@ def tensor_parallel_rank(rank: int, folder: Path) -> None:
 def two_ranks(tmp_path_factory, single_process) -> list[dict]:
     folder = tmp_path_factory.mktemp("tensor-parallel")
     for kind, config in CONFIGS.items():
-        model = MaskedLM(config)
+        model = RapidBertForMaskedLM(config)
         randomise(model)
         torch.save(gather_state(model), folder / f"{kind}.pt")
     torch.multiprocessing.spawn(tensor_parallel_rank, (folder,), nprocs=2)
@@ -94,7 +95,7 @@ def two_ranks(tmp_path_factory, single_process) -> list[dict]:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_two_tensor_parallel_ranks_equal_one_process(kind, two_ranks):
-    model = MaskedLM(CONFIGS[kind])
+    model = RapidBertForMaskedLM(CONFIGS[kind])
     randomise(model)
     whole = {name: p.detach().clone() for name, p in model.named_parameters()}
     expected = train_step(model)
@@ -111,14 +112,14 @@ def test_two_tensor_parallel_ranks_equal_one_process(kind, two_ranks):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_one_seed_gives_one_model_at_any_tensor_parallel_size(kind, two_ranks):
     torch.manual_seed(0)
-    single = gather_state(MaskedLM(CONFIGS[kind]))
+    single = gather_state(RapidBertForMaskedLM(CONFIGS[kind]))
     for rank in two_ranks:
         for name in single:
             assert torch.equal(rank[kind]["initial"][name], single[name]), name
 
 
 def test_two_tensor_parallel_ranks_drop_the_units_that_one_process_drops(two_ranks):
-    model = MaskedLM(DROPPING)
+    model = RapidBertForMaskedLM(DROPPING)
     randomise(model)
     expected = train_step(model.train())
     assert abs(expected["loss"] - two_ranks[0]["fused_glu"]["loss"]) > 1e-3
@@ -133,6 +134,28 @@ def test_initialising_twice_is_harmless_but_not_at_another_size():
     initialize_parallel()
     with pytest.raises(ValueError, match="groups of 1 exist already, not 2"):
         initialize_parallel(tensor_parallel=2)
+
+
+@pytest.fixture
+def nothing_set_up(single_process) -> Iterator[None]:
+    """No process groups, as in a script that only wants a model."""
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+    yield
+    initialize_parallel()
+
+
+def test_a_model_makes_its_world_of_one_process(nothing_set_up):
+    model = RapidBertForMaskedLM(CONFIGS["fused_glu"])
+    assert dist.get_world_size() == parallel_state.get_tensor_model_parallel_world_size() == 1
+    assert model.encoder(torch.tensor([[1, 2, 3]])).shape == (1, 3, 32)
+
+
+def test_one_of_several_processes_must_say_how_it_shares_the_model(nothing_set_up, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(RuntimeError, match="by 4 processes.*initialize_parallel"):
+        RapidBertForMaskedLM(CONFIGS["fused_glu"])
+    assert not dist.is_initialized()
 
 
 def test_a_size_that_does_not_divide_the_world():

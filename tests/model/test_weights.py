@@ -10,7 +10,7 @@ from plain_bert import randomise
 from safetensors.torch import load_file
 
 from model.config import ModelConfig
-from model.masked_lm import MaskedLM
+from model.masked_lm import RapidBertForMaskedLM
 from model.weights import from_public, gather_state, scatter_state, to_public
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -29,8 +29,8 @@ def tiny(kind: str) -> ModelConfig:
     return ModelConfig(kind, **sizes, max_positions=8, **KINDS[kind])
 
 
-def build(kind: str) -> MaskedLM:
-    model = MaskedLM(tiny(kind))
+def build(kind: str) -> RapidBertForMaskedLM:
+    model = RapidBertForMaskedLM(tiny(kind))
     randomise(model)
     return model
 
@@ -47,7 +47,7 @@ def test_there_and_back(kind):
     for name in state:
         assert torch.equal(back[name], state[name]), name
 
-    other = MaskedLM(model.config)
+    other = RapidBertForMaskedLM(model.config)
     scatter_state(other, back)
     for name, parameter in other.named_parameters():
         assert torch.equal(parameter, state[name]), name
@@ -154,7 +154,7 @@ def test_files_of_transformers_are_read(kind, change, tmp_path):
     """
     theirs, file = transformers_file(kind, tmp_path)
     assert "cls.predictions.bias" in file and "cls.predictions.decoder.bias" not in file
-    ours = MaskedLM(OF_60).eval()
+    ours = RapidBertForMaskedLM(OF_60).eval()
     scatter_state(ours, from_public(change(file), OF_60))
     output = theirs(IDS[None])
     expected = output.logits if kind == "BertForMaskedLM" else output.prediction_logits

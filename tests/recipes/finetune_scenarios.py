@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from model.config import ModelConfig
-from model.masked_lm import MaskedLM
+from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes.export import write_export
 from recipes.prepare_data import main as prepare
@@ -80,7 +80,9 @@ def make_place(folder: Path) -> Path:
     config = ModelConfig(
         "tiny", num_layers=1, hidden_size=32, num_heads=2, ffn_size=64, vocab_size=300
     )
-    state = {name: value.detach() for name, value in MaskedLM(config).named_parameters()}
+    state = {
+        name: value.detach() for name, value in RapidBertForMaskedLM(config).named_parameters()
+    }
     facts = {"tokenizer": {"fingerprint": tokenizer.fingerprint}}
     calm = replace(config, hidden_dropout=0.0, ffn_dropout=0.0)
     for name, described in (("run", config), ("calm", calm)):

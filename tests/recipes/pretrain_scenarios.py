@@ -28,8 +28,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import PRESETS, ModelConfig
-from model.masked_lm import MaskedLM
+from model.config import PRESETS, ModelConfig, ModelOptions
+from model.masked_lm import RapidBertForMaskedLM
 from recipes import engine, pretrain
 from recipes.engine import World
 from recipes.stragglers import RankTimes
@@ -226,7 +226,9 @@ def build(arguments: list[str]) -> tuple[pretrain.Run, World, Any]:
     world = engine.initialize_world(settings.options.tensor_parallel)
     torch.manual_seed(settings.options.seed)
     options = settings.options
-    model = MaskedLM(settings.model, options.attention, options.kernels, options.recompute)
+    model = RapidBertForMaskedLM(
+        settings.model, ModelOptions(options.attention, options.kernels, options.recompute)
+    )
     optimizer = pretrain.optimizer(settings.options)
     trainer = engine.build_engine(model, settings.deepspeed, settings.plan, world, **optimizer)
     return settings, world, trainer

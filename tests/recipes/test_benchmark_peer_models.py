@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 
 from model.config import PRESETS
 from model.kernels.hashed_dropout import keep_mask, row_keys
-from model.masked_lm import IGNORED_LABEL, MaskedLM
+from model.masked_lm import IGNORED_LABEL, RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from model.weights import gather_state, to_public
 from recipes.benchmark_peer_models import PaddedRapidBERT, peers
@@ -86,7 +86,7 @@ def test_padded_batches_hold_the_same_sequences_and_labels(batch):
 def test_the_padded_design_computes_the_same_function(batch):
     """Loss and every gradient, with the weights carried over under their public names."""
     torch.manual_seed(0)
-    ours, padded = MaskedLM(CONFIG), PaddedRapidBERT(CONFIG)
+    ours, padded = RapidBertForMaskedLM(CONFIG), PaddedRapidBERT(CONFIG)
     randomised(ours)
     weights = to_public(gather_state(ours), CONFIG)
     weights["cls.predictions.decoder.weight"] = weights["bert.embeddings.word_embeddings.weight"]
@@ -113,7 +113,7 @@ def test_the_padded_design_computes_the_same_function(batch):
 def test_the_padded_design_drops_in_the_same_places(batch, monkeypatch):
     """Its dropouts, in the order of their calls, with the masks that ours hashes for the places."""
     config = replace(CONFIG, hidden_dropout=0.1, ffn_dropout=0.1)
-    ours, padded = MaskedLM(config).train(), PaddedRapidBERT(config).train()
+    ours, padded = RapidBertForMaskedLM(config).train(), PaddedRapidBERT(config).train()
     randomised(ours)
     weights = to_public(gather_state(ours), config)
     weights["cls.predictions.decoder.weight"] = weights["bert.embeddings.word_embeddings.weight"]

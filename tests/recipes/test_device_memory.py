@@ -22,8 +22,8 @@ from pretrain_scenarios import (
     write_data,
 )
 
-from model.config import PRESETS, ModelConfig
-from model.masked_lm import MaskedLM
+from model.config import PRESETS, ModelConfig, ModelOptions
+from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes import device_memory as memory
 from recipes import engine, pretrain
@@ -50,7 +50,7 @@ def kept_bytes(
 ) -> int:
     """Bytes that autograd keeps of a forward pass of the real layers, parameters left out."""
     initialize_parallel()
-    model = MaskedLM(config, attention, kernels).to(dtype)
+    model = RapidBertForMaskedLM(config, ModelOptions(attention, kernels)).to(dtype)
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept: dict[int, Any] = {}  # storages, held so that no address is used twice
 

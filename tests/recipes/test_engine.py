@@ -27,7 +27,7 @@ from pretrain_scenarios import (
 )
 
 from model.config import PRESETS
-from model.masked_lm import MaskedLM
+from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes import engine, pretrain
 from recipes.cli import UserError
@@ -210,7 +210,7 @@ def plain_gradients(data: Path) -> tuple[float, dict[str, torch.Tensor]]:
     torch.manual_seed(17)
     shards = open_shards(data, "train")
     changes = {"vocab_size": shards.vocab_size}
-    model = MaskedLM(pretrain.replace(PRESETS["dropout-tiny"], **changes))
+    model = RapidBertForMaskedLM(pretrain.replace(PRESETS["dropout-tiny"], **changes))
     batch = MlmBatches(shards, sequence_length=32, seed=17, micro_batch=8)[0]
     hidden = model.encoder(
         *(batch.input_ids, batch.sequence_offsets, 32),
@@ -272,7 +272,7 @@ def engine_of_rank(rank: int, data: Path, config: Path) -> tuple[Any, ...]:
     deepspeed.init_distributed("gloo", verbose=False)
     parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
     world = engine.World(rank, rank % 8, 200, torch.device("cpu"), rank, 200, 1)
-    model = MaskedLM(settings.model)
+    model = RapidBertForMaskedLM(settings.model)
     optimizer = pretrain.optimizer(settings.options)
     trainer = engine.build_engine(model, settings.deepspeed, settings.plan, world, **optimizer)
     return (

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.masked_lm import MaskedLM
+from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes.cli import UserError
 from recipes.export import load_model, load_with_tokenizer, write_export
@@ -40,7 +40,7 @@ def exported(data, tmp_path_factory):
         "test", num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, initializer_range=0.3
     )
     config = ModelConfig.from_dict({**config.to_dict(), "vocab_size": tokenizer.vocab_size})
-    model = MaskedLM(config).eval()
+    model = RapidBertForMaskedLM(config).eval()
     nn.init.normal_(model.head.decoder_bias)
     state = {name: value.detach() for name, value in model.named_parameters()}
     export = tmp_path_factory.mktemp("run") / "export"

@@ -15,7 +15,7 @@ from finetune_scenarios import BAD, DEV, FILLER, GOOD, sentence
 from pretrain_scenarios import run_world, values
 from safetensors.torch import load_file
 
-from model.classifier import SequenceClassifier
+from model.classifier import RapidBertForSequenceClassification
 from model.parallel import initialize_parallel
 from model.weights import from_public, scatter_state
 from recipes import engine, finetune
@@ -45,7 +45,9 @@ def finetunings(calls: list[list[str]]) -> list[str]:
 
 def calm_finetunings(calls: list[list[str]]) -> list[str]:
     """Likewise, without the head's dropout."""
-    finetune.SequenceClassifier = functools.partial(SequenceClassifier, dropout=0.0)  # type: ignore[misc,assignment]
+    finetune.RapidBertForSequenceClassification = functools.partial(
+        RapidBertForSequenceClassification, dropout=0.0
+    )  # type: ignore[misc,assignment]
     return finetunings(calls)
 
 
@@ -235,7 +237,7 @@ def exported_values(export: Path, file: Path) -> np.ndarray:
     """By the public export alone: its encoder, its pooler, and `classifier.*` as they stand."""
     initialize_parallel()
     config, public, _ = read_tensors(export)
-    model = SequenceClassifier(config, 1).eval()
+    model = RapidBertForSequenceClassification(config, 1).eval()
     scatter_state(model, from_public(public, config, "classifier"))
     tokenizer = Tokenizer(export / "tokenizer.model")
     found = []

@@ -1,0 +1,56 @@
+"""The parts of Megatron-core that the model is built from, imported in one place.
+
+Importing them warns, on every rank, that Transformer Engine and Apex are missing. Nothing here uses
+either, so these warnings are held back while the import lasts, and no others.
+
+Megatron-core has no `py.typed`, so type checkers take all of this for `Any`.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+        copy_to_tensor_model_parallel_region,
+        get_cuda_rng_tracker,
+        model_parallel_cuda_manual_seed,
+        set_tensor_model_parallel_attributes,
+        vocab_parallel_cross_entropy,
+    )
+    from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+    from megatron.core.transformer.enums import AttnMaskType
+    from megatron.core.transformer.mlp import MLP, MLPSubmodules
+    from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_layer import (
+        TransformerLayer,
+        TransformerLayerSubmodules,
+    )
+
+__all__ = [
+    "MLP",
+    "AttnMaskType",
+    "ColumnParallelLinear",
+    "MLPSubmodules",
+    "ModuleSpec",
+    "RowParallelLinear",
+    "SelfAttention",
+    "SelfAttentionSubmodules",
+    "TransformerConfig",
+    "TransformerLayer",
+    "TransformerLayerSubmodules",
+    "VocabParallelEmbedding",
+    "build_module",
+    "copy_to_tensor_model_parallel_region",
+    "get_cuda_rng_tracker",
+    "model_parallel_cuda_manual_seed",
+    "parallel_state",
+    "set_tensor_model_parallel_attributes",
+    "vocab_parallel_cross_entropy",
+]

@@ -1,0 +1,89 @@
+"""Reading an export: `config.json` and `model.safetensors`, of which nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .weights import Head, State, from_public, scatter_state
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export's directory holds."""
+
+    directory: Path
+    config: ModelConfig
+    tensors: State
+    """The weights under their public names (see `model.weights`)."""
+    description: dict[str, Any]
+    """All of `config.json`."""
+
+    def state(self, head: Head) -> State:
+        """The weights under our names.
+
+        Raises:
+            ValueError: what the encoder or this head needs is missing or cannot be regrouped.
+        """
+        try:
+            return from_public(self.tensors, self.config, head)
+        except ValueError as error:
+            raise ValueError(f"{self.directory}: {error}") from None
+
+    def load_into(self, model: nn.Module, head: Head, prefix: str = "") -> None:
+        """Load the weights into a model of this configuration, whole or of a tensor-parallel rank.
+
+        Args:
+            prefix: what names of the weights start with and names in `model` do not.
+
+        Raises:
+            ValueError: the weights do not fit; all faults are named.
+        """
+        state = {name.removeprefix(prefix): tensor for name, tensor in self.state(head).items()}
+        try:
+            scatter_state(model, state)
+        except ValueError as error:
+            raise ValueError(f"{self.directory}: {error}") from None
+
+
+def read_export(directory: str | Path) -> Export:
+    """Read the configuration and the weights of an export.
+
+    Raises:
+        FileNotFoundError: `config.json` or `model.safetensors` is missing; all that are, are named.
+        ValueError: one of them is damaged; all faults are named.
+    """
+    directory = Path(directory)
+    missing = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
+    if missing:
+        inside = directory / "export"
+        hint = f" (did you mean {inside}?)" if inside.is_dir() else ""
+        raise FileNotFoundError(f"{directory}: no {' and no '.join(missing)} there{hint}")
+    faults: list[str] = []
+    description: dict[str, Any] = {}
+    config: ModelConfig | None = None
+    tensors: dict[str, Tensor] = {}
+    try:
+        description = json.loads((directory / CONFIG).read_bytes())
+        if not isinstance(description, dict) or "model" not in description:
+            raise ValueError(f"{CONFIG} does not say which model the weights are")
+        config = ModelConfig.from_dict(description["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        faults.append(str(error))
+    try:
+        tensors = load_file(directory / WEIGHTS)
+    except (SafetensorError, ValueError) as error:
+        faults.append(f"{WEIGHTS}: {error}")
+    if config is None or faults:
+        raise ValueError(f"{directory}: damaged export: {'; '.join(faults)}")
+    return Export(directory, config, tensors, description)
