@@ -16,7 +16,7 @@ CHUNK = 1 << 16
 _BETWEEN = re.compile(rb"[^\s,]")  # the first byte of the next value
 _WITHIN = re.compile(rb'["{}\[\]]')
 _SCALAR_END = re.compile(rb'[\s,"{}\[\]]')  # of a value without brackets or quotes
-_STRING = re.compile(rb'["\\]')
+_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)  # to its quote, as far as is there
 
 
 def json_values(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes]]:
@@ -92,20 +92,21 @@ class _Reader:
         if self.escaped:
             self.escaped = False
             return at + 1, False
-        while at < len(chunk):
-            found = (_STRING if self.in_string else _WITHIN).search(chunk, at)
-            if not found:
-                break
-            at, byte = found.end(), found.group()
-            if byte == b"\\":
+        while True:
+            if self.in_string:
+                at = _STRING.match(chunk, at).end()  # type: ignore[union-attr]
                 if at == len(chunk):
+                    return at, False
+                if chunk[at : at + 1] == b"\\":  # the last byte, without what it escapes
                     self.escaped = True
+                    return at + 1, False
                 at += 1
-                continue
-            if byte == b'"':
-                self.in_string = not self.in_string
+                self.in_string = False
+            elif found := _WITHIN.search(chunk, at):
+                at, byte = found.end(), found.group()
+                self.in_string = byte == b'"'
+                self.depth += (byte in b"{[") - (byte in b"}]")
             else:
-                self.depth += 1 if byte in b"{[" else -1
+                return len(chunk), False
             if self.depth == 0 and not self.in_string:
                 return at, True
-        return len(chunk), False

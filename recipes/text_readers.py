@@ -161,7 +161,8 @@ def _read_parquet(span: Span, text_key: str, skipped: Skipped) -> Iterator[tuple
 
     try:
         file = pyarrow.parquet.ParquetFile(span.name)
-        leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+        paths = (file.schema.column(i).path for i in range(len(file.schema)))
+        leaves = [path for path in paths if ".list." not in path]
         if text_key not in [*file.schema_arrow.names, *leaves]:
             raise UserError(_no_column(span, leaves, text_key))
         nested = [] if text_key in file.schema_arrow.names else text_key.split(".")[1:]
