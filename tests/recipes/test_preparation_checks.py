@@ -85,7 +85,7 @@ def test_source_code_is_text_when_asked(tmp_path):
         (tree / f"{number}.py").write_text(f"def f():\n\n    return {text!r}\n\n\n# end\n")
     with pytest.raises(UserError, match=r"no files to read: 80 not read: of another kind: 80 \.py"):
         prepare(tree, tmp_path / "data")
-    options = ["--format", "text", "--documents-per", "file"]
+    options = ["--format", "text", "--documents-per", "file", "--vocab-size", "310"]
     assert prepare(tree, tmp_path / "data", *options) == 0
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
     assert manifest["source"]["documents"] == 80
