@@ -11,8 +11,10 @@ does not count; contenders take turns; records hold medians beside the slowest a
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,8 +26,10 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
 from recipes import benchmark_all  # noqa: E402
 from recipes.benchmark_records import Record, write_figure  # noqa: E402
-from recipes.cli import MINUTES, ArgumentParser, run  # noqa: E402
+from recipes.cli import MINUTES, ArgumentParser, UserError, run  # noqa: E402
+from recipes.locks import lock, unlock_if_alone  # noqa: E402
 from recipes.report import aligned  # noqa: E402
+from recipes.whole_files import why_no_directory  # noqa: E402
 
 MODES = {
     "correctness": "kernels against references: relative errors, forward and backward",
@@ -47,14 +51,34 @@ def module_of(mode: str) -> ModuleType:
 
 def run_mode(mode: str, module: Any, options: Namespace) -> int:
     """Measure, write the record and the figure, print the table; 1 where something failed."""
+    take_directory(options.output)
     record = Record(mode, options.output, options.minutes, by_device=module.BY_DEVICE)
-    module.benchmark(options, record)
+    try:
+        module.benchmark(options, record)
+    except UserError:
+        unlock_if_alone(options.output)
+        with suppress(OSError):  # unless something is in it
+            options.output.rmdir()
+        raise
     if record.of_another_rank:
         return 0
     record["complete"] = True
     record.save()
     finish(module, record.content, record.path)
     return 1 if record["failures"] else 0
+
+
+def take_directory(output: Path) -> None:
+    """Keep other measurements out of it: they would mix records, and slow each other down.
+
+    Raises:
+        UserError: it cannot be, or another process is measuring into it.
+    """
+    if refusal := why_no_directory(output):
+        raise UserError(f"--output {output}: {refusal}")
+    output.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") == "0":  # the one that writes, where a launcher started several
+        lock(output, "measuring into it")
 
 
 def finish(module: Any, content: dict[str, Any], path: Path) -> None:

@@ -25,8 +25,10 @@ from typing import Any
 import torch
 
 from recipes.benchmark_records import Rows, write_figure
-from recipes.cli import MINUTES
+from recipes.cli import MINUTES, UserError
+from recipes.locks import lock
 from recipes.report import aligned
+from recipes.whole_files import why_no_directory
 
 # In order of importance, with the weight by which they share the time.
 ORDER = {
@@ -77,6 +79,13 @@ def run_all(
     options: Namespace, modes: Mapping[str, Any], module_of: Callable[[str], ModuleType]
 ) -> int:
     """Run every mode, print the table; 1 where anything failed."""
+    if refusal := why_no_directory(options.output):
+        raise UserError(f"--output {options.output}: {refusal}")
+    logs = options.output / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    lock(
+        logs, "measuring everything"
+    )  # each mode, a process of its own, takes the directory itself
     ends = time.monotonic() + 60 * options.minutes
     waiting = [*ORDER, *(mode for mode in modes if mode not in ORDER)]
     ended: list[Ended] = []

@@ -31,13 +31,29 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import torch
 
 from recipes import equal_time
-from recipes.cli import COUNT, MINUTES, ArgumentParser, UserError, run
+from recipes.cli import COUNT, MINUTES, ArgumentParser, UserError, claimed, run
 from recipes.glue_tasks import TASKS, Task
+from recipes.locks import lock
 from recipes.text_sources import EMBEDDED
+from recipes.whole_files import why_no_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = Path(__file__).resolve().parent
 STAND_INS = ("cola", "sst2", "qnli")  # one text, one text, a pair; all start from pretraining
+
+
+CLAIMED = {
+    "--model": "it trains both of its own",
+    "--data": "",
+    "--output": "",
+    "--minutes": "",
+    "--duration": "both train for --minutes",
+    "--export-at": "the exports at a quarter and at half of the time are what is compared",
+    "--dry-run": "",
+    "--gpus": "this machine's are taken",
+    "--help": "recipes/pretrain.py --help explains its options",
+}
+"""Options of pretraining that are not for the user to hand on, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         print("\n".join(shlex.join(step) for step in steps))
         return 0
+    options.output.mkdir(parents=True, exist_ok=True)
+    lock(options.output, "comparing models in it")
     for number, step in enumerate(steps, 1):
         print(f"\n== {number}/{len(steps)}  {shlex.join(step[1:])}", flush=True)
         status = run_step(step)
         if status:
-            print(f"ended with status {status}; the same command goes on", file=sys.stderr)
+            mended = "mend what is named above, and " * (status == UserError.status)
+            goes_on = f"ended with status {status}; {mended}the same command goes on"
+            print(f"{goes_on} where it ended", file=sys.stderr)
             return status
     print(f"\n{equal_time.write(options.output, [options.output / m for m in size.models])}")
     return 0
@@ -157,8 +177,10 @@ def resolve(options: Any) -> list[Task]:
     faults = list(options.faults)
     if options.data is not None and (options.input or options.config):
         faults.append("--data is prepared already: give it or --input, not both")
-    if options.output.exists() and not options.output.is_dir():
-        faults.append(f"--output {options.output}: is a file; name a directory")
+    if refusal := why_no_directory(options.output):
+        faults.append(f"--output {options.output}: {refusal}")
+    taken = claimed(options.pretraining, CLAIMED)
+    faults += taken or _pretraining_faults(options.pretraining)
     unknown = [name for name in options.tasks or () if name not in TASKS]
     if unknown:
         faults.append(f"--tasks: no task {', '.join(unknown)}; the tasks are {', '.join(TASKS)}")
@@ -181,6 +203,18 @@ def resolve(options: Any) -> list[Task]:
         str(Path(word).resolve()) if Path(word).exists() else word for word in options.input or ()
     ]
     return [task for task in TASKS.values() if task.name in names]
+
+
+def _pretraining_faults(words: Sequence[str]) -> list[str]:
+    """What pretraining would say of these options, after the data is prepared. Leaves on a mistyped
+    one."""
+    if not words:
+        return []
+    from recipes import pretrain  # DeepSpeed takes seconds
+
+    needed = ("--model", "--data", "--output", "--deepspeed-config")
+    given = [word for name in needed for word in (name, "-")]
+    return pretrain.parse_arguments([*given, *words]).faults
 
 
 def _is_there(directory: Path, task: Task) -> bool:

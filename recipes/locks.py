@@ -15,23 +15,25 @@ LOCK = ".lock"
 _held: dict[Path, IO[bytes]] = {}  # until the process ends, however it ends
 
 
-def lock(directory: Path, work: str) -> None:
+def lock(directory: Path, work: str, name: str = LOCK) -> None:
     """Keep other processes from writing into `directory` until this process ends.
 
     A second call in the same process does nothing. A file system without locks is named on the
     console, and the work goes on.
 
     Args:
-        directory: must exist; gets a file `.lock`, which stays.
+        directory: must exist; gets a file, which stays.
         work: what the process does there, for the message of the one that comes second, such as
             "training into it".
+        name: of the file. What may be done beside other work in the directory has one of its own.
 
     Raises:
         UserError: another process holds the directory; it is named.
     """
-    if directory.resolve() in _held and (directory / LOCK).exists():
+    path = directory.resolve() / name
+    if path in _held and path.exists():
         return
-    file = (directory / LOCK).open("a+b")
+    file = path.open("a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -44,11 +46,12 @@ def lock(directory: Path, work: str) -> None:
     file.truncate(0)
     file.write(f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
     file.flush()
-    _held[directory.resolve()] = file
+    _held[path] = file
 
 
 def unlock_if_alone(directory: Path) -> None:
     """Take this process's lock away again from a directory in which nothing else has come to be."""
-    if directory.resolve() in _held and os.listdir(directory) == [LOCK]:
-        (directory / LOCK).unlink()
-        _held.pop(directory.resolve()).close()
+    path = directory.resolve() / LOCK
+    if path in _held and os.listdir(directory) == [LOCK]:
+        path.unlink()
+        _held.pop(path).close()

@@ -31,13 +31,16 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import EngFormatter, PercentFormatter  # noqa: E402
 
 from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
-from recipes.run_log import LOG_NAME, duration, read_records, write_whole  # noqa: E402
+from recipes.locks import lock  # noqa: E402
+from recipes.run_log import LOG_NAME, duration, read_records  # noqa: E402
+from recipes.whole_files import why_no_directory, write_whole  # noqa: E402
 
 # Okabe and Ito's palette: told apart with every kind of colour blindness. Yellow is left out, it
 # vanishes on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 # Points of a drawn curve; more records than twice that are drawn as means.
+REPORT_LOCK = ".report.lock"
 BINS = 120
 
 NEEDED = ("model.name", "model.parameters", "world_size", "device", "data.unigram_entropy_nats")
@@ -350,14 +353,17 @@ def png(figure: Figure) -> bytes:
 
 
 def make_directory(output: Path) -> None:
-    """Make the directory of a report.
+    """Make the directory of a report, and keep other reports out of it until this process ends.
+
+    A run may go on training in it meanwhile.
 
     Raises:
-        UserError: it is a file.
+        UserError: it cannot be, or another report is being written into it.
     """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is a file; name a directory")
+    if refusal := why_no_directory(output):
+        raise UserError(f"--output {output}: {refusal}")
     output.mkdir(parents=True, exist_ok=True)
+    lock(output, "writing a report into it", REPORT_LOCK)
 
 
 def write_report(runs: Sequence[Run], output: Path) -> Path:

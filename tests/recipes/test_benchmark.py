@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lock_scenarios import held
 from matplotlib.figure import Figure
 
-from recipes import benchmark
+from recipes import benchmark, benchmark_all, locks
+from recipes.cli import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,3 +75,42 @@ def test_a_contender_that_failed_costs_the_exit_status_and_nothing_else(tmp_path
     out = capsys.readouterr().out
     assert "sum  2" in out and "division: ZeroDivisionError" in out
     assert (tmp_path / "sums.png").exists() and (tmp_path / "sums.json").exists()
+
+
+def sums(tmp_path, output):
+    module = SimpleNamespace(
+        BY_DEVICE=False,
+        benchmark=lambda options, record: None,
+        figure=lambda record: Figure(),
+        table=lambda record: [("sum", "2")],
+    )
+    return benchmark.run_mode("sums", module, SimpleNamespace(output=output, minutes=None))
+
+
+def test_an_output_that_is_a_file_or_taken_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: is a file; name a directory"):
+        sums(tmp_path, tmp_path / "file")
+    with pytest.raises(UserError, match="file is a file"):
+        sums(tmp_path, tmp_path / "file" / "below")
+    with held(tmp_path, locks.LOCK), pytest.raises(UserError, match="measuring into it right now"):
+        sums(tmp_path, tmp_path)
+    assert sums(tmp_path, tmp_path) == 0
+    everything = SimpleNamespace(output=tmp_path / "file", minutes=1.0, data=None)
+    with pytest.raises(UserError, match="file: is a file"):
+        benchmark_all.run_all(everything, {}, benchmark.module_of)
+    (tmp_path / "logs").mkdir()
+    everything.output = tmp_path
+    with (
+        held(tmp_path / "logs", locks.LOCK),
+        pytest.raises(UserError, match="measuring everything"),
+    ):
+        benchmark_all.run_all(everything, {}, benchmark.module_of)
+
+
+def test_a_refused_measurement_leaves_no_directory(tmp_path, monkeypatch):
+    words = ["benchmark.py", "input", "--data", str(tmp_path / "none"), "--output"]
+    monkeypatch.setattr(sys, "argv", [*words, str(tmp_path / "out")])
+    with pytest.raises(UserError, match="none"):
+        benchmark.main()
+    assert not (tmp_path / "out").exists()

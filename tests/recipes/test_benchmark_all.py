@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 from matplotlib.figure import Figure
 
-from recipes import benchmark_all
-from recipes.cli import UserError
+from recipes import benchmark, benchmark_all
 
 # What a mode's process does: write what it has measured, then end in its own way.
 WRITE = """
@@ -138,6 +137,9 @@ def test_every_mode_has_its_place():
     assert list(benchmark_all.ORDER) == list(MODES)
 
 
-def test_no_time_at_all_is_refused(run_all):
-    with pytest.raises(UserError, match="--minutes 0"):
-        run_all({"good": 1.0}, minutes=0.0)
+def test_no_time_at_all_is_refused(monkeypatch, capsys, tmp_path):
+    words = ["benchmark.py", "all", "--minutes", "0", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "--minutes 0: must be" in capsys.readouterr().err and not (tmp_path / "out").exists()

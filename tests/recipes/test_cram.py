@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from lock_scenarios import held
 
-from recipes import cram, glue, prepare_data, pretrain
+from recipes import cram, glue, locks, prepare_data, pretrain
 from recipes.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +89,37 @@ def test_a_failed_step_ends_the_whole_with_its_status(tmp_path, monkeypatch, cap
     monkeypatch.setattr(cram, "run_step", run_step)
     assert cram.main(["--minutes", "1", "--output", str(tmp_path)]) == 75
     assert started == ["prepare_data", "pretrain", "pretrain"]
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "status 75; the same command goes on" in capsys.readouterr().err
+    # A wrong setting ends the same command again.
+    monkeypatch.setattr(cram, "run_step", lambda command: 2)
+    assert cram.main(["--minutes", "1", "--output", str(tmp_path)]) == 2
+    assert "status 2; mend what is named above, and the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", cram.CLAIMED)
+def test_what_the_comparison_gives_itself_cannot_be_given_again(option, tmp_path):
+    for spelling in (f"{option}=x", option.replace("-", "_").replace("__", "--", 1)):
+        with pytest.raises(UserError, match=f"{option} after --: "):
+            steps(tmp_path, "--", "--seed", "3", spelling)
+
+
+def test_wrong_options_of_pretraining_are_named_before_anything_is_prepared(tmp_path, capsys):
+    with pytest.raises(UserError) as caught:
+        steps(tmp_path, "--seeds", "0", "--", "--seed", "-1", "--eps", "nan")
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == [
+        "--seeds 0",
+        "--seed -1",
+        "--eps nan",
+    ]
+    with pytest.raises(SystemExit):
+        steps(tmp_path, "--", "--learning-rat", "1")
+    assert "did you mean --learning-rate?" in capsys.readouterr().err
+
+
+def test_two_comparisons_do_not_share_a_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(cram, "run_step", lambda command: 3)
+    with held(tmp_path, locks.LOCK), pytest.raises(UserError, match="comparing models in it"):
+        cram.main(["--minutes", "1", "--output", str(tmp_path)])
 
 
 def test_a_signal_reaches_the_step_that_runs(tmp_path):

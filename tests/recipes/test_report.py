@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lock_scenarios import held
 from matplotlib.image import imread
 
+from recipes import locks, report
 from recipes.cli import UserError
 from recipes.report import (
     aligned,
@@ -222,3 +224,15 @@ def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path):
     )
     assert ended.returncode == 2
     assert ended.stderr == f"error: {tmp_path}/nowhere: no such directory\n"
+
+
+def test_two_reports_do_not_share_a_directory_but_a_run_may_train_in_it(tmp_path):
+    with held(tmp_path, locks.LOCK):
+        report.make_directory(tmp_path)
+    (tmp_path / "other").mkdir()
+    with held(tmp_path / "other", report.REPORT_LOCK):
+        with pytest.raises(UserError, match="another process is writing a report into it"):
+            report.make_directory(tmp_path / "other")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: is a file; name a directory"):
+        report.make_directory(tmp_path / "file")
