@@ -74,10 +74,11 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return grads
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is off")
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("feed_forward", ["glu", "fused_glu"])
 def test_rapidbert_drops_where_the_published_code_does(feed_forward, kernels, batch):
+    if kernels != "torch" and torch.cuda.is_available():
+        pytest.skip("Triton's interpreter is off")
     config = preset("rapidbert-base", feed_forward=feed_forward, **SIZES)
     ours = RapidBertForMaskedLM(config, KERNELS[kernels])
     randomise(ours)
