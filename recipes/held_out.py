@@ -77,7 +77,17 @@ def find_held_out(
         ),
         dtype=np.uint64,
     )
-    return HeldOut(documents=np.unique(hashes))
+    held_out = HeldOut(documents=np.unique(hashes))
+    skipped = Skipped()
+    documents = chain.from_iterable(
+        portion.documents(text_key, skipped, max_bad_fraction) for portion in training
+    )
+    if all(text in held_out for text in documents):
+        raise UserError(
+            f"nothing is left to train on: every usable document of --input ({skipped.records:,} "
+            "records) is in the validation input too"
+        )
+    return held_out
 
 
 def hash_below(

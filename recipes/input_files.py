@@ -35,6 +35,9 @@ ENDINGS = {
 FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
 DOCUMENTS_PER = {"paragraph": "text", "line": "text-line", "file": "text-file"}
 
+_OTHERS = f"with --format, one of {', '.join(FORMATS)}, any other ending"
+
+LINE_BYTES = 1 << 16  # enough for most first lines
 HEAD_BYTES = 1 << 20  # read to tell formats and copies apart
 BINARY_HEAD = 8192  # a NUL byte in so many marks what is no text, as git has it
 
@@ -133,10 +136,7 @@ def find_files(
         raise UserError(f"{path}: written by RapidBERT itself, and no text")
     kind = layout.kind(path)
     if kind is None:
-        raise UserError(
-            f"{path}: not a known kind of file; read are {known_endings()}; with --format, "
-            f"one of {', '.join(FORMATS)}, any other ending"
-        )
+        raise UserError(f"{path}: not a known kind of file; read are {known_endings()}; {_OTHERS}")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: no permission to read it")
     return [_span(kind, path, layout)], Ignored()
@@ -208,7 +208,7 @@ def _find_in_directory(
         raise UserError(*faults)
     if not spans:
         found = f": {ignored.describe()}" if ignored.total else " in it"
-        raise UserError(f"{top}: no files to read{found}; read are {known_endings()}")
+        raise UserError(f"{top}: no files to read{found}; read are {known_endings()}; {_OTHERS}")
     return sorted(spans.values(), key=lambda span: Path(span.name)), ignored
 
 
@@ -262,17 +262,16 @@ def _span(kind: str, path: Path, layout: Layout) -> Span:
 
 def _is_json_document(path: Path) -> bool:
     """Whether values in a file go over several lines, or stand in one array."""
-    head = _head(path).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if head.startswith(b"["):
-        return True
-    line = head.partition(b"\n")[0].rstrip()
-    if line == b"{":
-        return True
-    try:
-        json.loads(line)
-        return False
-    except (ValueError, RecursionError):
-        pass
+    for size in (LINE_BYTES, HEAD_BYTES):
+        head = _head(path, size).removeprefix(b"\xef\xbb\xbf").lstrip()
+        line = head.partition(b"\n")[0].rstrip()
+        if head.startswith(b"[") or line == b"{":
+            return True
+        try:
+            json.loads(line)
+            return False
+        except (ValueError, RecursionError):
+            pass
     try:
         _, first = next(json_values(io.BytesIO(head), HEAD_BYTES))
         return b"\n" in first and isinstance(json.loads(first), dict)

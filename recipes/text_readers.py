@@ -152,7 +152,9 @@ def _column(span: Span, header: Sequence[str], text_key: str) -> int:
 
 def _no_column(span: Span, columns: Sequence[str], text_key: str) -> str:
     shown = [*columns[:20], "..."] if len(columns) > 20 else columns
-    return f"{span.name}: no column {text_key!r}; " + key_hint(shown, None) + ": --text-key NAME"
+    return f"{span.name}: no column {text_key!r}; " + (
+        key_hint(shown, None) + ": --text-key NAME, or leave the file out of --input"
+    )
 
 
 def _read_parquet(span: Span, text_key: str, skipped: Skipped) -> Iterator[tuple[int, Any]]:

@@ -143,6 +143,15 @@ class Skipped:
         return "; ".join([*map(self.describe, self.counts), *behind])
 
 
+# What is not UTF-8 may begin like this.
+_HEADS = {
+    b"\xff\xfe": "it begins like UTF-16: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "it begins like UTF-16: iconv -f UTF-16 -t UTF-8",
+    b"\x1f\x8b": "it begins like gzip: let its name end in .gz",
+    b"\x28\xb5\x2f\xfd": "it begins like zstd: let its name end in .zst",
+}
+
+
 class Unusable(ValueError):
     """A record that cannot be used.
 
@@ -169,7 +178,8 @@ def text_of(raw: Any, kind: str, text_key: str) -> str:
     try:
         text = str(raw, "utf-8-sig") if isinstance(raw, bytes) else raw
     except UnicodeDecodeError:
-        raise Unusable("not UTF-8") from None
+        hint = next((hint for head, hint in _HEADS.items() if raw.startswith(head)), "")
+        raise Unusable("not UTF-8", hint) from None
     if kind in ("jsonl", "json"):
         text = _json_text(text, text_key)
     if text is None:
@@ -190,6 +200,8 @@ def _json_text(line: str, text_key: str) -> Any:
         record = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
         raise Unusable("not valid JSON") from None
+    if isinstance(record, str):
+        return record
     if not isinstance(record, dict):
         raise Unusable("not a JSON object")
     return value_at(record, text_key)
@@ -219,7 +231,8 @@ def _keys(record: Mapping[str, Any]) -> str:
 
 def key_hint(keys: Iterable[str], likely: str | None) -> str:
     """Which keys or columns there are, and what to type if `likely` is the one."""
-    return f"it has {', '.join(keys) or 'nothing'}" + (f": --text-key {likely}?" if likely else "")
+    names = ", ".join(key if len(key) <= 40 else f"{key[:37]}..." for key in keys)
+    return f"it has {names or 'nothing'}" + (f": --text-key {likely}?" if likely else "")
 
 
 def _leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -69,7 +69,8 @@ def test_a_large_input_of_equal_documents_is_refused(tmp_path):
 
 def test_documents_of_the_validation_input_are_known_by_hash(tmp_path):
     texts = documents(300)
-    held_out = find_held_out([], [portion(tmp_path / "a", texts[::3])], 0.0, "text", 0.01)
+    training = [portion(tmp_path / "b", texts)]
+    held_out = find_held_out(training, [portion(tmp_path / "a", texts[::3])], 0.0, "text", 0.01)
     assert [text in held_out for text in texts] == [n % 3 == 0 for n in range(300)]
     assert not HeldOut().is_left_out(0)
     ends = HeldOut(documents=np.array([0, 2**64 - 1], np.uint64))
@@ -147,3 +148,10 @@ def test_held_out_text_is_not_trained_on_whatever_its_file_is_called(corpus, tmp
     skipped = json.loads((tmp_path / "data" / "manifest.json").read_text())["source"]["skipped"]
     by_text = called in (copied, compressed, compressed_twice, as_an_array)
     assert skipped == ({"in the validation input": 60} if by_text else {})
+
+
+def test_a_copy_of_all_of_the_input_leaves_nothing_to_train_on(corpus, tmp_path):
+    (tmp_path / "copy.jsonl.gz").write_bytes(gzip.compress(jsonl(documents(560))))
+    options = ["--input", "corpus", "--validation-input", "copy.jsonl.gz", "--output", "data"]
+    with pytest.raises(UserError, match=r"nothing is left to train on: .* \(560 records\)"):
+        prepare_data.main(options)

@@ -219,7 +219,7 @@ def test_columns_of_csv_files(tmp_path, suffix):
         "not UTF-8": f"{path}:7",
         "empty": f"{path}:8",
     }
-    with pytest.raises(UserError, match="no column 'body'; it has id, text: --text-key NAME"):
+    with pytest.raises(UserError, match="no column 'body'; it has id, text: --text-key NAME,"):
         read(path, "csv", "body")
 
 
@@ -297,3 +297,19 @@ def test_bytes_behind_the_compressed_data_are_counted_and_said(tmp_path, suffix)
     lanes = [Skipped(trailing={str(path): 7}) for _ in range(2)]
     lanes[0].merge(lanes[1])  # processes that share a file see the same bytes
     assert lanes[0].trailing == {str(path): 7}
+
+
+def test_an_array_of_strings_is_one_of_documents(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(TEXTS))
+    assert read(path, "json")[0] == TEXTS
+
+
+@pytest.mark.parametrize(
+    "data, hint",
+    [("text".encode("utf-16"), "like UTF-16: iconv"), (gzip.compress(b"text"), "like gzip: let")],
+)
+def test_what_is_no_utf_8_is_recognised(tmp_path, data, hint):
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    assert hint in read(path, "text-file")[1].describe("not UTF-8")
