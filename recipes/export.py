@@ -179,9 +179,16 @@ def load_model(checkpoint: Path) -> RapidBertForMaskedLM:
 
 
 def load_with_tokenizer(checkpoint: Path) -> tuple[RapidBertForMaskedLM, Tokenizer]:
-    """Likewise, with the tokenizer that it was trained with; raises UserError for another."""
+    """Likewise, with the tokenizer that it was trained with.
+
+    Raises:
+        UserError: also for another tokenizer, and for a classifier, which guesses no words.
+    """
     found = _read(checkpoint)
     tokenizer = read_tokenizer(checkpoint, found.config, found.description)
+    if "classifier.weight" in found.tensors:
+        task = found.description.get("task", {}).get("name", "a task")
+        raise UserError(f"{checkpoint}: finetuned on {task}; name the pretrained model it is from")
     return _built(found), tokenizer
 
 

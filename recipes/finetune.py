@@ -39,7 +39,7 @@ from recipes.classification_batches import ClassificationBatch
 from recipes.cli import UserError, run
 from recipes.engine import BatchPlan, World
 from recipes.export import export
-from recipes.finetune_evaluation import cut_notes, encode_all, evaluate, predict_test
+from recipes.finetune_evaluation import check_memory, cut_notes, encode_all, evaluate, predict_test
 from recipes.finetune_options import (
     WARMUP_FRACTION,
     Finetuning,
@@ -86,8 +86,9 @@ def finetune(work: Finetuning, world: World) -> None:
     """Train, evaluate, and write `<task>-seed<k>.json`. Call on every rank."""
     options, task = work.options, work.task
     began = time.perf_counter()
-    engine.on_first_rank(lambda: take_directory(work), work.directory)
     train, dev = encode_all(work)
+    check_memory(work, train, world)
+    engine.on_first_rank(lambda: take_directory(work), work.directory)
     notes = [*work.data.notes, *cut_notes(work, {"training": train, **dev})]
     if world.rank == 0:
         said = [*work.start_notes, *notes]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +18,15 @@ from model.classifier import RapidBertForSequenceClassification
 from recipes.classification_batches import EncodedExamples
 from recipes.classification_data import Examples
 from recipes.cli import UserError
-from recipes.engine import World
+from recipes.device_memory import activation_bytes, device_bytes, state_bytes
+from recipes.engine import World, precision
 from recipes.finetune_options import Finetuning
 from recipes.metrics import compute
 from recipes.predictions import write_predictions
 
 EVALUATION_BATCH = 256
+EVALUATION_LENGTH = 512
+"""Up to so many tokens; beyond, the batch shrinks as attention's scores grow, with the square."""
 
 
 def learnt(work: Finetuning) -> Examples:
@@ -35,6 +42,56 @@ def encode_all(work: Finetuning) -> tuple[EncodedExamples, dict[str, EncodedExam
     """The training set, and the development sets by name."""
     dev = {name: encode(work, examples) for name, examples in work.data.dev.items()}
     return encode(work, learnt(work)), dev
+
+
+def check_memory(work: Finetuning, train: EncodedExamples, world: World) -> None:
+    """Compare a rank's part of the longest batch with the memory there is. Call on every rank.
+
+    Raises:
+        UserError: it does not fit, on all ranks, with the arithmetic and the batch that does.
+    """
+    ranks = world.data_parallel_size
+    batch = min(work.task.batch_size, len(train))
+    dtype = torch.bfloat16 if precision(work.deepspeed) == "bf16" else torch.float32
+    longest = np.sort(train.lengths)[::-1][: -(-batch // ranks)]
+    lengths, places = np.unique(longest, return_inverse=True)
+    sizes = [
+        activation_bytes(
+            *(work.config, dtype, int(length), 0.0),
+            attention=work.options.attention,
+            kernels=work.options.kernels,
+        )
+        for length in lengths
+    ]
+    kept = np.cumsum(np.array(sizes)[places])  # of so many of the longest
+    states = sum(state_bytes(work.config.parameters(), work.deepspeed, ranks))
+    free = min(free_bytes(world))
+    if states + kept[-1] > free:
+        fitting = ranks * int(np.searchsorted(kept, free - states, side="right"))
+        raise UserError(
+            f"a batch of {batch:,} examples of up to {longest[0]:,} tokens: {states / 1e9:.1f} GB "
+            f"for the model and {kept[-1] / 1e9:.1f} GB for what its backward pass needs "
+            f"(estimates), {free / 1e9:.1f} GB are free for each of {ranks} processes; "
+            + (f"--batch-size {fitting} fits" if fitting else "give a shorter --max-length")
+        )
+
+
+def free_bytes(world: World) -> list[int]:
+    """Memory that each rank may use; ranks of one host without GPUs share its memory."""
+    on_gpu = world.device.type == "cuda"
+    free = device_bytes(world.device) if on_gpu else host_bytes()
+    everyone: list[Any] = [None] * world.world_size
+    dist.all_gather_object(everyone, (socket.gethostname(), free))
+    hosts = [host for host, _ in everyone]
+    return [size if on_gpu else size // hosts.count(host) for host, size in everyone]
+
+
+def host_bytes() -> int:
+    """Memory of the machine that is free or can be freed; all of it where that is not told."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def cut_notes(work: Finetuning, sets: Mapping[str, EncodedExamples]) -> list[str]:
@@ -56,6 +113,12 @@ def encode(work: Finetuning, examples: Examples) -> EncodedExamples:
     )
 
 
+def evaluation_batch(length: int, world: World) -> int:
+    """Examples over all ranks, one per rank at least."""
+    fitting = EVALUATION_BATCH * EVALUATION_LENGTH**2 // max(length, EVALUATION_LENGTH) ** 2
+    return max(world.data_parallel_size, fitting)
+
+
 @torch.no_grad()
 def predict(
     model: RapidBertForSequenceClassification, examples: EncodedExamples, world: World
@@ -68,7 +131,9 @@ def predict(
     model.eval()
     mine: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for batch in examples.evaluation_batches(
-        EVALUATION_BATCH, rank=world.data_parallel_rank, world_size=world.data_parallel_size
+        evaluation_batch(examples.max_length, world),
+        rank=world.data_parallel_rank,
+        world_size=world.data_parallel_size,
     ):
         batch = batch.to(world.device)
         logits = model.logits(

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from model.config import ModelConfig
@@ -119,4 +120,12 @@ def test_another_models_tokenizer_is_refused(exported, tmp_path, pieces):
     documents = [" ".join(WORDS[::-1]), "some other text with other pieces in it"] * 300
     train_tokenizer(documents, tmp_path / "export" / "tokenizer.model", pieces)
     with pytest.raises(UserError, match="its fingerprint is .*, the weights were trained with"):
+        load_with_tokenizer(tmp_path)
+
+
+def test_a_finetuned_model_is_told_that_it_guesses_no_words(exported, tmp_path):
+    shutil.copytree(exported[2], tmp_path / "export")
+    weights = tmp_path / "export" / "model.safetensors"
+    save_file({**load_file(weights), "classifier.weight": torch.zeros(2, 32)}, weights)
+    with pytest.raises(UserError, match="finetuned on a task; name the pretrained model"):
         load_with_tokenizer(tmp_path)

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,13 @@ from model.weights import from_public, scatter_state
 from recipes import engine, finetune
 from recipes.cli import UserError
 from recipes.export import read_tensors
-from recipes.finetune_evaluation import cut_notes, encode_all, evaluate
+from recipes.finetune_evaluation import (
+    check_memory,
+    cut_notes,
+    encode_all,
+    evaluate,
+    evaluation_batch,
+)
 from recipes.finetune_options import is_done, parse_arguments, resolve
 from recipes.glue_tasks import TASKS
 from recipes.tokenizer import Tokenizer
@@ -279,9 +286,8 @@ def test_outputs_that_are_no_numbers_are_no_predictions(finetune_place, out, tas
     work = resolve(parse_arguments([*options, "--checkpoint", str(finetune_place / "run")]), 1)
     model = finetune.build_model(work)
     model.classifier.bias.data[-1] = math.nan
-    alone = engine.World(0, 0, 1, torch.device("cpu"), 0, 1, 1)
     with pytest.raises(UserError, match="for 63 of 63 examples the model computes something else"):
-        evaluate(model, work, encode_all(work)[1], alone)
+        evaluate(model, work, encode_all(work)[1], ALONE)
 
 
 def test_two_processes_do_not_finetune_into_one_directory(finetune_place, out):
@@ -306,3 +312,38 @@ def test_texts_that_are_cut_are_noted(finetune_place, out, capsys):
     notes = cut_notes(work, {"training": train, **dev})
     assert [note.split(" of ")[0].split(":")[0] for note in notes] == ["training set", "dev set"]
     assert f"{dev['dev'].cut} of 63 examples are cut to 9 tokens, the longest has" in notes[1]
+
+
+ALONE = engine.World(0, 0, 1, torch.device("cpu"), 0, 1, 1)
+
+
+def test_a_batch_that_memory_does_not_hold_is_refused_with_one_that_it_does(
+    finetune_place, out, monkeypatch
+):
+    """Arithmetic against arithmetic: the memory is pretended, what is named then fits."""
+    initialize_parallel()
+    named = ["--task", "cola", "--data", str(finetune_place / "glue"), "--output", str(out)]
+    named += ["--checkpoint", str(finetune_place / "run"), "--batch-size"]
+
+    def check(batch: int, free: int) -> None:
+        monkeypatch.setattr("recipes.finetune_evaluation.host_bytes", lambda: free)
+        work = resolve(parse_arguments([*named, str(batch)]), 1)
+        check_memory(work, encode_all(work)[0], ALONE)
+
+    check(100_000, 10**9)
+    states = 16 * resolve(parse_arguments([*named, "1"]), 1).config.parameters()
+    with pytest.raises(
+        UserError, match=r"a batch of 192 examples .* --batch-size \d+ fits"
+    ) as error:
+        check(100_000, states + 10**6)
+    fitting = int(str(error.value).split("--batch-size ")[1].split()[0])
+    assert 0 < fitting < 192
+    check(fitting, states + 10**6)
+    with pytest.raises(UserError, match="give a shorter --max-length"):
+        check(1, states)
+
+
+def test_long_texts_are_evaluated_in_smaller_batches():
+    assert [evaluation_batch(n, ALONE) for n in (64, 512, 1024, 65_536)] == [256, 256, 64, 1]
+    eight = replace(ALONE, world_size=8, data_parallel_size=8)
+    assert evaluation_batch(65_536, eight) == 8
