@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
-from importlib import import_module
+import tomllib
+from importlib import import_module, util
 from pathlib import Path
 
 import pytest
+import torch
 
 import model
 
@@ -57,3 +60,38 @@ def test_importing_changes_nothing_and_a_model_needs_no_set_up():
         "assert (dict(os.environ), list(warnings.filters)) == before\n"
     )
     assert in_a_fresh_python(code).strip() == "[1, 2, 30528] 1"
+
+
+def test_it_is_installed_as_rapidbert_alone_and_whole():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        tools = tomllib.load(file)["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "model").rglob("*.py")}
+    assert set(tools["package-dir"].values()) == folders
+    assert set(tools["packages"]) == set(tools["package-dir"])
+    assert {name.split(".")[0] for name in tools["packages"]} == {"rapidbert"}
+    assert tools["package-data"] == {"rapidbert": ["py.typed"]}
+    assert (ROOT / "model" / "py.typed").is_file()
+
+
+def test_it_works_under_that_name():
+    """No file of it says `model`, so that it needs no package of this name."""
+    for path in (ROOT / "model").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "").split(".")[0] not in ("model", "recipes"), path
+    folder = ROOT / "model"
+    spec = util.spec_from_file_location(
+        "rapidbert", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    library = util.module_from_spec(spec)
+    try:
+        sys.modules["rapidbert"] = library
+        spec.loader.exec_module(library)
+        config = library.preset("rapidbert-tiny", num_layers=1)
+        assert type(config).__module__ == "rapidbert.config"
+        scores = library.RapidBertForMaskedLM(config).eval().logits(torch.tensor([[5, 6]]))
+        assert scores.shape == (1, 2, 30528)
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "rapidbert"]:
+            del sys.modules[name]
