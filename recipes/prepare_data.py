@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +32,13 @@ from tqdm import tqdm  # noqa: E402
 from recipes.cli import PART, SHARE, ArgumentParser, UserError, run, whole  # noqa: E402
 from recipes.encode_shards import (  # noqa: E402
     Job,
-    Task,
     encode_portions,
 )
 from recipes.held_out import HeldOut, find_held_out  # noqa: E402
-from recipes.input_files import DOCUMENTS_PER, FORMATS, Ignored, Layout  # noqa: E402
+from recipes.input_files import DOCUMENTS_PER, FORMATS  # noqa: E402
 from recipes.locks import lock, unlock_if_alone  # noqa: E402
-from recipes.preparation_checks import check_documents, odd_results  # noqa: E402
+from recipes.preparation_checks import odd_results  # noqa: E402
+from recipes.preparation_plan import DEFAULT_VOCAB_SIZE, Plan, make_plan  # noqa: E402
 from recipes.preparation_progress import (  # noqa: E402
     PROGRESS_NAME,
     Progress,
@@ -49,15 +47,10 @@ from recipes.preparation_progress import (  # noqa: E402
     read_progress,
     remove_partial_files,
 )
-from recipes.text_records import TEXTUAL, Skipped, Span  # noqa: E402
+from recipes.text_records import Skipped  # noqa: E402
 from recipes.text_sources import (  # noqa: E402
     EMBEDDED,
     Portion,
-    find_inputs,
-    hub_splits,
-    is_hub_name,
-    portions,
-    source,
 )
 from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME  # noqa: E402
 from recipes.tokenizer import (  # noqa: E402
@@ -69,36 +62,7 @@ from recipes.tokenizer import (  # noqa: E402
 )
 from recipes.whole_files import write_whole  # noqa: E402
 
-DEFAULT_VOCAB_SIZE = 30522
 SAMPLED_PORTIONS = 64  # the tokenizer's sample comes from at most so many places of the input
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that decides the result.
-
-    Attributes:
-        options: the settings, as JSON types; a preparation continues only with the same.
-        tokenizer: the one to use; None to train one.
-        tasks: one per shard; those of the validation input last.
-        input_digest: SHA-256 of names, sizes and cuts: notices that an input has changed.
-        input_times: SHA-256 of when each file was written last: notices a change in place.
-        held_out_fraction: of the documents; 0 with a validation input of its own.
-        ignored: files that are not read.
-        messages: what the user should know about the inputs found.
-    """
-
-    options: Mapping[str, Any]
-    tokenizer: Tokenizer | None
-    tasks: tuple[Task, ...]
-    input_digest: str
-    input_times: str
-    held_out_fraction: float
-    ignored: Ignored
-    messages: tuple[str, ...]
-
-    def portions(self, split: str) -> tuple[Portion, ...]:
-        return tuple(task.portion for task in self.tasks if task.split == split)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,113 +136,6 @@ def _prepare(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_plan(args: argparse.Namespace) -> Plan:
-    """Check the settings, find the inputs and cut them into shards.
-
-    Raises:
-        UserError: every fault found, one message each.
-    """
-    faults = [*args.faults, *_option_faults(args)]
-    tokenizer = None
-    if args.tokenizer is not None:
-        try:
-            tokenizer = Tokenizer(args.tokenizer)
-        except UserError as error:
-            faults += error.faults
-    messages: list[str] = []
-    spans: dict[str, tuple[Span, ...]] = {"train": (), "validation": ()}
-    ignored = Ignored()
-    layout = Layout(args.format, args.documents_per)
-    for split, names in (("train", args.input), ("validation", args.validation_input)):
-        try:
-            found = find_inputs(names, args.config, split, layout, args.output)
-        except UserError as error:
-            faults += error.faults
-            continue
-        spans[split] = found.spans
-        ignored.merge(found.ignored)
-        if found.ignored.total:
-            messages.append(found.ignored.describe())
-    kinds = {span.kind for of_split in spans.values() for span in of_split}
-    if (
-        args.documents_per != "paragraph"
-        and kinds
-        and DOCUMENTS_PER[args.documents_per] not in kinds
-    ):
-        faults.append(f"--documents-per {args.documents_per}: only for plain text, and no input is")
-    if args.format is not None and kinds and not kinds & {*TEXTUAL, "parquet"}:
-        faults.append(f"--format {args.format}: only for files, and no input is one")
-    if faults:
-        raise UserError(*faults)
-    if not args.validation_input and all(map(is_hub_name, args.input)):
-        if all("validation" in hub_splits(name, args.config) for name in args.input):
-            spans["validation"] = find_inputs(args.input, args.config, "validation").spans
-            messages.append("validation: the dataset's own validation split")
-    held_out_sources = set(map(source, spans["validation"]))
-    train = tuple(span for span in spans["train"] if source(span) not in held_out_sources)
-    if both := sorted({span.name for span in spans["train"]} - {span.name for span in train}):
-        shown = [*both[:3], f"{len(both) - 3} more"] if len(both) > 4 else both
-        messages.append(f"validation only: {', '.join(shown)}")
-    if not train:
-        raise UserError("all of --input is also --validation-input: nothing is left to train on")
-    tasks = [
-        Task(split, number, portion)
-        for split, of_split in (("train", train), ("validation", spans["validation"]))
-        for number, portion in enumerate(portions(of_split, args.shards, args.max_documents))
-    ]
-    for split in spans:
-        of_split = [task.portion for task in tasks if task.split == split]
-        check_documents(of_split, args.text_key, args.max_bad_fraction)
-    options = {
-        "input": args.input,
-        "config": args.config,
-        "text_key": args.text_key,
-        "format": args.format,
-        "documents_per": args.documents_per,
-        "validation_input": args.validation_input,
-        "validation_fraction": args.validation_fraction,
-        "tokenizer": tokenizer and tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size if tokenizer else _vocab_size(args),
-        "cased": not tokenizer.lower_case if tokenizer else not _normalizer(args).endswith("_cf"),
-        "normalizer": None if tokenizer else _normalizer(args),
-        "tokenizer_sample_mb": args.tokenizer_sample_mb,
-        "shards": args.shards,
-        "max_documents": args.max_documents,
-    }
-    digest = hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()
-    held_out = 0.0 if spans["validation"] else args.validation_fraction
-    times = _input_times(train + spans["validation"])
-    return Plan(options, tokenizer, tuple(tasks), digest, times, held_out, ignored, tuple(messages))
-
-
-def _input_times(spans: Iterable[Span]) -> str:
-    files = sorted({span.name for span in spans if os.path.isfile(span.name)})
-    times = [(name, os.stat(name).st_mtime_ns) for name in files]
-    return hashlib.sha256(json.dumps(times).encode()).hexdigest()
-
-
-def _option_faults(args: argparse.Namespace) -> Iterator[str]:
-    if args.output.exists() and not args.output.is_dir():
-        yield f"--output {args.output}: is a file; name a directory"
-    if args.tokenizer is not None and (hasattr(args, "vocab_size") or args.cased):
-        yield "--tokenizer brings its own vocabulary: --vocab-size and --cased do not apply"
-    if args.tokenizer is not None and args.normalizer:
-        yield "--tokenizer brings its own normaliser: --normalizer does not apply"
-    if args.cased and args.normalizer and args.normalizer.endswith("_cf"):
-        keeps = args.normalizer.removesuffix("_cf")
-        yield f"--cased keeps case, --normalizer {args.normalizer} folds it; {keeps} keeps it"
-    if args.config is not None and not any(map(is_hub_name, args.input + args.validation_input)):
-        yield f"--config {args.config}: only for hub datasets, and no input is one"
-
-
-def _normalizer(args: argparse.Namespace) -> str:
-    return args.normalizer or ("nmt_nfkc" if args.cased else "nmt_nfkc_cf")
-
-
-def _vocab_size(args: argparse.Namespace) -> int:
-    return getattr(args, "vocab_size", DEFAULT_VOCAB_SIZE)
-
-
 def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out: HeldOut) -> Tokenizer:
     path = args.output / "tokenizer.model"
     if plan.tokenizer is not None:
@@ -286,13 +143,14 @@ def _make_tokenizer(args: argparse.Namespace, plan: Plan, held_out: HeldOut) -> 
         tokenizer = Tokenizer(path)
     else:
         sample_bytes = args.tokenizer_sample_mb * 1_000_000
-        print(f"training the tokenizer: {_vocab_size(args)} pieces on up to {sample_bytes:,} bytes")
+        pieces = plan.options["vocab_size"]
+        print(f"training the tokenizer: {pieces} pieces on up to {sample_bytes:,} bytes")
         sample = _sample(plan.portions("train"), args.text_key, sample_bytes, held_out)
         tokenizer = train_tokenizer(
             sample,
             path,
-            _vocab_size(args),
-            normalizer=_normalizer(args),
+            pieces,
+            normalizer=plan.options["normalizer"],
             sample_bytes=sample_bytes,
         )
     write_whole(path.with_suffix(".vocab"), tokenizer.vocabulary().encode())
