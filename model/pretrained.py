@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .weights import Head, State, from_public, scatter_state
+from .weights import Head, State, from_public, not_finite, scatter_state
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -82,6 +82,8 @@ def read_export(directory: str | Path) -> Export:
         faults.append(str(error))
     try:
         tensors = load_file(directory / WEIGHTS)
+        if fault := not_finite(tensors):
+            faults.append(f"{WEIGHTS}: {fault}")
     except (SafetensorError, ValueError) as error:
         faults.append(f"{WEIGHTS}: {error}")
     if config is None or faults:

@@ -269,3 +269,13 @@ def _merge_heads(qkv: Tensor, config: ModelConfig) -> Tensor:
     """Rows q|k|v to [head, (q, k, v), head_dim]."""
     rows = qkv.unflatten(0, (3, config.num_heads, config.head_dim))
     return rows.transpose(0, 1).flatten(0, 2)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Which of them hold a NaN or an infinity, in words; waits once for the device."""
+    flags = [tensor.isfinite().all() for tensor in tensors.values()]
+    if not flags or torch.stack(flags).all():
+        return None
+    names = [name for name, flag in zip(tensors, flags, strict=True) if not flag]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} of {len(flags)} tensors hold numbers that are not finite"

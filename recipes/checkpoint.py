@@ -26,6 +26,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
+from model.weights import not_finite
 from recipes import optimizer_state
 from recipes.cli import SaveError, UserError, refused
 from recipes.engine import World, agree
@@ -45,6 +47,7 @@ OWNER = "owner"
 CHECKPOINTED = "checkpointed"
 FORMAT = 2
 POLL_SECONDS = 0.02
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 VISIBLE_SECONDS = 60
 """How long another node's file may take to show on a network file system."""
 
@@ -63,6 +66,8 @@ class Progress:
     """Wall time up to here, earlier runs included."""
     skipped: int = 0
     """Steps without an update, because the loss or the gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """The newest of them."""
     training_seconds: float = 0.0
     """Of the wall time, without evaluation and saving; steps that ran again count once."""
 
@@ -75,6 +80,7 @@ class Checkpoints:
         keep: how many of the newest stay.
         keep_every: those of every so many steps stay as well; 0: none.
         facts: what wrote them (versions, world size, ...); a later start announces what differs.
+        identity: the settings of the run they belong to, for `identities`.
 
     Raises:
         UserError: the directory cannot be written, or not every rank sees it.
@@ -88,11 +94,13 @@ class Checkpoints:
         keep: int = 2,
         keep_every: int = 0,
         facts: dict[str, Any] | None = None,
+        identity: dict[str, Any] | None = None,
     ):
         self.directory = directory
         self.keep = keep
         self.keep_every = keep_every
         self.facts = facts or {}
+        self.identity = identity
         self.timings: dict[str, float] = {}
         """Of the newest save: seconds that training stood still, seconds of writing, bytes."""
         self._world = world
@@ -115,10 +123,16 @@ class Checkpoints:
 
         Raises:
             SaveError: the one before could not be written; this one has then not been begun.
+            UserError: the state holds numbers that are not finite; nothing goes on from them.
         """
         self.wait()
         began = time.perf_counter()
         pieces = list(optimizer_state.pieces(engine, self._world))
+        fault = not_finite(
+            {f"{p.name} ({kind})": tensor for p in pieces for kind, tensor in p.tensors.items()}
+        )
+        what = f"{self.directory}: the checkpoint of step {progress.step}"
+        agree(UserError(fault) if fault else None, what)
         copies = {
             _key(kind, piece.name, piece.start): tensor.detach().to("cpu", copy=True)
             for piece in pieces
@@ -344,6 +358,7 @@ class _Save(threading.Thread):
             "tensor_parallel_size": world.tensor_parallel_size,
             "progress": asdict(self.progress),
             "facts": self._checkpoints.facts,
+            "identity": self._checkpoints.identity,
             "files": files,
         }
         write_whole(self.partial / MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -461,6 +476,18 @@ def published(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
+def identities(directory: Path) -> dict[Path, dict[str, Any] | None]:
+    """The settings of the run that each checkpoint belongs to, newest first; damaged ones left out.
+
+    None where a version has written it that did not record them.
+    """
+    found = {}
+    for path in published(directory):
+        with suppress(*_UNREADABLE):
+            found[path] = _read_manifest(path).get("identity")
+    return found
+
+
 def damage(checkpoint: Path, part: tuple[int, int] = (0, 1)) -> Iterator[str]:
     """Everything that keeps `checkpoint` from being whole.
 
@@ -469,7 +496,7 @@ def damage(checkpoint: Path, part: tuple[int, int] = (0, 1)) -> Iterator[str]:
     """
     try:
         manifest = _read_manifest(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         yield f"{checkpoint / MANIFEST}: unreadable ({error})"
         return
     for name, facts in list(manifest["files"].items())[part[0] :: part[1]]:

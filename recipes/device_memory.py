@@ -9,8 +9,12 @@ covered by a reserve, so this is an estimate, and does not know better than a us
 
 from __future__ import annotations
 
+import os
 import socket
-from dataclasses import asdict, dataclass
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,7 +85,13 @@ def estimate(
 
 
 def device_bytes(device: torch.device) -> int:
-    """Memory of a GPU that no other process holds."""
+    """Memory of a GPU that no other process holds; of a CPU, all that this machine may use."""
+    if device.type == "cpu":
+        limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+        for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+            with suppress(OSError, ValueError):  # "max": none
+                limits.append(int((Path("/sys/fs/cgroup") / file).read_text()))
+        return min(limits)
     free, total = torch.cuda.mem_get_info(device)
     # What this process has of it itself, context and NCCL's buffers, is in the reserve.
     return min(total, free + RESERVE)
@@ -92,16 +102,23 @@ def check_devices(
 ) -> None:
     """Compare with the GPUs of all ranks, the smallest of them. Call on every rank.
 
+    Without GPUs, the ranks of a machine share its memory.
+
     Args:
         capacity_gb: what to take for each GPU's memory instead of asking it.
 
     Raises:
         UserError: as `check_fit`, and which rank it is, on all of them.
     """
-    where = f"rank {world.rank} ({socket.gethostname()}, {world.device})"
-    everyone: list[Any] = [(device_bytes(world.device), where)] * world.world_size
+    host = socket.gethostname()
+    where = f"rank {world.rank} ({host}, {world.device})"
+    everyone: list[Any] = [(device_bytes(world.device), where, host)] * world.world_size
     dist.all_gather_object(everyone, everyone[0])
-    smallest, where = min(everyone)
+    if world.device.type == "cpu":
+        ranks = Counter(host for _, _, host in everyone)
+        everyone = [(size // ranks[host], where, host) for size, where, host in everyone]
+        needed = replace(needed, reserve=0)  # no CUDA context
+    smallest, where, _ = min(everyone)
     try:
         check_fit(needed, micro_batch, smallest / 1e9 if capacity_gb is None else capacity_gb)
     except UserError as error:

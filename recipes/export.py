@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,9 +20,10 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import CONFIG, WEIGHTS, Export, read_export
-from model.weights import Head, gather_state, to_public
+from model.weights import Head, gather_state, not_finite, to_public
+from recipes.checkpoint import published
 from recipes.cli import SaveError, UserError
-from recipes.engine import agree, full_precision_parameters
+from recipes.engine import full_precision_parameters, on_first_rank
 from recipes.tokenizer import Tokenizer
 from recipes.whole_files import PARTIAL, sha256, sync_directory, write_whole
 
@@ -51,22 +51,23 @@ def export(
 
     Raises:
         SaveError: the file system refused (full, read-only); an earlier export is untouched.
+        UserError: there are weights that are not finite; likewise.
     """
     precise = dict(full_precision_parameters(engine))
     state = gather_state(engine.module, lambda name, parameter: precise[name])
     final = output / "export"
-    fault: Exception | None = None
-    try:
-        if dist.get_rank() == 0:
-            if finish is not None:
-                finish(state)
+
+    def write() -> None:
+        if finish is not None:
+            finish(state)
+        if fault := not_finite(state):
+            raise UserError(f"{final}: not written: {fault}")
+        try:
             write_export(final, state, config, tokenizer_dir, facts, head)
-    except (OSError, SafetensorError) as error:
-        fault = error
-    try:
-        agree(fault, str(final))
-    except UserError as error:
-        raise SaveError(*error.faults) from None
+        except (OSError, SafetensorError) as error:
+            raise SaveError(f"{final} could not be written: rank 0: {error}") from None
+
+    on_first_rank(write, final)
     return final
 
 
@@ -154,10 +155,31 @@ def read_tokenizer(
     return tokenizer
 
 
+def _unfinished(run: Path) -> str | None:
+    """How far a run is that has no export yet, and what can be done about it; None: no run."""
+    try:
+        record = json.loads((run / CONFIG).read_bytes())
+        record["identity"], record["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    newest = next(iter(published(run / "checkpoints")), None)
+    step = f"{int(newest.name.removeprefix('step-')):,}" if newest else "none yet"
+    total = record.get("total_steps")
+    parts = sorted(str(path.parent) for path in run.glob("at-*/export"))
+    return (
+        "this run has not finished; its newest checkpoint is of step "
+        f"{step}{f' of {total:,}' if newest and total else ''}. The command that started it goes "
+        "on from there and exports at the end"
+        + (f"; what it has exported on its way: {', '.join(parts)}" if parts else "")
+    )
+
+
 def _lacking(directory: Path) -> str:
     if not directory.is_dir():
         what = "a file" if directory.exists() else "no such directory"
         return f"{what}; name the directory of a run or of an export"
+    if unfinished := _unfinished(directory):
+        return unfinished
     absent = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
     missing = " and ".join(f"{name} is missing" for name in absent)
     pickled = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLED)

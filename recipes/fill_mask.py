@@ -78,6 +78,8 @@ def fill(
         rows = (tokens == tokenizer.mask_id).nonzero()[:, 0]
         offsets = torch.tensor([0, len(ids)], dtype=torch.int32)
         logits = model.logits(tokens, offsets, len(ids), rows)[:, : tokenizer.vocab_size]
+        if not logits.isfinite().all():
+            raise UserError(f"the model's numbers for {text[:60]!r} are not finite; train it again")
         shares, pieces = logits.float().softmax(-1).topk(min(top, tokenizer.vocab_size))
         for share, piece in zip(shares.tolist(), pieces.tolist(), strict=True):
             words = [tokenizer.pieces[number].replace(WORD_START, "") or " " for number in piece]

@@ -88,6 +88,9 @@ from recipes.whole_files import why_no_directory
 # Base and Large as published; XL and the toy scaled by width. Tiny belongs to a batch of 16.
 PEAK_LEARNING_RATE = {"tiny": 1e-3, "base": 5e-4, "large": 2e-4, "xl": 1e-4}
 MAX_SKIPPED_IN_A_ROW = 10
+MAX_SKIPPED_SHARE = 0.1
+"""Of all steps, or a single one, in a run that ends well."""
+CURE = "a lower --learning-rate or a longer --warmup-fraction is the usual cure, in a new --output."
 ENDLESS = 2**40  # optimizer steps
 SHUTDOWN_SECONDS = 30
 
@@ -122,12 +125,11 @@ def main() -> int:
         return 0
     watchdog = Watchdog(options.step_timeout)
     watchdog.pause()
-    needed = needed_memory(settings) if torch.cuda.is_available() else None
+    needed = needed_memory(settings)
     world = engine.initialize_world(options.tensor_parallel)
     try:
-        if needed:
-            size = settings.plan.micro_batch
-            device_memory.check_devices(needed, size, world, options.gpu_memory_gb)
+        size = settings.plan.micro_batch
+        device_memory.check_devices(needed, size, world, options.gpu_memory_gb)
         outlive_the_console()
         status = train(settings, world, watchdog)
     except UserError:
@@ -150,6 +152,7 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
         keep=options.keep,
         keep_every=options.keep_every,
         facts=run_record.facts(settings, world),
+        identity=run_record.identity(settings, world),
     )
     torch.manual_seed(options.seed)
     model = RapidBertForMaskedLM(
@@ -172,7 +175,8 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
     meter = throughput_meter(settings, world, done, max(done.seconds, log.earlier_seconds))
     times = RankTimes(world)
     batches = training_batches(settings, world, done.step)
-    first, skipped_in_a_row, status = done.step, 0, None
+    first, status = done.step, None
+    evaluation: dict[str, float] = {}
 
     def wait_for_checkpoint() -> None:
         try:
@@ -218,17 +222,17 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
             meter.step(**counts, data_wait_seconds=waited)
             times.step(waited)
             skipped = not update.applied
-            skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
             done = Progress(
                 done.step + 1,
                 done.sequences + counts["sequences"],
                 done.tokens + counts["real_tokens"],
                 meter.elapsed_seconds(),
                 done.skipped + skipped,
+                done.skipped_in_a_row + 1 if skipped else 0,
                 meter.training_seconds(),
             )
             if skipped:
-                on_skipped(done, float(loss), float(update.norm), skipped_in_a_row, world)
+                on_skipped(done, float(loss), float(update.norm), world)
             last = budget.spent
             shares = budget.reached(options.export_at)
             trained = {"time/training_seconds": done.training_seconds}
@@ -246,7 +250,8 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
             if last or shares or due(done.step, options.eval_every):
                 watchdog.pause()
                 with meter.pause():
-                    log.eval(*position(done), evaluate(trainer.module, settings, world) | trained)
+                    evaluation = evaluate(trainer.module, settings, world)
+                    log.eval(*position(done), evaluation | trained)
                     for share in shares:
                         directory = options.output / f"at-{100 * share:g}"
                         export_weights(trainer, settings, done, directory)
@@ -270,6 +275,7 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
         if status == STOPPED:  # one that came too late to be seen is for the next start
             requests.honoured()
         return status
+    check_ending(done, evaluation.get("loss/eval", 0.0))
     exported = export_weights(trainer, settings, done, options.output)
     if world.rank == 0:
         print(f"finished {done.step} steps, {done.sequences:,} sequences; exported to {exported}")
@@ -298,7 +304,7 @@ def needed_memory(settings: Run) -> device_memory.MemoryEstimate:
     )
 
 
-def on_skipped(done: Progress, loss: float, norm: float, in_a_row: int, world: World) -> None:
+def on_skipped(done: Progress, loss: float, norm: float, world: World) -> None:
     """Say that a step had no effect.
 
     Raises:
@@ -310,11 +316,29 @@ def on_skipped(done: Progress, loss: float, norm: float, in_a_row: int, world: W
     )
     if world.rank == 0:
         print(message, flush=True)
-    if in_a_row >= MAX_SKIPPED_IN_A_ROW:
+    if done.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise UserError(
-            f"{message}; the last {in_a_row} steps were all without effect. Starting again goes "
-            "back to the last checkpoint; a lower --learning-rate or a longer --warmup-fraction "
-            "is the usual cure, in a new --output."
+            f"{message}; the last {done.skipped_in_a_row} steps were all without effect. Starting "
+            f"again goes back to the last checkpoint; {CURE}"
+        )
+
+
+def check_ending(done: Progress, loss: float) -> None:
+    """Look at a run before its export.
+
+    Args:
+        loss: on held-out text, 0 where this start had nothing to train any more.
+
+    Raises:
+        UserError: the weights are not those that the settings ask for, or are good for nothing.
+    """
+    if not math.isfinite(loss):
+        raise UserError(f"the loss on held-out text is {loss:.4g}. Nothing is exported; {CURE}")
+    if done.skipped_in_a_row > 1 or done.skipped > max(1, MAX_SKIPPED_SHARE * done.step):
+        raise UserError(
+            f"{done.skipped} of {done.step} steps were without effect, "
+            f"{done.skipped_in_a_row} of them at the very end: the loss or the gradient was not "
+            f"finite. Nothing is exported; {CURE}"
         )
 
 

@@ -128,8 +128,8 @@ def _joining(environment: dict[str, str]) -> Iterator[None]:
     where = f"rank {environment['RANK']} ({socket.gethostname()})"
 
     def say() -> None:
-        others = f"the other {int(environment['WORLD_SIZE']) - 1} of {environment['WORLD_SIZE']}"
-        print(f"{where}: waiting for {address}:{port} and {others} ranks ...", flush=True)
+        meeting = f"{address}:{port}, where {environment['WORLD_SIZE']} processes are to meet"
+        print(f"{where}: waiting at {meeting} ...", flush=True)
 
     def not_joined(why: str) -> MachineError:
         return MachineError(

@@ -13,8 +13,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from recipes.whole_files import write_whole
 
@@ -40,6 +41,29 @@ _LAYOUT = {
         "lost to": ["Multiline", ["throughput/padding_share", "time/data_wait_share"]],
     },
 }
+
+
+@contextlib.contextmanager
+def _newest_file(directory: Path) -> Iterator[None]:
+    """Within it, the next file of curves gets a name that comes behind all that are there.
+
+    Readers go through the files by their names, which begin with the second in which they were
+    made. A clock that was set back, or another node's, or two starts within a second, would put the
+    new file before the old ones, and its points would be lost.
+    """
+    from tensorboard.summary.writer import event_file_writer
+
+    names = (path.name.split(".") for path in directory.glob("events.out.tfevents.*"))
+    newest = max((int(name[3]) for name in names if name[3].isdecimal()), default=0)
+    now = event_file_writer.time
+    if newest >= int(now.time()):
+        first = iter([newest + 1])  # the name is what the clock is asked for first
+        clock = SimpleNamespace(time=lambda: next(first, now.time()))
+        event_file_writer.time = clock
+    try:
+        yield
+    finally:
+        event_file_writer.time = now
 
 
 def read_records(path: Path) -> tuple[list[dict], int]:
@@ -115,8 +139,12 @@ class RunLog:
         # Not at the top of the file: reading a log must not load torch.
         from torch.utils.tensorboard import SummaryWriter
 
+        def writer(directory: Path, purge_step: int | None) -> SummaryWriter:
+            with _newest_file(directory):
+                return SummaryWriter(str(directory), purge_step=purge_step)
+
         self._by_steps, self._by_sequences, self._by_tokens = (
-            SummaryWriter(str(self._tensorboard / folder), purge_step=purge_step)
+            writer(self._tensorboard / folder, purge_step)
             for folder, purge_step in zip(
                 ("", "by_sequences", "by_tokens"), purge_steps, strict=True
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recipes.checkpoint import has_checkpointed
+from recipes.checkpoint import has_checkpointed, identities
 from recipes.cli import UserError
 from recipes.engine import NUMERIC_KEYS, World, on_first_rank, precision
 from recipes.locks import lock
@@ -88,18 +88,65 @@ def _start(settings: Run, world: World) -> bool:
     lock(output, "training into it")
     path = output / CONFIG
     record = _record(settings, world)
-    if path.exists():
-        before = _read(path)
-        differences = _differences(before["identity"], record["identity"])
-        if differences:
-            raise UserError(
-                f"{output} holds a run with other settings; give another --output, or the same:",
-                *differences,
-            )
+    _check_identity(output, record["identity"])
     print(describe(settings))
     write_whole(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
     # A first checkpoint that a crash left unfinished is no progress to go on from.
     return has_checkpointed(output) or (output / "export").exists()
+
+
+def _check_identity(output: Path, now: dict[str, Any]) -> None:
+    """Compare with what is there: with `config.json`, and with every checkpoint, which it may have
+    lost, or which may have been copied there.
+
+    Raises:
+        UserError: it is another run's, or nobody can say whose; all differences named.
+    """
+    now = _as_read(now)
+    config = output / CONFIG
+    recorded = _read(config)["identity"] if config.exists() else None
+    changed = _differences(recorded, now) if recorded else []
+    checkpoints = identities(output / "checkpoints")
+    known = {path: identity for path, identity in checkpoints.items() if identity is not None}
+    foreign = {path: found for path, each in known.items() if (found := _differences(each, now))}
+    if changed:
+        if known and not foreign:
+            raise UserError(
+                f"{config} is another run's; the checkpoints beside it have the settings given "
+                "now. Move it away, it is written again:",
+                *changed,
+            )
+        raise UserError(
+            f"{output} holds a run with other settings; give another --output, or the same:",
+            *changed,
+        )
+    for path, differences in foreign.items():
+        raise UserError(
+            f"{path} belongs to a run with other settings; give another --output, or the same"
+            + (f"; {config} is not that run's" if recorded else "")
+            + ":",
+            *differences,
+        )
+    if unknown := [path for path in checkpoints if path not in known]:
+        if recorded is None:
+            raise UserError(
+                f"{unknown[0]} does not say which settings it was trained with (an earlier "
+                f"version wrote it), and {config} is missing. Bring it back, or move the run's "
+                "directory away to start again from zero."
+            )
+        if unknown[0] == next(iter(checkpoints)):
+            print(f"{unknown[0]}: written by an earlier version, its settings are in {CONFIG} only")
+    elif known and recorded is None:
+        print(f"{config} was missing; the checkpoints have the settings given now")
+
+
+def identity(settings: Run, world: World) -> dict[str, Any]:
+    """What must not change between the parts of one run, as a file gives it back."""
+    return _as_read(_record(settings, world)["identity"])
+
+
+def _as_read(value: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(value, default=str))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import load_file, save_file
 
 from model.parallel import initialize_parallel
-from recipes import checkpoint, engine, export, pretrain
+from recipes import checkpoint, engine, export, optimizer_state, pretrain
 from recipes.checkpoint import MANIFEST, Checkpoints, Progress
 from recipes.cli import SaveError, UserError
 from recipes.whole_files import PARTIAL
@@ -195,6 +195,61 @@ def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(copy, left):
     for outcome in run_world(2, pretraining, arguments):
         assert "no whole checkpoint to resume from" in str(outcome.error)
     assert (run / "log.jsonl").read_bytes() == log
+
+
+def test_the_checkpoint_knows_the_settings_of_its_run(copy):
+    run, arguments = copy
+    recorded = json.loads((run / "config.json").read_text())["identity"]
+    assert set(checkpoint.identities(run / "checkpoints")) == {
+        run / "checkpoints" / NEWEST,
+        run / "checkpoints" / OLDER,
+    }
+    assert all(found == recorded for found in checkpoint.identities(run / "checkpoints").values())
+    (run / "config.json").unlink()
+    for outcome in run_world(2, pretraining, [*arguments, "--learning-rate", "0.5"]):
+        assert isinstance(outcome.error, UserError)
+        assert f"{NEWEST} belongs to a run with other settings" in str(outcome.error)
+        assert "learning_rate: was 0.001, is 0.5" in str(outcome.error)
+    assert not (run / "config.json").exists()
+
+
+def poisoned_state(arguments: list[str], kind: str) -> list[str]:
+    """What saving and exporting say when one number of one rank is not one."""
+    settings, world, trainer = build(arguments)
+    one_step(settings, world, trainer, 0)
+    checkpoints = opened(settings, world)
+    if world.rank == world.world_size - 1:
+        piece = list(optimizer_state.pieces(trainer, world))[-1]
+        with torch.no_grad():
+            piece.tensors[kind][-1] = torch.nan
+    refusals = []
+    output = settings.options.output
+    for write in (
+        lambda: checkpoints.save(trainer, Progress(1)),
+        lambda: export.export(trainer, settings.model, settings.options.data, output, {}),
+    ):
+        try:
+            write()
+        except UserError as error:
+            refusals.append(f"{type(error).__name__}: {error}")
+    checkpoints.wait()
+    engine.shut_down()
+    return refusals
+
+
+@pytest.mark.parametrize(("kind", "stage"), [("weight", 1), ("exp_avg", 0), ("exp_avg_sq", 2)])
+def test_what_is_not_a_number_is_not_written(data, tmp_path, kind, stage):
+    output = tmp_path / "run"
+    arguments = command_line(data, output, write_config(tmp_path, 8, 4, stage), duration=80)
+    for saving, *exporting in values(run_world(2, poisoned_state, arguments, kind)):
+        assert saving.startswith("UserError: ")
+        assert "checkpoint of step 1 could not be written: rank 1: " in saving
+        assert f"({kind}) of " in saving and "not finite" in saving
+        if kind == "weight":
+            [refusal] = exporting
+            assert refusal.startswith(f"UserError: {output / 'export'}: not written: ")
+    assert not checkpoint.published(output / "checkpoints")
+    assert (output / "export").exists() == (kind != "weight")
 
 
 def resumed_and_saved(arguments: list[str], step: int) -> None:
@@ -452,6 +507,36 @@ def test_the_export_is_the_trained_model(data, tmp_path, keys):
 class Exploding:
     def __reduce__(self) -> tuple:
         return os.abort, ()
+
+
+def test_weights_that_are_not_numbers_are_named_when_they_are_read(copy):
+    run, _ = copy
+    file = run / "export" / "model.safetensors"
+    state = load_file(file)
+    state["cls.predictions.decoder.bias"][3] = torch.inf
+    save_file(state, file)
+    with pytest.raises(UserError) as caught:
+        export.read_tensors(run)
+    assert "model.safetensors: cls.predictions.decoder.bias of " in str(caught.value)
+    assert "not finite" in str(caught.value)
+
+
+def test_a_run_that_has_not_finished_says_how_far_it_is(copy):
+    run, _ = copy
+    (run / "export").rename(run / "at-25")
+    shutil.rmtree(run / "checkpoints" / NEWEST)
+    with pytest.raises(UserError) as caught:
+        export.read_tensors(run)
+    assert "has not finished" in str(caught.value)
+    assert "newest checkpoint is of step 3 of 5. The command that started it" in str(caught.value)
+    assert "on its way" not in str(caught.value)
+    shutil.rmtree(run / "checkpoints")
+    (run / "part").mkdir()
+    (run / "at-25").rename(run / "part" / "export")
+    (run / "part").rename(run / "at-25")
+    with pytest.raises(UserError, match=f"step none yet.*on its way: {run / 'at-25'}"):
+        export.read_tensors(run)
+    assert export.read_tensors(run / "at-25")[0].name == "probe-tiny"
 
 
 def cut(weights_file: Path) -> None:

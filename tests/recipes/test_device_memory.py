@@ -26,7 +26,7 @@ from model.config import PRESETS, ModelConfig, ModelOptions
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes import device_memory as memory
-from recipes import engine, pretrain
+from recipes import engine
 from recipes.cli import UserError
 from recipes.device_memory import MemoryEstimate
 from recipes.engine import BatchPlan, plan_batches
@@ -312,42 +312,36 @@ def test_a_dry_run_refuses_what_cannot_fit_and_its_advice_is_the_largest_that_do
                 dry_run(english, size, gpus, *more)
 
 
-def on_gpus_of(arguments: list[str], sizes: list[int]) -> Any:
-    """Start on ranks that say they have GPUs of these sizes in bytes."""
-    no_cuda, resolve = torch.cuda.is_available, pretrain.resolve
-    initialize_world = engine.initialize_world
+def on_devices_of(arguments: list[str], sizes: list[int]) -> Any:
+    """Pretrain where the rank sees so many bytes."""
     memory.device_bytes = lambda device: sizes[int(os.environ["RANK"])]
-
-    def then_gpus(*args: Any) -> Any:
-        settings = resolve(*args)
-        torch.cuda.is_available = lambda: True
-        return settings
-
-    def then_none(tensor_parallel: int) -> Any:
-        torch.cuda.is_available = no_cuda
-        return initialize_world(tensor_parallel)
-
-    pretrain.resolve, engine.initialize_world = then_gpus, then_none
     return pretraining(arguments)
 
 
-def test_a_start_on_gpus_that_are_too_small_is_refused_on_every_rank(data, tmp_path):
+def test_a_start_on_devices_that_are_too_small_is_refused_on_every_rank(data, tmp_path):
     config = write_config(tmp_path, 8, 4)
     arguments = command_line(data, tmp_path / "run", config, duration=8)
-    enough, short = 4 * 10**9, 10**9
-    for outcome in run_world(2, on_gpus_of, arguments, [enough, short]):
+    enough, short = 4 * 10**9, 10**6  # shared by the two ranks of this machine
+    for outcome in run_world(2, on_devices_of, arguments, [enough, short]):
         assert isinstance(outcome.error, UserError)
         assert str(outcome.error).startswith("rank 1 (")
-        assert "micro-batches of 4 sequences do not fit into 1 GB: parameters " in str(
+        assert "micro-batches of 4 sequences do not fit into 0.0005 GB: parameters " in str(
             outcome.error
         )
+        assert " reserve 0.00 = " in str(outcome.error)  # of CUDA
     assert not (tmp_path / "run").exists()
     # What the estimate does not know, the user may; and what fits is trained.
     arguments += ["--gpu-memory-gb", "4"]
-    assert values(run_world(2, on_gpus_of, arguments, [short, short])) == [0, 0]
+    assert values(run_world(2, on_devices_of, arguments, [short, short])) == [0, 0]
     assert (tmp_path / "run" / "export").exists()
-    # By the two ranks together: the world that the estimate took is gone.
-    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*/*.safetensors"))) == 2
+
+
+def test_a_micro_batch_that_this_machine_cannot_hold_is_refused(data, tmp_path):
+    config = write_config(tmp_path, 10**7, 10**7)
+    arguments = command_line(data, tmp_path / "run", config, duration=10**7)
+    [outcome] = run_world(1, pretraining, arguments)
+    assert "micro-batches of 10000000 sequences do not fit into" in str(outcome.error)
+    assert "set train_micro_batch_size_per_gpu to at most that" in str(outcome.error)
 
 
 @pytest.mark.parametrize("gpus", [8, 16, 32, 64, 128, 200])

@@ -152,7 +152,7 @@ def test_ranks_that_nobody_has_started_are_named_at_once_and_waited_for_only_so_
     assert process.stdout
     first, second = process.stdout.readline(), process.stdout.readline()
     began = time.monotonic()
-    assert f"waiting for 127.0.0.1:{port} and the other 1 of 2 ranks" in first
+    assert f"waiting at 127.0.0.1:{port}, where 2 processes are to meet" in first
     assert "unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT" in second
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - began < 2 * timedelta(seconds=2).total_seconds()

@@ -250,6 +250,33 @@ def test_a_number_that_is_not_finite_skips_the_step_everywhere(data, tmp_path, s
     assert all(torch.equal(state[name], state_again[name]) for name in state)
 
 
+def test_a_run_that_ends_in_skipped_steps_does_not_end_well(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    arguments = command_line(data, tmp_path / "run", config, duration=32)
+    outcomes = run_world(2, poisoned, arguments, 1, "loss", [3, 4])
+    outcomes += run_world(2, pretraining, arguments)  # started again, it says the same
+    for outcome in outcomes:
+        assert isinstance(outcome.error, UserError)
+        assert "2 of 4 steps were without effect, 2 of them at the very end" in str(outcome.error)
+    assert not (tmp_path / "run" / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "skipped", "last", "well"),
+    [(4, 1, 1, True), (4, 2, 0, False), (70_000, 7_000, 1, True), (70_000, 7_001, 0, False)]
+    + [(70_000, 2, 2, False), (1, 1, 1, True)],
+)
+def test_how_many_steps_without_effect_a_run_may_have(steps, skipped, last, well):
+    done = Progress(steps, skipped=skipped, skipped_in_a_row=last)
+    if well:
+        pretrain.check_ending(done, 5.0)
+        with pytest.raises(UserError, match="held-out text is nan. Nothing is exported"):
+            pretrain.check_ending(done, float("nan"))
+    else:
+        with pytest.raises(UserError, match=f"{skipped} of {steps} steps.*--learning-rate"):
+            pretrain.check_ending(done, 5.0)
+
+
 def test_too_many_skipped_steps_in_a_row_end_the_run(data, tmp_path):
     config = write_config(tmp_path, 8, 4)
     arguments = command_line(data, tmp_path / "run", config, duration=8 * 30, save_every=100)

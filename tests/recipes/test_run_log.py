@@ -16,10 +16,10 @@ AXES = ("", "by_sequences", "by_tokens")
 SEQUENCES, TOKENS = 16, 1234  # per step
 
 
-@pytest.fixture(autouse=True)
-def a_second_between_starts(monkeypatch):
+@pytest.fixture(autouse=True, params=[-86_400, 0], ids=["back a day", "still"])
+def a_clock_that_does_not_go_on(request, monkeypatch):
     # Readers take event files in the order of their names, which hold the second of their start.
-    ticks = SimpleNamespace(time=itertools.count(1_700_000_000).__next__)
+    ticks = SimpleNamespace(time=itertools.count(1_700_000_000, request.param).__next__)
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", ticks)
 
 

@@ -132,6 +132,56 @@ def test_very_many_epochs_are_told_with_what_to_type(data, tmp_path):
     assert "look out" in described("--duration", str(int(told) + 32))
 
 
+def with_checkpoint(output: Path, identity: Any) -> Path:
+    """A checkpoint's manifest, as far as a start looks at it."""
+    step = output / "checkpoints" / "step-000000007"
+    step.mkdir(parents=True, exist_ok=True)
+    manifest = dict(format=2, tensor_parallel_size=1, progress={}, facts={}, files={})
+    if identity:
+        manifest["identity"] = identity
+    (step / "manifest.json").write_text(json.dumps(manifest))
+    return step
+
+
+def test_checkpoints_and_config_are_of_one_run_or_it_is_said_which_is_not(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    line = command_line(data, mine, config)
+    assert values(run_world(1, started, line, command_line(data, other, config, seed=3)))
+    own, foreign = (
+        json.loads((run / "config.json").read_text())["identity"] for run in (mine, other)
+    )
+
+    step = with_checkpoint(mine, own)
+    (mine / "config.json").unlink()
+    [outcome] = run_world(1, started, line)
+    assert values([outcome]) == [[True]] and "config.json was missing" in outcome.output
+    assert json.loads((mine / "config.json").read_text())["identity"] == own
+
+    (mine / "config.json").write_bytes((other / "config.json").read_bytes())
+    assert "config.json is another run's" in _only(run_world(1, started, line)[0])
+    theirs = command_line(data, mine, config, seed=3)
+    refusal = _only(run_world(1, started, theirs)[0])
+    assert f"{step} belongs to a run with other settings" in refusal
+    assert "config.json is not that run's" in refusal and "seed: was 17, is 3" in refusal
+
+    with_checkpoint(mine, foreign)
+    (mine / "config.json").unlink()
+    assert "seed: was 3, is 17" in _only(run_world(1, started, line)[0])
+    assert not (mine / "config.json").exists()
+
+
+def test_checkpoints_of_versions_that_did_not_record_the_settings(data, tmp_path):
+    line = command_line(data, tmp_path / "run", write_config(tmp_path, 8, 4))
+    values(run_world(1, started, line))
+    with_checkpoint(tmp_path / "run", None)
+    [outcome] = run_world(1, started, line)
+    assert values([outcome]) == [[True]]
+    assert "written by an earlier version, its settings are in config.json only" in outcome.output
+    (tmp_path / "run" / "config.json").unlink()
+    assert "does not say which settings" in _only(run_world(1, started, line)[0])
+
+
 def test_a_micro_batch_of_another_size_is_the_same_run(data, tmp_path):
     """It only cuts the same global batch differently, when memory asks for it."""
     output = tmp_path / "run"
