@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
-from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.cli import ArgumentParser, Faults, UserError, run  # noqa: E402
 from recipes.glue_tasks import TASKS  # noqa: E402
 from recipes.report import COLORS, aligned  # noqa: E402
-from recipes.run_log import duration, write_whole  # noqa: E402
+from recipes.run_log import duration  # noqa: E402
+from recipes.whole_files import why_no_directory, write_whole  # noqa: E402
 
 STAND_IN = "STAND-IN TASKS: not GLUE"
 NEEDED = {
@@ -414,14 +416,19 @@ def describe(result: Result) -> str:
     return f"{TASKS[result['task']].score} {100 * result['score']:.1f}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description="The score table of finetuned tasks.")
     add = parser.add_argument
     add("results", type=Path, nargs="+", help="directories of results; more are drawn beside")
     add("--output", type=Path, help="directory of scores.md, .json, .png; the first if not given")
-    options = parser.parse_args()
-    named = {str(directory): load_results(directory) for directory in options.results}
-    print(write_scores(named, options.output or options.results[0]))
+    options = parser.parse_args(arguments)
+    output = options.output or options.results[0]
+    faults = Faults()
+    if refusal := why_no_directory(output):
+        faults.append(f"--output {output}: {refusal}")
+    named = {str(path): faults.attempt(partial(load_results, path)) for path in options.results}
+    faults.stop()
+    print(write_scores({name: found or [] for name, found in named.items()}, output))
 
 
 if __name__ == "__main__":

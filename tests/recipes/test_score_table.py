@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+from recipes import score_table
 from recipes.cli import UserError
 from recipes.glue_tasks import TASKS
 from recipes.score_table import (
@@ -212,3 +213,13 @@ def test_command_line(tmp_path, start):
     failed = call(tmp_path / "empty")
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ") and "no results" in failed.stderr
+
+
+def test_an_output_that_is_a_file_and_missing_results_are_said_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as caught:
+        score_table.main([str(tmp_path / "none"), "--output", str(tmp_path / "file")])
+    assert caught.value.faults == (
+        f"--output {tmp_path / 'file'}: is a file; name a directory",
+        f"{tmp_path / 'none'}: no such directory",
+    )
