@@ -187,7 +187,7 @@ PRESETS: dict[str, ModelConfig] = {
 def preset(name: str, **changes: Any) -> ModelConfig:
     """The preset `name` with some fields replaced. Raises ValueError naming the nearest preset."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
+        near = difflib.get_close_matches(name.lower(), PRESETS, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"unknown model {name!r}{hint}; presets: {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)

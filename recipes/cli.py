@@ -158,17 +158,17 @@ def whole(low: int, high: int) -> Range:
 
 
 # Ranges that several commands share. Wider than anything sensible: they keep out what would
-# overflow, fill the memory or never end.
+# overflow or vanish, fill the memory or never end.
 SEED = whole(0, 2**63 - 1)
 SEQUENCE_LENGTH = whole(8, 65_536)
 COUNT = whole(1, 10**9)
 COUNT_OR_NONE = whole(0, 10**9)
 SHARE = number(0, 1)
-PART = number(0, 1, above=True, below=True)
-MINUTES = number(0, 525_600, above=True)  # a year
+PART = number(1e-9, 1, below=True)
+MINUTES = number(1e-6, 525_600)  # a year
 PRICE = number(0, 1_000_000)
-GPU_MEMORY_GB = number(0, 10_000, above=True)
-LEARNING_RATE = number(0, 1_000_000, above=True)
+GPU_MEMORY_GB = number(0.001, 10_000)
+LEARNING_RATE = number(1e-12, 1_000_000)
 WEIGHT_DECAY = number(0, 1)
 
 
@@ -247,7 +247,9 @@ class ArgumentParser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, text: str) -> Any:
         try:
             if not text and action.option_strings:
-                raise argparse.ArgumentError(action, "is empty")
+                # No default may stand in its place: it is what an unset shell variable leaves.
+                self._unknown.append(f"{'/'.join(action.option_strings)} '': is empty")
+                return None
             return super()._get_value(action, text)  # type: ignore[misc]
         except argparse.ArgumentError as error:
             name = "/".join(action.option_strings) or action.dest

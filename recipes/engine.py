@@ -69,6 +69,10 @@ RECIPE_KEYS = {
 }
 
 
+MOST_SEQUENCES = 100_000_000
+"""Of a batch: more would be no step but a run."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process's place among all of them."""
@@ -207,8 +211,10 @@ def _config_faults(config: dict[str, Any], batch_sizes: bool) -> list[str]:
         if not batch_sizes:
             if key in config:
                 faults.append(f"{key}: finetuning takes the batch size from its task, remove it")
-        elif type(value) is not int or value < 1:
-            faults.append(f"{key} must be a positive whole number, got {value!r}")
+        elif type(value) is not int or not 1 <= value <= MOST_SEQUENCES:
+            faults.append(
+                f"{key} must be a positive whole number up to {MOST_SEQUENCES:,}, got {value!r}"
+            )
     stage = config.get("zero_optimization", {})
     stage = stage.get("stage", 0) if isinstance(stage, dict) else 0
     if _enabled(config, "bf16") and stage == 0:

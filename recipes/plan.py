@@ -542,24 +542,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Any:
     add("--record", type=Path, default=RECORD, help="of benchmark.py throughput")
     add(
         "--tokens-per-second-per-gpu",
-        type=number(0, 10**12, above=True),
+        type=number(0.001, 10**12),
         help="real tokens, from the log of a run with this global batch, instead of the record",
     )
     add("--measured-gpus", type=whole(1, 100_000), default=1, help="of that run")
     add(
         "--tokens-per-sequence",
-        type=number(0, 65_536, above=True),
+        type=number(1, 65_536),
         help="of that run; its length if not given",
     )
     add(
         "--network-gbps",
-        type=number(0, 1_000_000, above=True),
+        type=number(0.001, 1_000_000),
         default=200.0,
         help="Gbit/s of each GPU between nodes",
     )
     add(
         "--node-gbps",
-        type=number(0, 1_000_000, above=True),
+        type=number(0.001, 1_000_000),
         default=2400.0,
         help="Gbit/s of each GPU inside a node (NVLink)",
     )

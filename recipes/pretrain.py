@@ -649,7 +649,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     add("--final-lr-fraction", type=SHARE, default=0.02, help="of the peak, at the last step")
     add("--beta1", type=number(0, 1, below=True), default=0.9, help="AdamW")
     add("--beta2", type=number(0, 1, below=True), default=0.98, help="AdamW")
-    add("--eps", type=number(0, 1, above=True), default=1e-6, help="AdamW")
+    add("--eps", type=number(1e-20, 1), default=1e-6, help="AdamW")
     add(
         "--weight-decay",
         type=WEIGHT_DECAY,
@@ -703,7 +703,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     add(
         "--step-timeout",
-        type=number(0, 604_800, above=True),
+        type=number(0.001, 604_800),
         default=600.0,
         help="seconds after which a step hangs, and the process ends; start-up, evaluation and "
         "saving have at least half an hour",

@@ -105,11 +105,11 @@ def test_all_that_is_wrong_with_a_command_line_is_said_at_once(capsys):
     assert error.value.code == 2
     assert named(capsys.readouterr().err) == [
         "unknown argument '--dtaa=x' (did you mean --data?)",
-        "--rate -inf: must be a number above 0, up to 1,000,000",
+        "--output '': is empty",
+        "--rate -inf: must be a number from 1e-12 to 1,000,000",
         "--gpus 1e3: must be a whole number from 1 to 4,096; did you mean 1000?",
         "--gpus 0: must be a whole number from 1 to 4,096",
         "--kind: invalid choice: 'c' (choose from 'a', 'b')",
-        "--output '': is empty",
         "the following arguments are required: --data",
     ]
 
@@ -122,6 +122,18 @@ def test_a_command_that_finds_more_faults_gets_the_refused_values_with_the_defau
     assert [fault.partition(":")[0] for fault in options.faults] == ["--rate nan", "--gpus 70"]
     assert vars(options) == {"rate": 0.5}
     assert made.parse_args(["--rate", "1"]).faults == []
+
+
+def test_an_empty_value_ends_every_command(capsys):
+    """What an unset shell variable leaves: nothing may stand in its place."""
+    made = ArgumentParser(refuse=False)
+    made.add_argument("--output", type=Path, required=True, help="directory")
+    made.add_argument("--rate", type=cli.LEARNING_RATE, default=0.5, help="peak")
+    for words in (["--output", "", "--rate", "0"], ["--output=", "--rate=0"]):
+        with pytest.raises(SystemExit):
+            made.parse_args(words)
+        said = named(capsys.readouterr().err)
+        assert said[0] == "--output '': is empty" and said[1].startswith("--rate 0: must")
 
 
 @pytest.mark.parametrize(
@@ -139,6 +151,7 @@ def test_a_command_that_finds_more_faults_gets_the_refused_values_with_the_defau
         (cli.PART, "30%", "0.3"),
         (cli.PART, "0,3", "0.3"),
         (cli.PART, "1", None),
+        (cli.LEARNING_RATE, "1e-320", None),
         (cli.SHARE, "x", None),
     ],
 )
@@ -187,7 +200,22 @@ def parsers(recipe: str, monkeypatch) -> list[ArgumentParser]:
     return found
 
 
-ODD = ["nan", "inf", "-inf", "1e400", "-1e400", "-1", "-0.5", "0", "1e3", "", " ", "x", "0x10"]
+ODD = [
+    "1e-320",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "-1e400",
+    "-1",
+    "-0.5",
+    "0",
+    "1e3",
+    "",
+    " ",
+    "x",
+    "0x10",
+]
 ODD += ["NaN", "Infinity", "1e308", "9" * 30, "70k", "70k-step", "1_0", "\u0663", "1\n2", "\0"]
 
 
@@ -203,15 +231,17 @@ def test_every_number_of_every_command_has_a_finite_range(recipe, monkeypatch):
             for default in numbers(action.default):
                 assert default in action.type, f"{action.option_strings}: default {default}"
             for odd in ODD:
-                made._refused = []
+                made._refused, made._unknown = [], []
                 held = made._get_value(action, odd)
-                if not made._refused:
+                if made._unknown:
+                    assert odd == "" and held is None
+                elif not made._refused:
                     assert math.isfinite(held) and low <= held <= high
                     assert type(held) is (int if action.type.whole else float)
                 else:
                     ((_, fault),) = made._refused
                     assert fault.startswith(f"{action.option_strings[0]} {cli.shorten(odd)}: ")
-                    assert not odd or "must be a " in fault
+                    assert "must be a " in fault
 
 
 def numbers(default: object) -> list[float]:

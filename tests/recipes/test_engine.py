@@ -151,7 +151,7 @@ def test_a_faulty_configuration_is_refused(tmp_path, faulty):
     assert str(path) in str(caught.value) and FAULTS[faulty] in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [0, -8, 8.0, "8", True, None, [8]])
+@pytest.mark.parametrize("wrong", [0, -8, 8.0, "8", True, None, [8], 10**20, float("inf")])
 def test_batch_sizes_are_positive_whole_numbers(tmp_path, wrong):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**BATCHES, "train_batch_size": wrong}))
