@@ -13,11 +13,16 @@ leaves = st.none() | st.booleans() | st.integers() | texts
 values = st.recursive(
     leaves, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8
 )
-objects = st.dictionaries(texts, values)
+objects = st.dictionaries(texts, values, max_size=4)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(objects | leaves), st.sampled_from([None, 1]), st.booleans(), st.integers(1, 9))
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(objects | leaves, max_size=4),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.integers(1, 9),
+)
 def test_the_elements_of_an_array_however_it_is_laid_out(elements, indent, ascii_only, chunk):
     data = json.dumps(elements, indent=indent, ensure_ascii=ascii_only).encode()
     with pytest.MonkeyPatch.context() as patch:
@@ -27,8 +32,8 @@ def test_the_elements_of_an_array_however_it_is_laid_out(elements, indent, ascii
     assert all(data[at:].startswith(value) for at, value in found)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(objects), st.sampled_from(["", "\n", " ,\n"]), st.integers(1, 9))
+@settings(max_examples=50, deadline=None)
+@given(st.lists(objects, max_size=4), st.sampled_from(["", "\n", " ,\n"]), st.integers(1, 9))
 def test_values_one_after_the_other(elements, between, chunk):
     data = between.join(json.dumps(element, indent=2) for element in elements).encode()
     with pytest.MonkeyPatch.context() as patch:
