@@ -129,7 +129,7 @@ def _joining(environment: dict[str, str]) -> Iterator[None]:
 
     def say() -> None:
         meeting = f"{address}:{port}, where {environment['WORLD_SIZE']} processes are to meet"
-        print(f"{where}: waiting at {meeting} ...", flush=True)
+        print(f"{where}: waiting at {meeting} ...", file=sys.stderr, flush=True)
 
     def not_joined(why: str) -> MachineError:
         return MachineError(
@@ -150,7 +150,8 @@ def _joining(environment: dict[str, str]) -> Iterator[None]:
         timers.append(threading.Timer(JOIN_SECONDS_UNSAID, say))
     else:  # by hand, or by variables that a shell has kept: nobody may have started the others
         say()
-        print(_way_out({n: environment[n] for n in LAUNCH_VARIABLES if n in environment}))
+        found = {name: environment[name] for name in LAUNCH_VARIABLES if name in environment}
+        print(_way_out(found), file=sys.stderr, flush=True)
     for timer in timers:
         timer.daemon = True
         timer.start()
