@@ -24,12 +24,12 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
     import recipes  # noqa: F401  (first: it sees to UTF-8)
 
-from recipes import benchmark_all  # noqa: E402
-from recipes.benchmark_records import Record, write_figure  # noqa: E402
-from recipes.cli import MINUTES, ArgumentParser, UserError, run  # noqa: E402
-from recipes.locks import lock, unlock_if_alone  # noqa: E402
+from recipes.benchmarks import run_all as benchmark_all  # noqa: E402
+from recipes.benchmarks.records import Record, write_figure  # noqa: E402
+from recipes.common.cli import MINUTES, ArgumentParser, UserError, run  # noqa: E402
+from recipes.common.files import why_no_directory  # noqa: E402
+from recipes.common.locks import lock, unlock_if_alone  # noqa: E402
 from recipes.report import aligned  # noqa: E402
-from recipes.whole_files import why_no_directory  # noqa: E402
 
 MODES = {
     "correctness": "kernels against references: relative errors, forward and backward",
@@ -46,7 +46,7 @@ MODES = {
 
 def module_of(mode: str) -> ModuleType:
     """The mode's file: `add_options`, `benchmark`, `figure`, `table`, `headlines`, `BY_DEVICE`."""
-    return importlib.import_module(f"recipes.benchmark_{mode.replace('-', '_')}")
+    return importlib.import_module(f"recipes.benchmarks.{mode.replace('-', '_')}")
 
 
 def run_mode(mode: str, module: Any, options: Namespace) -> int:

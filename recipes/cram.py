@@ -30,12 +30,12 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
 import torch
 
-from recipes import equal_time
-from recipes.cli import COUNT, MINUTES, ArgumentParser, UserError, claimed, run
-from recipes.glue_tasks import TASKS, Task
-from recipes.locks import lock
-from recipes.text_sources import EMBEDDED
-from recipes.whole_files import why_no_directory
+from recipes.common.cli import COUNT, MINUTES, ArgumentParser, UserError, claimed, run
+from recipes.common.files import why_no_directory
+from recipes.common.locks import lock
+from recipes.corpus.text_sources import EMBEDDED
+from recipes.reporting import equal_time
+from recipes.tasks.glue_tasks import TASKS, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = Path(__file__).resolve().parent

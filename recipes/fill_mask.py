@@ -21,10 +21,10 @@ import torch
 
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
-from recipes.cli import COUNT, ArgumentParser, UserError, run
-from recipes.export import load_with_tokenizer
-from recipes.token_shards import open_shards
-from recipes.tokenizer import Tokenizer
+from recipes.common.cli import COUNT, ArgumentParser, UserError, run
+from recipes.corpus.token_shards import open_shards
+from recipes.corpus.tokenizer import Tokenizer
+from recipes.training.export import load_with_tokenizer
 
 MASK = "[MASK]"
 WORD_START = "\u2581"  # SentencePiece's mark of a piece that begins a word

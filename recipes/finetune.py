@@ -21,7 +21,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":  # before the imports below, which take seconds
-    from recipes.launcher import end_with_launcher
+    from recipes.engine.launcher import end_with_launcher
 
     end_with_launcher()
 
@@ -34,13 +34,15 @@ from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelOptions
 from model.parallel import initialize_parallel, seed_dropout
 from model.weights import scatter_state
-from recipes import engine
-from recipes.classification_batches import ClassificationBatch
-from recipes.cli import UserError, run
-from recipes.engine import BatchPlan, World
-from recipes.export import export
-from recipes.finetune_evaluation import check_memory, cut_notes, encode_all, evaluate, predict_test
-from recipes.finetune_options import (
+from recipes.common.cli import UserError, run
+from recipes.common.files import write_whole
+from recipes.common.locks import lock
+from recipes.engine import engine
+from recipes.engine.engine import BatchPlan, World
+from recipes.engine.rendezvous import launched_world_size
+from recipes.tasks.classification_batches import ClassificationBatch
+from recipes.tasks.evaluation import check_memory, cut_notes, encode_all, evaluate, predict_test
+from recipes.tasks.finetune_options import (
     WARMUP_FRACTION,
     Finetuning,
     checksum,
@@ -49,13 +51,11 @@ from recipes.finetune_options import (
     parse_arguments,
     resolve,
 )
-from recipes.glue_tasks import Task
-from recipes.locks import lock
-from recipes.rendezvous import launched_world_size
-from recipes.run_log import LOG_NAME, RunLog, shown_measure
-from recipes.run_record import git_revision, versions
-from recipes.schedule import adamw_weight_decay, learning_rate
-from recipes.whole_files import write_whole
+from recipes.tasks.glue_tasks import Task
+from recipes.training.export import export
+from recipes.training.run_log import LOG_NAME, RunLog, shown_measure
+from recipes.training.run_record import git_revision, versions
+from recipes.training.schedule import adamw_weight_decay, learning_rate
 
 
 def main() -> int:

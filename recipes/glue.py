@@ -24,9 +24,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
     import recipes  # noqa: F401  (first: it sees to UTF-8)
 
-from recipes import finetune_options  # noqa: E402
-from recipes.classification_data import find_task_data  # noqa: E402
-from recipes.cli import (  # noqa: E402
+from recipes.common.cli import (  # noqa: E402
     COUNT,
     COUNT_OR_NONE,
     ArgumentParser,
@@ -36,12 +34,14 @@ from recipes.cli import (  # noqa: E402
     run,
     whole,
 )
-from recipes.export import read_tokenizer  # noqa: E402
-from recipes.glue_jobs import Job, last_error, received_signals, result_of, run_jobs, slots  # noqa: E402
-from recipes.glue_tasks import TASKS, Task, find_task  # noqa: E402
-from recipes.locks import lock  # noqa: E402
-from recipes.score_table import load_results, write_scores  # noqa: E402
-from recipes.whole_files import why_no_directory  # noqa: E402
+from recipes.common.files import why_no_directory  # noqa: E402
+from recipes.common.locks import lock  # noqa: E402
+from recipes.reporting.score_table import load_results, write_scores  # noqa: E402
+from recipes.tasks import finetune_options  # noqa: E402
+from recipes.tasks.classification_data import find_task_data  # noqa: E402
+from recipes.tasks.glue_tasks import TASKS, Task, find_task  # noqa: E402
+from recipes.tasks.jobs import Job, last_error, received_signals, result_of, run_jobs, slots  # noqa: E402
+from recipes.training.export import read_tokenizer  # noqa: E402
 
 FINETUNE = Path(__file__).with_name("finetune.py")
 FIRST_SEED = 17

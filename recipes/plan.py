@@ -39,8 +39,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 from model.attention import best_backend
 from model.config import PRESETS, ModelConfig, preset, training_flops
 from model.kernels import best_kernels
-from recipes import engine
-from recipes.cli import (
+from recipes.common.cli import (
     GPU_MEMORY_GB,
     PART,
     PRICE,
@@ -53,11 +52,12 @@ from recipes.cli import (
     run,
     whole,
 )
-from recipes.device_memory import MemoryEstimate, estimate, state_bytes
-from recipes.engine import BatchPlan, plan_batches, precision
-from recipes.schedule import duration_in_sequences
-from recipes.throughput import PEAK_BF16_FLOPS, mfu, peak_flops
-from recipes.whole_files import why_no_file, write_whole
+from recipes.common.files import why_no_file, write_whole
+from recipes.engine import engine
+from recipes.engine.engine import BatchPlan, plan_batches, precision
+from recipes.planning.memory import MemoryEstimate, estimate, state_bytes
+from recipes.training.schedule import duration_in_sequences
+from recipes.training.throughput import PEAK_BF16_FLOPS, mfu, peak_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path("docs/results/throughput.json")

@@ -29,17 +29,18 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from recipes.cli import PART, SHARE, ArgumentParser, UserError, run, whole  # noqa: E402
-from recipes.encode_shards import (  # noqa: E402
+from recipes.common.cli import PART, SHARE, ArgumentParser, UserError, run, whole  # noqa: E402
+from recipes.common.files import write_whole  # noqa: E402
+from recipes.common.locks import lock, unlock_if_alone  # noqa: E402
+from recipes.corpus.encode_shards import (  # noqa: E402
     Job,
     encode_portions,
 )
-from recipes.held_out import HeldOut, find_held_out  # noqa: E402
-from recipes.input_files import DOCUMENTS_PER, FORMATS  # noqa: E402
-from recipes.locks import lock, unlock_if_alone  # noqa: E402
-from recipes.preparation_checks import odd_results  # noqa: E402
-from recipes.preparation_plan import DEFAULT_VOCAB_SIZE, Plan, make_plan  # noqa: E402
-from recipes.preparation_progress import (  # noqa: E402
+from recipes.corpus.held_out import HeldOut, find_held_out  # noqa: E402
+from recipes.corpus.input_files import DOCUMENTS_PER, FORMATS  # noqa: E402
+from recipes.corpus.preparation_checks import odd_results  # noqa: E402
+from recipes.corpus.preparation_plan import DEFAULT_VOCAB_SIZE, Plan, make_plan  # noqa: E402
+from recipes.corpus.preparation_progress import (  # noqa: E402
     PROGRESS_NAME,
     Progress,
     clear,
@@ -47,20 +48,19 @@ from recipes.preparation_progress import (  # noqa: E402
     read_progress,
     remove_partial_files,
 )
-from recipes.text_records import Skipped  # noqa: E402
-from recipes.text_sources import (  # noqa: E402
+from recipes.corpus.text_records import Skipped  # noqa: E402
+from recipes.corpus.text_sources import (  # noqa: E402
     EMBEDDED,
     Portion,
 )
-from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME  # noqa: E402
-from recipes.tokenizer import (  # noqa: E402
+from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME  # noqa: E402
+from recipes.corpus.tokenizer import (  # noqa: E402
     MIN_VOCAB_SIZE,
     NORMALIZERS,
     SPECIAL_IDS,
     Tokenizer,
     train_tokenizer,
 )
-from recipes.whole_files import write_whole  # noqa: E402
 
 SAMPLED_PORTIONS = 64  # the tokenizer's sample comes from at most so many places of the input
 

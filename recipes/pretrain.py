@@ -24,7 +24,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":  # before the imports below, which take seconds
-    from recipes.launcher import end_with_launcher
+    from recipes.engine.launcher import end_with_launcher
 
     end_with_launcher()
 
@@ -36,9 +36,7 @@ from torch import Tensor
 from model.config import PRESETS, ModelConfig, ModelOptions, preset, training_flops
 from model.masked_lm import IGNORED_LABEL, RapidBertForMaskedLM
 from model.parallel import seed_dropout
-from recipes import device_memory, engine, published_run, run_record
-from recipes.checkpoint import Checkpoints, Progress
-from recipes.cli import (
+from recipes.common.cli import (
     COUNT,
     COUNT_OR_NONE,
     GPU_MEMORY_GB,
@@ -59,31 +57,35 @@ from recipes.cli import (
     run,
     whole,
 )
-from recipes.engine import BatchPlan, World
-from recipes.export import TOKENIZER_FILES, export
-from recipes.interruption import (
+from recipes.common.files import why_no_directory
+from recipes.corpus.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
+from recipes.corpus.token_shards import TokenShards, open_shards
+from recipes.corpus.tokenizer import Tokenizer
+from recipes.engine import engine
+from recipes.engine.engine import BatchPlan, World
+from recipes.engine.kernel_choice import add_kernel_options, choose_kernels
+from recipes.engine.rendezvous import launched_world_size
+from recipes.planning import memory as device_memory
+from recipes.training import published_run, run_record
+from recipes.training.checkpoint import Checkpoints, Progress
+from recipes.training.export import TOKENIZER_FILES, export
+from recipes.training.interruption import (
     INTERRUPTED,
     STOPPED,
     StopRequests,
     Watchdog,
     outlive_the_console,
 )
-from recipes.kernel_options import add_kernel_options, choose_kernels
-from recipes.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
-from recipes.rendezvous import launched_world_size
-from recipes.run_log import RunLog
-from recipes.schedule import (
+from recipes.training.run_log import RunLog
+from recipes.training.schedule import (
     Budget,
     StepBudget,
     TimeBudget,
     adamw_weight_decay,
     duration_in_sequences,
 )
-from recipes.stragglers import RankTimes
-from recipes.throughput import ThroughputMeter, describe_peak
-from recipes.token_shards import TokenShards, open_shards
-from recipes.tokenizer import Tokenizer
-from recipes.whole_files import why_no_directory
+from recipes.training.stragglers import RankTimes
+from recipes.training.throughput import ThroughputMeter, describe_peak
 
 # Base and Large as published; XL and the toy scaled by width. Tiny belongs to a batch of 16.
 PEAK_LEARNING_RATE = {"tiny": 1e-3, "base": 5e-4, "large": 2e-4, "xl": 1e-4}
@@ -610,7 +612,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         "--paper",
         action="store_true",
         help="the published run to the letter: one sequence of each document, BERT's masking rate "
-        "for BERT; refuses settings that are not the paper's (recipes/published_run.py)",
+        "for BERT; refuses settings that are not the paper's (recipes/training/published_run.py)",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(

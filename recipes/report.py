@@ -30,10 +30,10 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import EngFormatter, PercentFormatter  # noqa: E402
 
-from recipes.cli import ArgumentParser, UserError, run  # noqa: E402
-from recipes.locks import lock  # noqa: E402
-from recipes.run_log import LOG_NAME, duration, read_records  # noqa: E402
-from recipes.whole_files import why_no_directory, write_whole  # noqa: E402
+from recipes.common.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.common.files import why_no_directory, write_whole  # noqa: E402
+from recipes.common.locks import lock  # noqa: E402
+from recipes.training.run_log import LOG_NAME, duration, read_records  # noqa: E402
 
 # Okabe and Ito's palette: told apart with every kind of colour blindness. Yellow is left out, it
 # vanishes on white.
@@ -386,7 +386,7 @@ def main() -> None:
         "the models' directories for a scaling sweep",
     )
     options = parser.parse_args()
-    from recipes import scaling  # it draws with what is in this file
+    from recipes.reporting import scaling  # it draws with what is in this file
 
     if scaling.is_sweep(options.runs):
         return scaling.main(options.runs, options.output)

@@ -30,11 +30,11 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
 import numpy as np  # noqa: E402
 
-from recipes.classification_data import STAND_IN_FILE  # noqa: E402
-from recipes.cli import SEED, ArgumentParser, UserError, run, whole  # noqa: E402
-from recipes.locks import LOCK, lock  # noqa: E402
-from recipes.python_docs import python_documents  # noqa: E402
-from recipes.whole_files import why_no_directory, write_whole  # noqa: E402
+from recipes.common.cli import SEED, ArgumentParser, UserError, run, whole  # noqa: E402
+from recipes.common.files import why_no_directory, write_whole  # noqa: E402
+from recipes.common.locks import LOCK, lock  # noqa: E402
+from recipes.corpus.python_docs import python_documents  # noqa: E402
+from recipes.tasks.classification_data import STAND_IN_FILE  # noqa: E402
 
 SENTENCE_WORDS = range(8, 15)
 PHRASE_WORDS = range(5, 9)

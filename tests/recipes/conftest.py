@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
+from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 

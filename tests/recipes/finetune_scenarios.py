@@ -11,9 +11,9 @@ import torch
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
-from recipes.export import write_export
+from recipes.corpus.tokenizer import Tokenizer
 from recipes.prepare_data import main as prepare
-from recipes.tokenizer import Tokenizer
+from recipes.training.export import write_export
 
 GOOD = "fine lovely bright warm happy".split()
 BAD = "awful broken grim cold bitter".split()

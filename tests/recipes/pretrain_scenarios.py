@@ -30,11 +30,12 @@ from torch import Tensor
 
 from model.config import PRESETS, ModelConfig, ModelOptions
 from model.masked_lm import RapidBertForMaskedLM
-from recipes import engine, pretrain
-from recipes.engine import World
-from recipes.stragglers import RankTimes
-from recipes.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
-from recipes.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, train_tokenizer
+from recipes import pretrain
+from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
+from recipes.corpus.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, train_tokenizer
+from recipes.engine import engine
+from recipes.engine.engine import World
+from recipes.training.stragglers import RankTimes
 
 _SIZES: dict[str, Any] = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64)
 PRESETS["probe-tiny"] = ModelConfig("probe-tiny", **_SIZES, hidden_dropout=0.0, ffn_dropout=0.0)

@@ -9,8 +9,10 @@ import pytest
 from lock_scenarios import held
 from matplotlib.figure import Figure
 
-from recipes import benchmark, benchmark_all, locks
-from recipes.cli import UserError
+from recipes import benchmark
+from recipes.benchmarks import run_all as benchmark_all
+from recipes.common import locks
+from recipes.common.cli import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from lock_scenarios import held
 
-from recipes import cram, glue, locks, prepare_data, pretrain
-from recipes.cli import UserError
+from recipes import cram, glue, prepare_data, pretrain
+from recipes.common import locks
+from recipes.common.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,11 +12,11 @@ from torch import nn
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
-from recipes.cli import UserError
-from recipes.export import load_model, load_with_tokenizer, write_export
+from recipes.common.cli import UserError
+from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
 from recipes.fill_mask import MASK, fill, held_out_sentences
 from recipes.prepare_data import main as prepare
-from recipes.tokenizer import Tokenizer, train_tokenizer
+from recipes.training.export import load_model, load_with_tokenizer, write_export
 
 WORDS = "the quick brown fox jumps over a lazy dog while seven clever authors keep writing".split()
 

@@ -19,19 +19,20 @@ from safetensors.torch import load_file
 from model.classifier import RapidBertForSequenceClassification
 from model.parallel import initialize_parallel
 from model.weights import from_public, scatter_state
-from recipes import engine, finetune
-from recipes.cli import UserError
-from recipes.export import read_tensors
-from recipes.finetune_evaluation import (
+from recipes import finetune
+from recipes.common.cli import UserError
+from recipes.corpus.tokenizer import Tokenizer
+from recipes.engine import engine
+from recipes.tasks.evaluation import (
     check_memory,
     cut_notes,
     encode_all,
     evaluate,
     evaluation_batch,
 )
-from recipes.finetune_options import is_done, parse_arguments, resolve
-from recipes.glue_tasks import TASKS
-from recipes.tokenizer import Tokenizer
+from recipes.tasks.finetune_options import is_done, parse_arguments, resolve
+from recipes.tasks.glue_tasks import TASKS
+from recipes.training.export import read_tensors
 
 FAST = ["--epochs", "20", "--learning-rate", "5e-3", "--batch-size", "16", "--log-every", "1"]
 
@@ -326,7 +327,7 @@ def test_a_batch_that_memory_does_not_hold_is_refused_with_one_that_it_does(
     named += ["--checkpoint", str(finetune_place / "run"), "--batch-size"]
 
     def check(batch: int, free: int) -> None:
-        monkeypatch.setattr("recipes.finetune_evaluation.host_bytes", lambda: free)
+        monkeypatch.setattr("recipes.tasks.evaluation.host_bytes", lambda: free)
         work = resolve(parse_arguments([*named, str(batch)]), 1)
         check_memory(work, encode_all(work)[0], ALONE)
 

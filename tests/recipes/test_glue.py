@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from recipes import classification_data, finetune_options, glue, glue_jobs
-from recipes.cli import UserError
-from recipes.glue_tasks import TASKS
+from recipes import glue
+from recipes.common.cli import UserError
+from recipes.tasks import classification_data, finetune_options
+from recipes.tasks import jobs as glue_jobs
+from recipes.tasks.glue_tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes import plan
-from recipes.cli import UserError
-from recipes.device_memory import check_fit
-from recipes.engine import plan_batches
+from recipes.common.cli import UserError
+from recipes.engine.engine import plan_batches
 from recipes.plan import best_plan, ceiling, communication_bytes, forecast, largest_micro_batch
+from recipes.planning.memory import check_fit
 
 ROOT = Path(__file__).resolve().parents[2]
 A100 = "NVIDIA A100-SXM4-40GB"

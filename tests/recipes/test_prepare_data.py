@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from recipes.cli import UserError
-from recipes.held_out import HeldOut, document_hash
-from recipes.preparation_progress import Progress
+from recipes.common.cli import UserError
+from recipes.corpus.held_out import HeldOut, document_hash
+from recipes.corpus.preparation_progress import Progress
+from recipes.corpus.text_records import Skipped
+from recipes.corpus.text_sources import find_inputs, portions
+from recipes.corpus.token_shards import ShardWriter, open_shards
+from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
 from recipes.prepare_data import _sample, entropy_nats, main
-from recipes.text_records import Skipped
-from recipes.text_sources import find_inputs, portions
-from recipes.token_shards import ShardWriter, open_shards
-from recipes.tokenizer import Tokenizer, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = "river stone window garden letter music silver winter summer paper bridge candle".split()
@@ -35,7 +35,7 @@ def documents(count, seed=0):
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     """Four files, more than four portions: an uncompressed one is cut, a compressed one shared."""
-    monkeypatch.setattr("recipes.text_sources.MIN_PORTION_BYTES", 4096)
+    monkeypatch.setattr("recipes.corpus.text_sources.MIN_PORTION_BYTES", 4096)
     directory = tmp_path / "corpus"
     directory.mkdir()
     texts = documents(3000)

@@ -27,10 +27,10 @@ from pretrain_scenarios import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes import pretrain
-from recipes.cli import UserError
-from recipes.export import read_tensors
-from recipes.schedule import learning_rate_at
-from recipes.throughput import ThroughputMeter
+from recipes.common.cli import UserError
+from recipes.training.export import read_tensors
+from recipes.training.schedule import learning_rate_at
+from recipes.training.throughput import ThroughputMeter
 
 ROOT = Path(__file__).resolve().parents[2]
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}

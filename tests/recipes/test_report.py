@@ -8,8 +8,9 @@ import pytest
 from lock_scenarios import held
 from matplotlib.image import imread
 
-from recipes import locks, report
-from recipes.cli import UserError
+from recipes import report
+from recipes.common import locks
+from recipes.common.cli import UserError
 from recipes.report import (
     aligned,
     bin_means,

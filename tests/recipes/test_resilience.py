@@ -28,11 +28,13 @@ from pretrain_scenarios import (
     write_data,
 )
 
-from recipes import checkpoint, engine, pretrain
-from recipes.checkpoint import Checkpoints, Progress
-from recipes.cli import UserError
-from recipes.interruption import INTERRUPTED, STOPPED
-from recipes.stragglers import slow_ranks
+from recipes import pretrain
+from recipes.common.cli import UserError
+from recipes.engine import engine
+from recipes.training import checkpoint
+from recipes.training.checkpoint import Checkpoints, Progress
+from recipes.training.interruption import INTERRUPTED, STOPPED
+from recipes.training.stragglers import slow_ranks
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.classification_data import Examples, TaskData, load_task
-from recipes.cli import UserError
-from recipes.glue_tasks import TASKS
+from recipes.common.cli import UserError
 from recipes.stand_in_tasks import STAND_INS, read_sentences, split, write_tasks
+from recipes.tasks.classification_data import Examples, TaskData, load_task
+from recipes.tasks.glue_tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 VOWELS, CONSONANTS = "aeiou", "bcdfghklmnprstvz"

@@ -1,0 +1,389 @@
+"""`benchmark.py checkpoint`: what saving and resuming cost.
+
+    python recipes/benchmark.py checkpoint --model rapidbert-base
+    torchrun --nproc-per-node 2 recipes/benchmark.py checkpoint
+
+The engine, its checkpoints and its steps are those of pretraining; the micro-batch is tiny, which
+saving does not notice. Measured are, each several times:
+
+- the stall: how long training stands still while a checkpoint is begun;
+- the write: from there until the checkpoint is published, on disk and synchronised, while
+  training goes on;
+- the processor time of a save: what the process uses more during steps beside a save than during
+  as many steps without one. Other programs on the machine hardly change it, and training could lose
+  no more than this if the thread that writes had no core of its own;
+- the time lost: how much longer those steps take. With training on the same cores, and other
+  programs there, it says more about the machine than about saving;
+- resuming: checksums and loading, the files not in the page cache, and from the start of the
+  process to the end of the first step.
+
+From them follows by arithmetic the share of the training time that saving takes at the default
+interval on one node of eight GPUs, at the published step time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+
+from model.config import PRESETS, ModelOptions, preset
+from model.masked_lm import RapidBertForMaskedLM
+from recipes import pretrain
+from recipes.benchmarks.input import write_synthetic_data
+from recipes.benchmarks.records import Record, Rows, panels, shown, spread
+from recipes.common.cli import Faults, whole
+from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
+from recipes.corpus.token_shards import open_shards
+from recipes.engine import engine
+from recipes.engine.engine import World
+from recipes.report import COLORS
+from recipes.training.checkpoint import Checkpoints, Progress
+from recipes.training.stragglers import RankTimes
+
+BY_DEVICE = True
+STEPS = 8
+"""Of one stretch of training, with or without a save at its beginning."""
+SEQUENCES, SEQUENCE_LENGTH = 1, 64
+"""Of the micro-batches: little to compute, so that the state is what costs."""
+SAVE_EVERY = 1000
+"""Steps between checkpoints: the default of recipes/pretrain.py."""
+# RapidBERT-Base on one node of 8 x A100-80, 4,096 sequences of 128 tokens (appendix, Table S2).
+GPUS = 8
+PUBLISHED_TOKENS_PER_SECOND = 1.1e6
+PUBLISHED_STEP_SECONDS = 4096 * 128 / PUBLISHED_TOKENS_PER_SECOND
+
+
+def seconds_since_start() -> float:
+    """Since this process was started, the interpreter's own start and all imports included."""
+    fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22: ticks since the system's boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+class Training:
+    """Pretraining of a model on random tokens, a step at a time."""
+
+    def __init__(self, model: str, deepspeed: dict[str, Any], world: World, data: Path):
+        self.world = world
+        self.options = pretrain.parse_arguments(
+            ["--model", model, "--data", str(data), "--output", "-", "--deepspeed-config", "-"]
+        )
+        self.options.learning_rate = 1e-4
+        plan = engine.plan_batches(SEQUENCES * world.world_size, SEQUENCES, world.world_size)
+        torch.manual_seed(0)
+        network = RapidBertForMaskedLM(preset(model), ModelOptions("sdpa"))
+        self.parameters = preset(model).parameters()
+        optimizer = pretrain.optimizer(self.options)
+        self.engine = engine.build_engine(network, deepspeed, plan, world, **optimizer)
+        self._batches = MlmBatches(
+            open_shards(data, "train"),
+            sequence_length=SEQUENCE_LENGTH,
+            seed=0,
+            micro_batch=SEQUENCES,
+            rank=world.rank,
+            world_size=world.world_size,
+        )
+        self._times = RankTimes(world)
+        self.steps = 0
+
+    def step(self) -> None:
+        micro_batches: list[PackedBatch] = [self._batches[self.steps].to(self.world.device)]
+        counts = pretrain.global_counts(micro_batches, {}, self.world)
+        where = (self.steps, self.options, self.world, self._times)
+        pretrain.train_step(self.engine, micro_batches, counts, 1e-4, *where)
+        self.steps += 1
+
+
+def measure_saving(training: Training, directory: Path, repeats: int) -> dict[str, Any]:
+    """Stall, write and whole cost of a checkpoint, on rank 0; the last one stays in `directory`."""
+    checkpoints = Checkpoints(directory, training.world, keep=1)
+    steps, lost, work, timings = [], [], [], []
+    for _ in range(repeats):
+        before = _stretch(training)
+        during = _stretch(training, checkpoints)
+        after = _stretch(training)
+        usual = (before + after) / 2 / STEPS  # of one step
+        steps += [before[0] / STEPS, after[0] / STEPS]
+        lost.append(during[0] - during[2] * usual[0])
+        work.append(during[1] - during[2] * usual[1])
+        checkpoints.wait()
+        timings.append(checkpoints.timings)
+    if training.world.rank != 0:
+        return {}
+    gigabytes = timings[0]["checkpoint/gigabytes"]
+    writes = [timing["checkpoint/write_seconds"] for timing in timings]
+    return {
+        "gigabytes": gigabytes,
+        "step_seconds": spread(steps),
+        "stall_seconds": spread([timing["checkpoint/stall_seconds"] for timing in timings]),
+        "write_seconds": spread(writes),
+        "write_mb_per_second": spread([1000 * gigabytes / seconds for seconds in writes]),
+        "processor_seconds": spread(work),
+        "lost_seconds": spread(lost),
+    }
+
+
+def _stretch(training: Training, checkpoints: Checkpoints | None = None) -> np.ndarray:
+    """Some steps: `STEPS`, or as many as a checkpoint takes to be written.
+
+    Returns:
+        Their seconds, their processor seconds on this rank, and their number, float64 [3].
+    """
+    dist.barrier()
+    began = time.perf_counter(), time.process_time()
+    if checkpoints:
+        checkpoints.save(training.engine, Progress(training.steps))
+    count, going = 0, [True]
+    while going[0]:
+        training.step()
+        count += 1
+        going = [checkpoints.writing if checkpoints else count < STEPS]
+        dist.broadcast_object_list(going, src=0)  # rank 0 hears of the last rank's end
+    return np.array([time.perf_counter() - began[0], time.process_time() - began[1], count])
+
+
+def measure_loading(training: Training, directory: Path, repeats: int) -> list[float]:
+    """Seconds to verify and load the checkpoint in `directory`, its files read from the disk."""
+    seconds = []
+    for _ in range(repeats):
+        if training.world.rank == 0:
+            _forget_pages(directory)
+        dist.barrier()
+        began = time.perf_counter()
+        Checkpoints(directory, training.world).resume(training.engine, expected=True)
+        dist.barrier()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def _forget_pages(directory: Path) -> None:
+    for path in directory.rglob("*.safetensors"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def share_of_training(saving: dict[str, Any], processes: int) -> dict[str, Any]:
+    """What the seconds measured are of the training time at the default interval.
+
+    On one node of eight GPUs, at the published step time. The node holds the state once, in eight
+    parts, each the work of its own rank, written to one disk. So a rank has an eighth of the
+    processor time; stall (memory bandwidth may be its limit) and write are taken as they are here,
+    where fewer processes do it all. Of each measurement the slowest.
+    """
+    seconds = {
+        "stall": saving["stall_seconds"]["max"],
+        "processor_time": saving["processor_seconds"]["max"] * processes / GPUS,
+        "training_that_waits_for_the_write": saving["stall_seconds"]["max"]
+        + saving["write_seconds"]["max"],
+    }
+    interval = SAVE_EVERY * PUBLISHED_STEP_SECONDS
+    return {
+        "save_every_steps": SAVE_EVERY,
+        "step_seconds": PUBLISHED_STEP_SECONDS,
+        "shares": {name: value / interval for name, value in seconds.items()},
+        # With shorter steps than these the default interval is too short.
+        "step_seconds_for_one_percent": {
+            name: 100 * value / SAVE_EVERY for name, value in seconds.items()
+        },
+    }
+
+
+SHARES = {
+    "stall": "training stands still",
+    "processor_time": "if training did all the work of a save",
+    "training_that_waits_for_the_write": "if training waited for the disk",
+}
+
+
+def figure(record: dict[str, Any]) -> Figure:
+    """Seconds of a save and of a resume, and the share of the training time by interval."""
+    saving, resuming, share = record["saving"], record["resuming"], record["share_of_training"]
+    title = f"Checkpoints of {record['settings']['model']}, {saving['gigabytes']:.2f} GB"
+    drawn, ((seconds,), (shares,)) = panels(2, 1, title, record)
+    bars = {
+        "training stands still": saving["stall_seconds"],
+        "written and published": saving["write_seconds"],
+        "processor time of a save": saving["processor_seconds"],
+        "verified and loaded": resuming["load_seconds"],
+    }
+    medians = [bar["median"] for bar in bars.values()]
+    whiskers = [
+        [bar["median"] - bar["min"] for bar in bars.values()],
+        [bar["max"] - bar["median"] for bar in bars.values()],
+    ]
+    seconds.barh(list(bars), medians, xerr=whiskers, color=COLORS[0], height=0.6, capsize=3)
+    seconds.invert_yaxis()
+    seconds.set_xlim(left=0)
+    seconds.set_xlabel("seconds; median, whiskers to the fastest and the slowest pass")
+    seconds.set_title(
+        f"{record['settings']['processes']} process(es), local disk",
+        loc="left",
+        fontsize=9,
+    )
+    intervals = [share["save_every_steps"] * 2**n / 8 for n in range(7)]
+    for color, (key, label) in zip(COLORS, SHARES.items(), strict=False):
+        at_default = share["shares"][key] * share["save_every_steps"]
+        shares.plot(
+            intervals, [at_default / every for every in intervals], "o-", color=color, label=label
+        )
+    shares.axhline(0.01, color="#777777", linestyle=(0, (4, 3)), linewidth=1)
+    shares.axvline(share["save_every_steps"], color="#777777", linestyle=(0, (1, 2)), linewidth=1)
+    shares.set_xscale("log", base=2)
+    shares.set_yscale("log")
+    shares.set_xticks(intervals)
+    shares.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    shares.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    shares.set_xlabel("steps between checkpoints; dotted: the default, dashed: 1%")
+    shares.set_ylabel("share of the training time")
+    shares.set_title(
+        f"by arithmetic: one node of 8 GPUs, {1000 * share['step_seconds']:.0f} ms a step "
+        "(appendix, Table S2)",
+        loc="left",
+        fontsize=9,
+    )
+    shares.legend(frameon=False, fontsize=9)
+    return drawn
+
+
+def table(record: dict[str, Any]) -> Rows:
+    """The record in a few lines."""
+    saving, resuming, share = record["saving"], record["resuming"], record["share_of_training"]
+    parts = resuming["to_the_first_step"]
+    return [
+        ("model", f"{record['settings']['model']}, {record['settings']['parameters'] / 1e6:.1f}M"),
+        (
+            "CPU",
+            f"{record['cpu']}, {record['settings']['processes']} process(es); load average before "
+            f"{record['settings']['load_average']:.1f}",
+        ),
+        ("checkpoint", f"{saving['gigabytes']:.2f} GB"),
+        ("training stands still", f"{shown(saving['stall_seconds'], '.3f')} s"),
+        (
+            "written",
+            f"{shown(saving['write_seconds'], '.2f')} s, "
+            f"{shown(saving['write_mb_per_second'], '.0f')} MB/s, beside the training",
+        ),
+        ("processor time", f"{shown(saving['processor_seconds'], '.2f')} s"),
+        (
+            "time lost here",
+            f"{shown(saving['lost_seconds'], '.2f')} s, with training on the same cores",
+        ),
+        (
+            "verified and loaded",
+            f"{shown(resuming['load_seconds'], '.2f')} s, "
+            f"{shown(resuming['load_mb_per_second'], '.0f')} MB/s",
+        ),
+        (
+            "start to first step",
+            " + ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in parts.items())
+            + f" = {sum(parts.values()):.1f} s",
+        ),
+        (
+            "share, one node",
+            f"every {share['save_every_steps']:,} steps of {share['step_seconds']:.3f} s: "
+            + ", ".join(f"{label} {share['shares'][key]:.2%}" for key, label in SHARES.items()),
+        ),
+    ]
+
+
+def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a save costs."""
+    wanted = ("checkpoint", "training stands still", "written", "verified and loaded")
+    return [(name, value) for name, value in table(record) if name in wanted]
+
+
+def benchmark(options: Namespace, record: Record) -> None:
+    faults = Faults()
+    faults.attempt(lambda: preset(options.model))
+    deepspeed = faults.attempt(lambda: engine.read_config(options.deepspeed_config))
+    faults.stop()
+    assert deepspeed
+    world = engine.initialize_world()
+    start_up = seconds_since_start()
+    record.of_another_rank = world.rank != 0
+    record["size"] = "toy" if options.model.endswith("-tiny") else "full"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            # All ranks on this machine, in rank 0's directory.
+            place: list[Any] = [str(options.directory or scratch)]
+            dist.broadcast_object_list(place, src=0)
+            directory = Path(place[0]) / "checkpoint-benchmark"
+            try:
+                record.content |= _measure(options, deepspeed, world, directory, start_up)
+            finally:
+                dist.barrier()
+                if world.rank == 0:
+                    shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        engine.shut_down()
+
+
+def _measure(
+    options: Namespace, deepspeed: dict[str, Any], world: World, directory: Path, start_up: float
+) -> dict[str, Any]:
+    load_average = os.getloadavg()[0]  # others on the machine make everything slower
+    data = directory / "data"
+    if world.rank == 0:
+        data.mkdir(parents=True)
+        write_synthetic_data(data, documents=1000)
+    dist.barrier()
+    began = time.perf_counter()
+    training = Training(options.model, deepspeed, world, data)
+    built = time.perf_counter()
+    training.step()
+    first_step = time.perf_counter() - built
+    saving = measure_saving(training, directory / "checkpoints", options.repeats)
+    loading = measure_loading(training, directory / "checkpoints", options.repeats)
+    if world.rank != 0:
+        return {}
+    return {
+        "settings": {
+            "model": options.model,
+            "parameters": training.parameters,
+            "processes": world.world_size,
+            "zero_stage": deepspeed.get("zero_optimization", {}).get("stage", 0),
+            "precision": engine.precision(deepspeed),
+            "repeats": options.repeats,
+            "load_average": load_average,
+        },
+        "saving": saving,
+        "resuming": {
+            "load_seconds": spread(loading),
+            "load_mb_per_second": spread(
+                [1000 * saving["gigabytes"] / seconds for seconds in loading]
+            ),
+            "to_the_first_step": {
+                "process_and_imports": start_up,
+                "build": built - began,
+                "verify_and_load": spread(loading)["median"],
+                "first_step": first_step,
+            },
+        },
+        "share_of_training": share_of_training(saving, world.world_size),
+    }
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", default="rapidbert-base", help=f"preset: {', '.join(PRESETS)}")
+    parser.add_argument(
+        "--deepspeed-config",
+        type=Path,
+        default=Path("ds_configs/base.json"),
+        help="precision and ZeRO stage; its batch sizes are not used",
+    )
+    parser.add_argument(
+        "--directory", type=Path, help="where to write, on the disk to measure; /tmp unless given"
+    )
+    parser.add_argument("--repeats", type=whole(1, 10_000), default=5, help="saves, and loads")

@@ -1,0 +1,167 @@
+"""Figure S2: training throughput against the sequence length, at a constant number of tokens.
+
+Documents are made long enough to fill the sequences (64 times the length on average), so that a
+length of 4,096 is one of 4,096 tokens and not of C4's 400; --data keeps its own documents.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+from recipes.benchmarks.records import Record, Rows, panels, release_memory, shown
+from recipes.benchmarks.throughput import rate
+from recipes.benchmarks.training_step import (
+    Setup,
+    Trainer,
+    add_data_option,
+    made_batches,
+    measure_steps,
+    on_data,
+    one_process,
+    recommended,
+    training_data,
+)
+from recipes.common.cli import SEQUENCE_LENGTH
+from recipes.corpus.token_shards import TokenShards
+from recipes.engine.engine import World
+from recipes.report import COLORS
+
+BY_DEVICE = True
+# Both ends first: with --minutes, what lies between may find no time.
+LENGTHS = (128, 4096, 512, 2048, 256, 1024, 8192)
+TOY_LENGTHS = (32, 128, 64)
+MODELS = {"rapidbert-base": 65_536, "rapidbert-large": 32_768}
+"""Tokens per step and micro-batch: 512 and 256 sequences of 128."""
+TOY_MODELS = {"rapidbert-tiny": 1024}
+WARM_UP_STEPS, STEPS = 3, 7
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add_data_option(parser)
+    parser.add_argument(
+        "--lengths", type=SEQUENCE_LENGTH, nargs="+", help="in tokens; Figure S2's unless given"
+    )
+
+
+def benchmark(options: Namespace, record: Record) -> None:
+    lengths = options.lengths or (LENGTHS if record.gpu else TOY_LENGTHS)
+    models = MODELS if record.gpu else TOY_MODELS
+    setups = {model: recommended(model, record)[0] for model in models}
+    record["points"] = []
+    with one_process() as world:
+        for length in lengths:
+            mean = 64.0 * length
+            most = max(models.values())
+            # Enough for every step, twice over: documents vary in length.
+            documents = max(32, round(2 * most * (WARM_UP_STEPS + STEPS) / mean))
+            with training_data(
+                options.data, record, mean_length=mean, documents=documents
+            ) as shards:
+                record["settings"] = {
+                    "data": str(options.data) if options.data else "synthetic, long documents",
+                    "tokens_per_step": models,
+                    "steps": STEPS,
+                    "warm_up_steps": WARM_UP_STEPS,
+                    "setups": {
+                        model: on_data(setup, shards).describe() for model, setup in setups.items()
+                    },
+                }
+                for model, tokens in models.items():
+                    what = f"{model} at {length} tokens"
+                    if record.out_of_time(what):
+                        continue
+                    setup = on_data(setups[model], shards)
+                    point = record.attempt(
+                        what, measure_length, setup, length, tokens, shards, world
+                    )
+                    release_memory()
+                    if point is not None:
+                        record["points"].append(point)
+                        print(f"{what}: {rate(point)}", flush=True)
+                    record.save()
+
+
+def measure_length(
+    setup: Setup, length: int, tokens: int, shards: TokenShards, world: World
+) -> dict[str, Any]:
+    """Steps of one micro-batch of `tokens` tokens in sequences of `length`."""
+    sequences = max(1, tokens // length)
+    batches = made_batches(shards, sequences, sequences, length, steps=3)
+    with Trainer(setup, sequences, sequences, batches, world) as trainer:
+        measured = measure_steps(trainer, warm_up=WARM_UP_STEPS, repeats=STEPS)
+    return {"model": setup.model.name, "sequence_length": length, **measured}
+
+
+def figure(record: dict[str, Any]) -> Figure:
+    """Tokens/s and sequences/s against the length, both logarithmic."""
+    drawn, ((tokens,), (sequences,)) = panels(
+        2, 1, "Training throughput and sequence length", record
+    )
+    models = list(dict.fromkeys(point["model"] for point in record["points"]))
+    for number, model in enumerate(models):
+        points = [p for p in record["points"] if p["model"] == model]
+        points.sort(key=lambda point: point["sequence_length"])
+        lengths = [point["sequence_length"] for point in points]
+        color = COLORS[number]
+        rates = [point["tokens_per_second"] for point in points]
+        tokens.plot(lengths, [r["median"] for r in rates], "o-", color=color, label=model)
+        tokens.fill_between(
+            lengths,
+            [r["min"] for r in rates],
+            [r["max"] for r in rates],
+            color=color,
+            alpha=0.2,
+            linewidth=0,
+        )
+        per_second = [p["sequences_per_step"] / p["step_seconds"]["median"] for p in points]
+        sequences.plot(lengths, per_second, "o-", color=color, label=model)
+    tokens.set_ylabel("real tokens/s")
+    tokens.set_ylim(bottom=0)
+    sequences.set_ylabel("sequences/s")
+    sequences.set_yscale("log", base=2)
+    sequences.yaxis.set_major_formatter(ScalarFormatter())
+    sequences.set_xlabel("sequence length (tokens)")
+    ticks = sorted({point["sequence_length"] for point in record["points"]})
+    for axes in (tokens, sequences):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+    tokens.legend(frameon=False, fontsize=9)
+    return drawn
+
+
+def table(record: dict[str, Any]) -> Rows:
+    rows: Rows = [("model", "length", "real tokens/s", "ms/step", "MFU", "executed")]
+    for point in record["points"]:
+        used = [point["mfu"], point["executed_flops_utilization"]]
+        rows.append(
+            (
+                point["model"],
+                str(point["sequence_length"]),
+                shown(point["tokens_per_second"], ",.0f"),
+                shown(point["step_seconds"], ",.1f", 1e-3),
+                *("-" if share is None else f"{share:.1%}" for share in used),
+            )
+        )
+    return rows
+
+
+def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The shortest and the longest of each model."""
+    lines = []
+    for model in dict.fromkeys(point["model"] for point in record["points"]):
+        points = [point for point in record["points"] if point["model"] == model]
+        points.sort(key=lambda point: point["sequence_length"])
+        lines += [
+            (
+                f"{model} at {point['sequence_length']} tokens",
+                f"{point['tokens_per_second']['median']:,.0f} real tokens/s",
+            )
+            for point in {id(point): point for point in (points[0], points[-1])}.values()
+        ]
+    return lines

@@ -1,0 +1,371 @@
+"""The training step of `recipes/pretrain.py`, on batches made beforehand, to be timed.
+
+Model, engine, optimizer, loss and update are pretraining's own, with its defaults. The batches
+are packed from documents of real lengths and wait in (page-locked) host memory; the copy to the
+device belongs to the step, making the batches does not (`benchmark.py input` measures that).
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.attention import check_backend
+from model.config import ModelConfig, ModelOptions, preset, training_flops
+from model.kernels import check_kernels
+from model.masked_lm import RapidBertForMaskedLM
+from recipes import pretrain
+from recipes.benchmarks.input import write_synthetic_data
+from recipes.benchmarks.records import NotHere, Record, seconds_per_call, spread
+from recipes.common.cli import UserError
+from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
+from recipes.corpus.token_shards import TokenShards, open_shards
+from recipes.engine import engine
+from recipes.engine.engine import BatchPlan, World
+from recipes.engine.kernel_choice import choose_kernels
+from recipes.engine.rendezvous import launched_world_size
+from recipes.training.stragglers import RankTimes
+from recipes.training.throughput import executed_flops_utilization, mfu, peak_flops
+
+CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+SEQUENCE_LENGTH = 128
+TOY_VOCABULARY = 4096
+TOY_CONFIG = "tiny_cpu.json"
+STEPS_MADE = 4
+"""Global batches that are made and used in turn; their numbers of tokens differ a little."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What decides how a step is computed."""
+
+    model: ModelConfig
+    deepspeed: dict[str, Any]
+    attention: str
+    kernels: str
+    recompute: bool = False
+    with_deepspeed: bool = True
+    """False: the control, AdamW without an engine around it."""
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "model": self.model.name,
+            "parameters": self.model.parameters(),
+            "attention": self.attention,
+            "kernels": self.kernels,
+            "recompute": self.recompute,
+            "precision": engine.precision(self.deepspeed),
+            "deepspeed": self.deepspeed if self.with_deepspeed else None,
+        }
+
+
+def recommended(model: str, record: Record) -> tuple[Setup, int]:
+    """The settings that `pretrain.py` takes for `model` here, and its JSON's micro-batch."""
+    config = CONFIGS / (f"{model.rpartition('-')[2]}.json" if record.gpu else TOY_CONFIG)
+    words = ["--model", model, "--data", "-", "--output", "-", "--deepspeed-config", str(config)]
+    options = pretrain.parse_arguments(words)
+    sizes = {} if record.gpu else {"vocab_size": TOY_VOCABULARY}
+    built = preset(model, **sizes)
+    deepspeed = engine.read_config(config)
+    choose_kernels(built, engine.precision(deepspeed), options)
+    setup = Setup(built, deepspeed, options.attention, options.kernels)
+    return setup, setup.deepspeed["train_micro_batch_size_per_gpu"]
+
+
+def add_data_option(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", type=Path, help="prepared directory; without it random tokens in real lengths"
+    )
+
+
+@contextmanager
+def training_data(
+    data: Path | None, record: Record, *, mean_length: float = 400.0, documents: int = 20_000
+) -> Iterator[TokenShards]:
+    """The shards of `data`, or of documents made up with C4's lengths."""
+    if data is not None:
+        yield open_shards(data, "train")
+        return
+    vocabulary = {} if record.gpu else {"vocab_size": TOY_VOCABULARY}
+    with TemporaryDirectory() as directory:
+        write_synthetic_data(
+            Path(directory), documents=documents, mean_length=mean_length, **vocabulary
+        )
+        yield open_shards(Path(directory), "train")
+
+
+@contextmanager
+def one_process() -> Iterator[World]:
+    """The world that everything is measured in.
+
+    Raises:
+        UserError: a launcher has started several processes.
+    """
+    if launched_world_size() > 1:
+        raise UserError(
+            "benchmarks measure one device in one process; slurm/scaling_sweep.sh measures many"
+        )
+    world = engine.initialize_world()
+    try:
+        yield world
+    finally:
+        engine.shut_down()
+
+
+def check_attention_timed(backend: str, device: torch.device) -> None:
+    """Raises NotHere where `backend` does not run on `device` as in training."""
+    _check_timed(check_backend, backend, device)
+
+
+def check_kernels_timed(kernels: str, device: torch.device) -> None:
+    """Raises NotHere where `kernels` do not run on `device` as in training."""
+    _check_timed(check_kernels, kernels, device)
+
+
+def _check_timed(check: Callable[[str, str], None], name: str, device: torch.device) -> None:
+    try:
+        check(name, device.type)
+    except ValueError as reason:
+        raise NotHere(str(reason)) from None
+    if name == "triton" and device.type == "cpu":
+        raise NotHere("interpreted Triton kernels are for checking, not for timing")
+
+
+class Trainer:
+    """Steps of `setup` on the same few global batches, over and over.
+
+    A context: DeepSpeed hangs hooks and methods on the parameters, which would keep them and their
+    fp32 gradients in memory for ever.
+
+    Args:
+        micro_batch, global_batch: sequences; equal micro-batches, so one divides the other.
+        batches: micro-batches of whole steps, in host memory.
+    """
+
+    def __init__(
+        self, setup: Setup, micro_batch: int, global_batch: int, batches: list[PackedBatch], world
+    ):
+        self.setup, self.world = setup, world
+        self.micro_batch, self.parameters = micro_batch, setup.model.parameters()
+        self.accumulation = global_batch // micro_batch
+        words = ["--model", setup.model.name, "--data", "-", "--output", "-"]
+        self.options = pretrain.parse_arguments([*words, "--deepspeed-config", "-"])
+        size = setup.model.name.rpartition("-")[2]
+        self.options.learning_rate = pretrain.PEAK_LEARNING_RATE[size]
+        torch.manual_seed(self.options.seed)
+        model = RapidBertForMaskedLM(
+            setup.model, ModelOptions(setup.attention, setup.kernels, setup.recompute)
+        )
+        optimizer = pretrain.optimizer(self.options)
+        plan = BatchPlan(global_batch, micro_batch, self.accumulation, 1)
+        self.engine = (
+            engine.build_engine(model, setup.deepspeed, plan, world, **optimizer)
+            if setup.with_deepspeed
+            else PlainEngine(model, engine.precision(setup.deepspeed), plan, world, **optimizer)
+        )
+        self._steps = itertools.cycle(
+            batches[first : first + self.accumulation]
+            for first in range(0, len(batches), self.accumulation)
+        )
+        self._done = 0
+        self._times = RankTimes(world)
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.destroy()
+        for parameter in self.engine.module.parameters():
+            vars(parameter).clear()  # methods of DeepSpeed's, bound to it
+
+    def fits(self) -> bool:
+        """Whether a step fits into memory: True, or torch.cuda.OutOfMemoryError."""
+        self.step()
+        return True
+
+    def step(self) -> dict[str, int]:
+        """One optimizer step; what its global batch held.
+
+        Raises:
+            FloatingPointError: the gradient is not finite: that step is not what is to be timed.
+        """
+        batches, _ = pretrain.next_step(iter(next(self._steps)), self.accumulation, self.world)
+        counts = pretrain.global_counts(batches, {}, self.world)
+        loss, update = pretrain.train_step(
+            self.engine,
+            batches,
+            counts,
+            self.options.learning_rate / 100,  # random tokens teach nothing, but keep it stable
+            self._done,
+            self.options,
+            self.world,
+            self._times,
+        )
+        if not update.applied:
+            raise FloatingPointError(
+                f"step {self._done}: loss {float(loss)}, gradient norm {float(update.norm)}"
+            )
+        self._done += 1
+        return counts
+
+
+class PlainEngine:
+    """What DeepSpeed is compared with: the same step with torch's AdamW and nothing else.
+
+    In bf16 the gradients of micro-batches are summed, and AdamW works, on fp32 copies, as in the
+    engine.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: str,
+        plan: BatchPlan,
+        world: World,
+        *,
+        learning_rate: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ):
+        self.module = model.to(world.device)
+        self._masters: list[torch.Tensor] | None = None
+        updated: Any = list(model.parameters())
+        if precision == "bf16":
+            self.module.bfloat16()
+            updated = self._masters = [p.detach().float() for p in model.parameters()]
+            for master in self._masters:
+                master.grad = torch.zeros_like(master)
+        self._weights: list[Any] = list(self.module.parameters())
+        self.optimizer = torch.optim.AdamW(
+            updated, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+        )
+        self._accumulation, self._micro_step = plan.accumulation, 0
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.module(*arguments, **named)
+
+    def destroy(self) -> None:
+        """Nothing of it outlives it."""
+
+    def backward(self, loss: torch.Tensor, **_: Any) -> None:
+        loss.backward()
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return (self._micro_step + 1) % self._accumulation == 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """After each micro-batch; updates the weights after the last one."""
+        update = self.is_gradient_accumulation_boundary()
+        if self._masters is not None:
+            sums: list[Any] = [master.grad for master in self._masters]
+            torch._foreach_add_(sums, [weight.grad for weight in self._weights])
+            for weight in self._weights:
+                weight.grad = None
+            if update:
+                self.optimizer.step()
+                torch._foreach_copy_(self._weights, self._masters)
+                torch._foreach_zero_(sums)
+        elif update:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self._micro_step += 1
+
+
+def made_batches(
+    shards: TokenShards, micro_batch: int, global_batch: int, sequence_length: int, steps: int
+) -> list[PackedBatch]:
+    """Micro-batches of the first `steps` global batches, as pretraining would see them."""
+    dataset = MlmBatches(shards, sequence_length=sequence_length, seed=17, micro_batch=micro_batch)
+    made = (dataset[item] for item in range(steps * global_batch // micro_batch))
+    return [batch.pin_memory() if torch.cuda.is_available() else batch for batch in made]
+
+
+def full_batch(model: ModelConfig, micro_batch: int, sequence_length: int) -> PackedBatch:
+    """The largest micro-batch there can be: no sequence is short of a token, 31% are masked."""
+    draw = torch.Generator().manual_seed(0)
+    tokens = micro_batch * sequence_length
+    positions = torch.arange(tokens)[torch.rand(tokens, generator=draw) < 0.31]
+    return PackedBatch(
+        input_ids=torch.randint(5, model.vocab_size, (tokens,), generator=draw),
+        sequence_offsets=torch.arange(0, tokens + 1, sequence_length, dtype=torch.int32),
+        sequence_keys=torch.arange(micro_batch),
+        masked_positions=positions,
+        labels=torch.randint(5, model.vocab_size, positions.shape, generator=draw),
+        max_sequence_length=sequence_length,
+        sequences=micro_batch,
+        real_tokens=tokens,
+        masked_tokens=len(positions),
+        token_pairs=micro_batch * sequence_length**2,
+    )
+
+
+def measure_steps(trainer: Trainer, *, warm_up: int, repeats: int) -> dict[str, Any]:
+    """Time and memory of optimizer steps, each with the tokens that it held."""
+    device = trainer.world.device
+    for _ in range(warm_up):
+        trainer.step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    held: list[dict[str, int]] = []
+    seconds = [
+        seconds_per_call(lambda: held.append(trainer.step()), device) for _ in range(repeats)
+    ]
+    return step_rates(trainer.setup.model, seconds, held) | peak_memory(device)
+
+
+def step_rates(
+    model: ModelConfig, seconds: list[float], held: list[dict[str, int]]
+) -> dict[str, Any]:
+    """Rates of steps of `seconds` that held so many tokens; utilisations where the device's peak
+    is known."""
+    rates = [counts["real_tokens"] / time for counts, time in zip(held, seconds, strict=True)]
+    found: dict[str, Any] = {
+        "step_seconds": spread(seconds),
+        "tokens_per_second": spread(rates),
+        **{
+            f"{name}_per_step": sum(counts[name] for counts in held) / len(held)
+            for name in ("sequences", "real_tokens", "padded_tokens", "masked_tokens")
+        },
+        "mfu": None,
+        "executed_flops_utilization": None,
+    }
+    peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    if peak is not None:
+        names = {"tokens": "real_tokens", "masked_tokens": "masked_tokens"}
+        names["token_pairs"] = "token_pairs"
+        flops = sum(
+            training_flops(model, **{ours: counts[theirs] for ours, theirs in names.items()})
+            for counts in held
+        )
+        found["mfu"] = mfu(model.parameters(), found["tokens_per_second"]["median"], 1, peak)
+        found["executed_flops_utilization"] = executed_flops_utilization(
+            flops, sum(seconds), 1, peak
+        )
+    return found
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """GB (1e9 bytes) at the most: of the device since the last reset, or of this process."""
+    if device.type == "cuda":
+        return {
+            "peak_memory_allocated_gb": torch.cuda.max_memory_allocated(device) / 1e9,
+            "peak_memory_reserved_gb": torch.cuda.max_memory_reserved(device) / 1e9,
+        }
+    return {"host_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+
+
+def on_data(setup: Setup, shards: TokenShards) -> Setup:
+    """The setup with the data's vocabulary."""
+    return replace(setup, model=replace(setup.model, vocab_size=shards.vocab_size))

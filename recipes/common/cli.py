@@ -1,0 +1,338 @@
+"""Command lines of the recipes: `_` and `-` alike, no abbreviations, one clear message per fault.
+
+DeepSpeed users type `--deepspeed_config`, everybody else types `--deepspeed-config`; both work
+for every option of every recipe. Abbreviations are off because a mistyped option must be an
+error, never the nearest other option.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import io
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from recipes.engine.launcher import end_with_launcher
+
+Result = TypeVar("Result")
+
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+# What the user mends, not us: no space, quota, read-only, no permission.
+_SYSTEM_REFUSALS = _NO_SPACE | {errno.EROFS, errno.EACCES}
+
+
+class UserError(ValueError):
+    """A fault of the input or the settings: shown as a message, without a traceback, exit code 2.
+
+    Raise it with every fault found, one per item, so that a user mends them in one go.
+    """
+
+    def __init__(self, *faults: str):
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+    status = 2
+    """Exit code of the process."""
+
+
+class MachineError(UserError):
+    """Right settings that the machine cannot serve now: a full disk, a node out of reach.
+
+    Exit code 74 (EX_IOERR of sysexits.h), upon which a SLURM job goes back into the queue.
+    """
+
+    status = 74
+
+
+class SaveError(MachineError):
+    """A checkpoint or an export could not be written; the older ones are untouched."""
+
+
+def refused(error: OSError, where: object) -> UserError:
+    """What the system did not let us do, as the user's to mend: a `MachineError` if by space."""
+    fault = f"{where}: {error.strerror}"
+    return MachineError(fault) if error.errno in _NO_SPACE else UserError(fault)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # "(default: None)" tells a reader nothing; such options say in words what happens.
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Faults(list[str]):
+    """Everything found wrong before the work starts, to be said at once."""
+
+    def attempt(self, check: Callable[[], Result]) -> Result | None:
+        """What `check` returns, or None after noting what it found wrong."""
+        try:
+            return check()
+        except UserError as error:
+            self.extend(error.faults)
+        except ValueError as error:
+            self.append(str(error))
+        return None
+
+    def stop(self) -> None:
+        """Raises UserError if anything was found."""
+        if self:
+            raise UserError(*self)
+
+
+@dataclass(frozen=True)
+class Range:
+    """An option's type: a number in a range; `number` and `whole` make it."""
+
+    low: float
+    high: float
+    above: bool = False
+    """`low` itself is outside."""
+    below: bool = False
+    """`high` itself is outside."""
+    whole: bool = False
+
+    def __call__(self, text: str) -> float:
+        """Raises ArgumentTypeError: the range and, where one is near, what may be meant."""
+        try:
+            value = int(text) if self.whole else float(text)
+        except ValueError:
+            value = math.nan
+        if value not in self:
+            meant = self.meant(text)
+            near = "" if meant is None else f"; did you mean {meant}?"
+            raise argparse.ArgumentTypeError(f"must be {self}{near}")
+        return value
+
+    def __contains__(self, value: float) -> bool:
+        low = self.low < value if self.above else self.low <= value
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low, high = (f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (self.low, self.high))
+        if self.above:
+            ends = f"above {low}{' and below' if self.below else ', up to'} {high}"
+        else:
+            ends = f"from {low} to {'below ' * self.below}{high}"
+        return f"a {'whole ' * self.whole}number {ends}"
+
+    def meant(self, text: str) -> float | None:
+        """The number in the range that other ways of writing stand for: 1e3, 70k, 1,000, 30%."""
+        found = re.fullmatch(
+            r"([-+]?[\d., _]*\d(?:\.0*)?(?:e[-+]?\d+)?) *([kmg%]?)", text.strip().lower()
+        )
+        if not found:
+            return None
+        digits, unit = found[1].replace(" ", ""), found[2]
+        if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?", digits):
+            digits = digits.replace(",", "")
+        try:
+            value = float(digits.replace(",", ".")) * _UNITS[unit]
+        except ValueError:
+            return None
+        if value not in self or (self.whole and not value.is_integer()):
+            return None
+        return int(value) if self.whole else float(f"{value:.12g}")
+
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "%": 0.01}
+
+
+def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Range:
+    """Type of an option: a finite number from `low` to `high`, or above and below them."""
+    return Range(low, high, above, below)
+
+
+def whole(low: int, high: int) -> Range:
+    """Type of an option: a whole number from `low` to `high`."""
+    return Range(low, high, whole=True)
+
+
+# Ranges that several commands share. Wider than anything sensible: they keep out what would
+# overflow or vanish, fill the memory or never end.
+SEED = whole(0, 2**63 - 1)
+SEQUENCE_LENGTH = whole(8, 65_536)
+COUNT = whole(1, 10**9)
+COUNT_OR_NONE = whole(0, 10**9)
+SHARE = number(0, 1)
+PART = number(1e-9, 1, below=True)
+MINUTES = number(1e-6, 525_600)  # a year
+PRICE = number(0, 1_000_000)
+GPU_MEMORY_GB = number(0.001, 10_000)
+LEARNING_RATE = number(1e-12, 1_000_000)
+WEIGHT_DECAY = number(0, 1)
+
+
+def checked(check: Callable[[str], object]) -> Callable[[str], str]:
+    """Type of an option: a text, kept as it is, about which `check` raises no ValueError."""
+
+    def kept(text: str) -> str:
+        try:
+            check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return kept
+
+
+class Options(argparse.Namespace):
+    """What a command line says.
+
+    `faults` are the values that were refused; the defaults stand in their place. It is no member
+    of `vars()`, which is what a run records.
+    """
+
+    __slots__ = ("faults",)
+
+    def __init__(self, **values: Any):
+        super().__init__(**values)
+        self.faults: list[str] = []
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with `_` and `-` alike in option names, that names all faults at once.
+
+    Unknown options are told the nearest; refused values stand beside them.
+
+    Args:
+        refuse: end with the refused values; otherwise, if they are all that is wrong, they are left
+            in `Options.faults`, for a command that names what else is wrong beside them.
+    """
+
+    def __init__(self, *args, refuse: bool = True, **kwargs):
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        self._refuse = refuse
+        self._unknown: list[str] = []
+        self._refused: list[tuple[argparse.Action, str]] = []
+        # -inf and -1e5 are numbers as well, for their option to refuse.
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        words = list(sys.argv[1:] if args is None else args)
+        # What follows a bare "--" is no option, whatever it looks like.
+        options = words.index("--") if "--" in words else len(words)
+        words[:options] = map(_dashed, words[:options])
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        # argparse complains about a missing --output before it looks at an --ouput. Those of a
+        # subcommand are for its own parser to judge.
+        self._unknown = [
+            _explain(word, known)
+            for word in words[: 0 if self._subparsers else options]
+            if word.startswith("--") and word.partition("=")[0] not in known
+        ]
+        self._refused = []
+        parsed, unknown = super().parse_known_args(words, namespace or Options())
+        self._unknown += [_explain(word, known) for word in unknown]
+        if self._unknown or (self._refused and self._refuse):
+            self.error("")
+        for action, fault in self._refused:
+            parsed.faults.append(fault)
+            setattr(parsed, action.dest, action.default)
+            if action.default is argparse.SUPPRESS:
+                delattr(parsed, action.dest)
+        return parsed, []
+
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        try:
+            if not text and action.option_strings:
+                # No default may stand in its place: it is what an unset shell variable leaves.
+                self._unknown.append(f"{'/'.join(action.option_strings)} '': is empty")
+                return None
+            return super()._get_value(action, text)  # type: ignore[misc]
+        except argparse.ArgumentError as error:
+            name = "/".join(action.option_strings) or action.dest
+            self._refused.append((action, f"{name} {shorten(text)}: {error.message}"))
+            return None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            if not action.option_strings:  # the name of a subcommand: nothing to go on with
+                raise
+            if value is not None:  # otherwise refused before
+                self._refused.append((action, str(error).removeprefix("argument ")))
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        faults = [*self._unknown, *(fault for _, fault in self._refused), message]
+        for fault in filter(None, dict.fromkeys(faults)):
+            print(f"{self.prog}: error: {fault}", file=sys.stderr)
+        sys.exit(UserError.status)
+
+
+def shorten(text: str) -> str:
+    """A value for a message: in quotes where a reader would not see it, cut where it is long."""
+    text = text if len(text) <= 60 else f"{text[:60]}..."
+    return text if text.isprintable() and text.strip() == text != "" else repr(text)
+
+
+def _dashed(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def claimed(words: Sequence[str], ways: Mapping[str, str]) -> list[str]:
+    """Faults: options behind a bare "--" that are not for the user to hand on.
+
+    Args:
+        words: what stands behind it, for another command.
+        ways: what to do instead, by option; an empty one: the command gives it before the "--".
+    """
+    given = [_dashed(word).partition("=")[0] for word in words]
+    return [
+        f"{name} after --: {ways[name] or f'give {name} before the --'}"
+        for name in dict.fromkeys(given)
+        if name in ways
+    ]
+
+
+def _explain(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    return f"unknown argument {word!r}" + (f" (did you mean {near[0]}?)" if near else "")
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry point; a `UserError` becomes a message per fault on stderr and its exit code."""
+    end_with_launcher()
+    # A console that cannot show a character gets its number: no output is worth the work.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = main()
+        sys.stdout.flush()  # here, where a closed pipe is caught, not at interpreter shutdown
+        sys.exit(status)
+    except UserError as error:
+        for fault in error.faults:
+            print(f"error: {fault}", file=sys.stderr)
+        if isinstance(error, SaveError):
+            print("make room, then the same command goes on from what is whole", file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # What is still buffered has no reader; shutdown would try to write it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in _SYSTEM_REFUSALS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        sys.exit(MachineError.status if error.errno in _NO_SPACE else UserError.status)

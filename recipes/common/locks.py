@@ -1,0 +1,57 @@
+"""Locks on directories: two processes writing into one would mix their files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from recipes.common.cli import UserError
+
+LOCK = ".lock"
+
+_held: dict[Path, IO[bytes]] = {}  # until the process ends, however it ends
+
+
+def lock(directory: Path, work: str, name: str = LOCK) -> None:
+    """Keep other processes from writing into `directory` until this process ends.
+
+    A second call in the same process does nothing. A file system without locks is named on the
+    console, and the work goes on.
+
+    Args:
+        directory: must exist; gets a file, which stays.
+        work: what the process does there, for the message of the one that comes second, such as
+            "training into it".
+        name: of the file. What may be done beside other work in the directory has one of its own.
+
+    Raises:
+        UserError: another process holds the directory; it is named.
+    """
+    path = directory.resolve() / name
+    if path in _held and path.exists():
+        return
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().decode(errors="replace").strip() or "not named"
+        file.close()
+        raise UserError(f"{directory}: another process is {work} right now ({holder})") from None
+    except OSError as error:  # some network file systems have no locks
+        print(f"{directory}: cannot be locked ({error.strerror}); start no second process into it")
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+    file.flush()
+    _held[path] = file
+
+
+def unlock_if_alone(directory: Path) -> None:
+    """Take this process's lock away again from a directory in which nothing else has come to be."""
+    path = directory.resolve() / LOCK
+    if path in _held and os.listdir(directory) == [LOCK]:
+        path.unlink()
+        _held.pop(path).close()

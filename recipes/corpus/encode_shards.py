@@ -1,0 +1,207 @@
+"""Portions of text to token shards, in worker processes.
+
+One worker reads, cleans, encodes and writes one portion alone, so nothing but the books passes
+between processes, and the result does not depend on how many there are. Nothing here imports torch:
+a worker is ready in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.common.cli import UserError
+from recipes.corpus.held_out import HeldOut, document_hash
+from recipes.corpus.text_records import EMPTY, HELD_OUT, Skipped
+from recipes.corpus.text_sources import Portion
+from recipes.corpus.token_shards import ShardWriter
+from recipes.corpus.tokenizer import Tokenizer, encode_documents
+
+BATCH_DOCUMENTS = 256
+BATCH_CHARACTERS = 4 << 20  # whichever comes first: long documents would add up
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for every portion.
+
+    Attributes:
+        output: directory of the shards.
+        tokenizer: path of the model.
+        text_key: key or column that holds the text.
+        held_out: what becomes of documents of the training input.
+        max_bad_fraction: largest share of unusable records, 0 to 1.
+    """
+
+    output: Path
+    tokenizer: Path
+    text_key: str
+    held_out: HeldOut
+    max_bad_fraction: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """One portion and the shard it becomes, `<split>-<number>`."""
+
+    split: str
+    number: int
+    portion: Portion
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number:05d}"
+
+
+@dataclass
+class Encoded:
+    """The books of one finished portion.
+
+    Attributes:
+        name: of the task.
+        shards: manifest entry by split; a split without documents has none.
+        token_counts: occurrences of each id by split, int64 [vocab_size].
+        text_bytes: UTF-8 bytes of the documents written.
+        cpu_seconds: processor time, reading included.
+        skipped: what was read and what was left out.
+    """
+
+    name: str
+    shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    token_counts: dict[str, np.ndarray] = field(default_factory=dict)
+    text_bytes: int = 0
+    cpu_seconds: float = 0.0
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+class _Stopped(Exception):
+    """The main process has given up: leave no file behind."""
+
+
+def encode_portion(
+    task: Task, job: Job, tokenizer: Tokenizer, stop: Event | None = None
+) -> Encoded:
+    """Encode one portion into its shards.
+
+    Raises:
+        UserError: an input is damaged, or too many of its records are unusable.
+        OSError: a shard cannot be written.
+    """
+    result = Encoded(task.name)
+    started = time.process_time()
+    writers: dict[str, ShardWriter] = {}
+    with ExitStack() as stack:
+        documents = task.portion.documents(job.text_key, result.skipped, job.max_bad_fraction)
+        for batch in _batches(documents):
+            if stop is not None and stop.is_set():
+                raise _Stopped
+            for text, tokens in zip(batch, encode_documents(tokenizer, batch), strict=True):
+                if len(tokens) == 0:  # nothing but what the normalisation removes
+                    result.skipped.count(EMPTY)
+                    continue
+                split = task.split
+                if split == "train":
+                    key = document_hash(text)
+                    if job.held_out.is_left_out(key):
+                        result.skipped.count(HELD_OUT)
+                        continue
+                    split = "validation" if job.held_out.is_validation(key) else split
+                if split not in writers:
+                    prefix = job.output / f"{split}-{task.number:05d}"
+                    writers[split] = stack.enter_context(ShardWriter(prefix, tokenizer.vocab_size))
+                    result.token_counts[split] = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+                writers[split].add(tokens)
+                np.add.at(result.token_counts[split], tokens, 1)
+                result.text_bytes += len(text.encode())
+    result.shards = {split: writer.info for split, writer in writers.items()}
+    result.cpu_seconds = time.process_time() - started
+    return result
+
+
+def encode_portions(tasks: Sequence[Task], job: Job, workers: int) -> Iterator[Encoded]:
+    """Encode portions in parallel and yield each as it finishes, in any order.
+
+    Closing the iterator, or an exception, stops the workers within a batch of documents.
+
+    Args:
+        workers: processes; with one, or for one task, no process is started.
+
+    Raises:
+        UserError: an input is damaged, or a worker was killed.
+        OSError: a shard cannot be written.
+    """
+    if workers == 1 or len(tasks) == 1:
+        tokenizer = Tokenizer(job.tokenizer)
+        for task in tasks:
+            yield encode_portion(task, job, tokenizer)
+        return
+    context = multiprocessing.get_context("spawn")  # forking after threads were started can hang
+    stop = context.Event()
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)), context, initializer=_start_worker, initargs=(job, stop)
+    )
+    try:
+        futures = [pool.submit(_encode_in_worker, task) for task in tasks]
+        # The pool starts a process after it has listed those whose death it watches for; one
+        # submission more makes it list the last one too.
+        pool.submit(int)
+        for done in as_completed(futures):
+            yield done.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory: run the same command again "
+            f"with fewer than --workers {workers} (finished shards are kept)"
+        ) from None
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(job: Job, stop: Event) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker = (job, Tokenizer(job.tokenizer), stop)
+
+
+def _encode_in_worker(task: Task) -> Encoded:
+    job, tokenizer, stop = _worker
+    return encode_portion(task, job, tokenizer, stop)
+
+
+_worker: tuple[Job, Tokenizer, Event]
+
+
+def _exit_with_parent() -> None:
+    # An orphan must not go on writing: the next preparation may be at the same shard. What it
+    # leaves is called .partial, which the next preparation removes.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in documents:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,76 @@
+"""What looks wrong about an input before it is prepared, and about the result afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from recipes.common.cli import UserError
+from recipes.corpus.text_records import Skipped
+from recipes.corpus.text_sources import Portion
+
+PROBED_PORTIONS = 8
+PROBED_RECORDS = 10_000  # of each, at most
+SHORT_TOKENS = 64  # on average; a sequence of 128 then is half empty, or holds several documents
+HELD_OUT_FACTOR = 3  # a share held out that differs by more from what was asked for is odd
+
+
+def check_documents(portions: Sequence[Portion], text_key: str, max_bad_fraction: float) -> None:
+    """Look for a document in evenly spaced portions, so that a wrong key is told at once.
+
+    Raises:
+        UserError: one that is certain to come later too: too many unusable records in a row, a
+            missing column, a damaged beginning, or no document at all in a small input.
+    """
+    step = max(1, -(-len(portions) // PROBED_PORTIONS))
+    if any(span.kind == "hub" for portion in portions for span in portion.spans):
+        step = len(portions)  # every other one would be a download more
+    seen, found = Skipped(), False
+    for portion in portions[::step]:
+        skipped = Skipped()
+        limit = min(portion.limit or PROBED_RECORDS, PROBED_RECORDS)
+        # Lanes share a limit: a later one may have nothing below it, and is no less readable.
+        first = replace(portion, limit=limit, lane=0)
+        found |= next(first.documents(text_key, skipped, max_bad_fraction), None) is not None
+        seen.merge(skipped)
+    if not found and step == 1 and seen.bad and seen.records < PROBED_RECORDS:
+        raise UserError(
+            f"no usable document in the {seen.records:,} records of the input: "
+            f"{seen.describe_all()}"
+        )
+
+
+def odd_results(
+    splits: Mapping[str, Mapping[str, Any]], kinds: set[str], fraction: float
+) -> Iterator[str]:
+    """What the user should look at before training on a preparation.
+
+    Args:
+        splits: of the manifest.
+        kinds: of the spans that were read.
+        fraction: of the documents to be held out; 0 with a validation input.
+    """
+    hint = next((hint for kind, hint in _SPLITTING.items() if kind in kinds), "")
+    train = splits["train"]
+    mean = train["tokens"] / train["documents"]
+    if train["documents"] == 1:
+        yield f"train is one document of {train['tokens']:,} tokens{hint}"
+    elif mean < SHORT_TOKENS:
+        yield f"documents are short: {mean:.1f} tokens on average{hint}"
+    for unit in ("documents", "tokens") if fraction else ():
+        share = splits["validation"][unit] / sum(split[unit] for split in splits.values())
+        if not fraction / HELD_OUT_FACTOR <= share <= fraction * HELD_OUT_FACTOR:
+            yield (
+                f"{share:.2%} of the {unit} are held out, not --validation-fraction {fraction:g}: "
+                "documents are held out whole, chosen by hash, with all that equal them; "
+                "--validation-input names others"
+            )
+            break
+
+
+_SPLITTING = {
+    "text": "; in plain text blank lines end a document (--documents-per line or file)",
+    "text-line": "; each line of plain text is one (--documents-per paragraph or file)",
+    "text-file": "; each file of plain text is one (--documents-per paragraph or line)",
+}

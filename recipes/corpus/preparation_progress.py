@@ -1,0 +1,186 @@
+"""The books of a preparation: what is finished, and whether a directory may be continued.
+
+A directory belongs to one set of options and inputs. It is continued or left alone with the same
+ones; anything else is refused with the difference, unless the user asks to start again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.common.cli import UserError
+from recipes.common.files import write_whole
+from recipes.corpus.encode_shards import Encoded
+from recipes.corpus.text_records import Skipped
+from recipes.corpus.token_shards import MANIFEST_NAME
+
+PROGRESS_NAME = "progress.json"
+
+_OUR_FILES = re.compile(
+    r"((train|validation)-\d{5}\.(bin|idx)|tokenizer\.(model|vocab))(\.partial)?"
+)
+
+# What preparations did that were made before these options were there.
+_LATER_OPTIONS: dict[str, Any] = {"format": None, "documents_per": "paragraph"}
+
+
+@dataclass
+class Progress:
+    """The books, kept in `progress.json` until the manifest replaces it.
+
+    Attributes:
+        options: what the user asked for, as JSON types.
+        input_digest: of the inputs as they were found.
+        input_times: of when they were written last.
+        fingerprint: of the tokenizer.
+        finished: the record of each finished portion by the name of its task.
+        token_counts: occurrences of each id by split, [vocab_size].
+    """
+
+    options: Mapping[str, Any]
+    input_digest: str
+    input_times: str
+    fingerprint: str
+    finished: dict[str, dict[str, Any]] = field(default_factory=dict)
+    token_counts: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, encoded: Encoded) -> None:
+        """Note a finished portion."""
+        for split, counts in encoded.token_counts.items():
+            total = np.array(self.token_counts.get(split, 0)) + counts
+            self.token_counts[split] = total.tolist()
+        self.finished[encoded.name] = {
+            "shards": encoded.shards,
+            "text_bytes": encoded.text_bytes,
+            "cpu_seconds": encoded.cpu_seconds,
+            "skipped": asdict(encoded.skipped),
+        }
+
+    def save(self, output: Path) -> None:
+        """Write the books to disk, whole or not at all."""
+        write_whole(output / PROGRESS_NAME, json.dumps(asdict(self)).encode())
+
+    def total(self, key: str) -> float:
+        """Sum of `text_bytes` or `cpu_seconds` over the finished portions."""
+        return sum(record[key] for record in self.finished.values())
+
+    def skipped(self) -> Skipped:
+        """What was skipped in the finished portions together."""
+        total = Skipped()
+        for name in sorted(self.finished):
+            total.merge(Skipped(**self.finished[name]["skipped"]))
+        return total
+
+
+def is_prepared(
+    output: Path, options: Mapping[str, Any], input_digest: str, input_times: str
+) -> bool:
+    """Whether a directory is complete.
+
+    Raises:
+        UserError: it was prepared otherwise, or files are missing or of the wrong size.
+    """
+    path = output / MANIFEST_NAME
+    if not path.exists():
+        return False
+    manifest = _read_json(path)
+    source = manifest["source"]
+    found = (manifest["options"], source["input_digest"], source.get("input_times"))
+    _refuse_other(output, found, (options, input_digest, input_times))
+    infos = (info for split in manifest["splits"].values() for info in split["shards"])
+    _refuse_damaged(output, infos)
+    return True
+
+
+def read_progress(
+    output: Path, options: Mapping[str, Any], input_digest: str, input_times: str
+) -> Progress | None:
+    """The books of a preparation to continue, or None where there is none.
+
+    Raises:
+        UserError: it was started otherwise, or finished shards are missing or of the wrong size.
+    """
+    path = output / PROGRESS_NAME
+    if not path.exists():
+        if output.is_dir() and (ours := [p.name for p in output.iterdir() if _is_ours(p)]):
+            raise UserError(
+                f"{output}: holds {min(ours)} but neither {MANIFEST_NAME} nor {PROGRESS_NAME}: "
+                "name another --output, or --overwrite"
+            )
+        return None
+    progress = Progress(**{"input_times": None, **_read_json(path)})
+    found = (progress.options, progress.input_digest, progress.input_times)
+    _refuse_other(output, found, (options, input_digest, input_times))
+    infos = (info for done in progress.finished.values() for info in done["shards"].values())
+    _refuse_damaged(output, infos)
+    return progress
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); start again with --overwrite") from None
+
+
+def _refuse_other(
+    output: Path,
+    found: tuple[Mapping[str, Any], str, str | None],
+    wanted: tuple[Mapping[str, Any], str, str],
+) -> None:
+    """Refuse to mix; what a preparation of an older version did not note cannot be compared."""
+    (options, digest, times), (wanted_options, wanted_digest, wanted_times) = found, wanted
+    if "normalizer" not in options:
+        trained = "nmt_nfkc" if options.get("cased") else "nmt_nfkc_cf"
+        options = {**options, "normalizer": None if options.get("tokenizer") else trained}
+    options = _LATER_OPTIONS | dict(options)
+    faults = [
+        f"{output}: was started with {name} = {options.get(name)!r}, now it is {value!r}"
+        for name, value in wanted_options.items()
+        if options.get(name) != value
+    ]
+    if not faults and digest != wanted_digest:
+        faults = [f"{output}: the input files have changed since (other names or sizes)"]
+    if not faults and times not in (None, wanted_times):
+        faults = [f"{output}: the input files were written again since, with the same sizes"]
+    if faults:
+        raise UserError(*faults, "name another --output, or start again with --overwrite")
+
+
+def _refuse_damaged(output: Path, infos: Iterable[dict[str, Any]]) -> None:
+    faults = []
+    for info in infos:
+        for suffix in ("bin", "idx"):
+            path = output / f"{info['prefix']}.{suffix}"
+            found = path.stat().st_size if path.exists() else None
+            if found != info[f"{suffix}_bytes"]:
+                faults.append(f"{path}: {found} bytes, {info[f'{suffix}_bytes']} were written")
+    if faults:
+        raise UserError(*faults, "start again with --overwrite")
+
+
+def remove_partial_files(output: Path) -> None:
+    """Remove what a killed preparation was writing."""
+    for path in filter(_is_ours, list(output.glob("*.partial"))):
+        path.unlink()
+
+
+def _is_ours(path: Path) -> bool:
+    return _OUR_FILES.fullmatch(path.name) is not None
+
+
+def clear(output: Path) -> None:
+    """Remove every file of a preparation, and no other."""
+    if output.is_dir():
+        # The manifest goes first: a directory that is half cleared must not look prepared.
+        (output / MANIFEST_NAME).unlink(missing_ok=True)
+        (output / PROGRESS_NAME).unlink(missing_ok=True)
+        for path in filter(_is_ours, sorted(output.iterdir())):
+            path.unlink()

@@ -1,0 +1,368 @@
+"""Token shards on disk: Megatron-core's `.bin/.idx` pairs under one `manifest.json`.
+
+The files are what `megatron.core.datasets.indexed_dataset` reads and writes, so either side can
+prepare data for the other. They are handled here with numpy alone, because encoder processes and
+loader workers start by the dozen and importing Megatron costs each of them seconds and memory.
+
+The manifest is the only proof that a directory is whole: it is written last, and nothing is read
+that it does not list with the size found on disk.
+
+Layout of an `.idx` file (little-endian), one sequence per document:
+    9 bytes magic, u64 version, u8 token type, u64 sequences, u64 document bounds,
+    i32 [sequences] lengths in tokens, i64 [sequences] byte offsets into the `.bin` file,
+    i64 [sequences + 1] document bounds (0, 1, 2, ...)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from recipes.common.cli import UserError
+from recipes.common.files import sync_directory
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = 1
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_TOKEN_TYPES: dict[int, np.dtype] = {4: np.dtype(np.int32), 8: np.dtype(np.uint16)}
+_INDEX_CHUNK = 1 << 20  # entries of the index written at a time, so that memory stays flat
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 for fewer than 65,500 pieces, else int32 (Megatron's `DType.optimal_dtype`)."""
+    return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
+
+
+class _PartialFile:
+    """`<path>.partial`, hashed while it is written; takes its own name only when whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self.bytes = 0
+        self._sha256 = hashlib.sha256()
+        self._file = open(self.partial, "wb", buffering=1 << 20)
+
+    def write(self, data: bytes) -> None:
+        self.bytes += len(data)
+        self._sha256.update(data)
+        self._file.write(data)
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def publish(self) -> None:
+        os.replace(self.partial, self.path)
+
+    def discard(self) -> None:
+        try:
+            self._file.close()
+        except OSError:  # a full disk refuses the last flush too; the file goes away all the same
+            pass
+        self.partial.unlink(missing_ok=True)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+
+class ShardWriter:
+    """Writes one shard, `<prefix>.bin` and `<prefix>.idx`; a context manager.
+
+    Both files appear, synced to disk, when the block ends without an exception; otherwise neither
+    does. Memory: four bytes per document.
+
+    Args:
+        prefix: path of the shard without its suffix; its directory exists.
+        vocab_size: pieces of the tokenizer; decides the token type and the ids that are accepted.
+
+    After the block `info` is the shard's entry for the manifest: `prefix` (the name),
+    `documents`, `tokens`, `bin_bytes`, `idx_bytes`, `bin_sha256`, `idx_sha256`.
+    """
+
+    info: dict[str, Any]
+
+    def __init__(self, prefix: Path, vocab_size: int):
+        self.prefix = Path(prefix)
+        self.vocab_size = vocab_size
+        self.dtype = token_dtype(vocab_size)
+        self._lengths = array("i")
+
+    @property
+    def documents(self) -> int:
+        """Documents added so far."""
+        return len(self._lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens added so far."""
+        return self._bin.bytes // self.dtype.itemsize
+
+    def __enter__(self) -> Self:
+        self._bin = _PartialFile(_with_suffix(self.prefix, ".bin"))
+        return self
+
+    def add(self, tokens: np.ndarray) -> None:
+        """Append one document: an integer array [tokens] of ids without [CLS] and [SEP].
+
+        Raises:
+            ValueError: the document is empty, or an id lies outside [0, vocab_size).
+        """
+        if len(tokens) == 0:
+            raise ValueError(f"document {self.documents} of {self.prefix} is empty")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.vocab_size:
+            raise ValueError(
+                f"document {self.documents} of {self.prefix} has ids {low} to {high}; "
+                f"a vocabulary of {self.vocab_size} pieces has 0 to {self.vocab_size - 1}"
+            )
+        self._bin.write(tokens.astype(self.dtype).tobytes())
+        self._lengths.append(len(tokens))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._bin.discard()
+            return
+        idx: _PartialFile | None = None
+        try:
+            if self.documents == 0:
+                raise ValueError(f"{self.prefix}: a shard needs at least one document")
+            idx = _PartialFile(_with_suffix(self.prefix, ".idx"))
+            self._write_index(idx)
+            self._bin.close()
+            idx.close()
+        except BaseException:
+            self._bin.discard()
+            if idx is not None:
+                idx.discard()
+            raise
+        # The index of an earlier shard of this name must never be seen beside the new tokens.
+        idx.path.unlink(missing_ok=True)
+        self._bin.publish()
+        idx.publish()
+        sync_directory(self.prefix.parent)
+        self.info = {
+            "prefix": self.prefix.name,
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "bin_bytes": self._bin.bytes,
+            "idx_bytes": idx.bytes,
+            "bin_sha256": self._bin.sha256,
+            "idx_sha256": idx.sha256,
+        }
+
+    def _write_index(self, idx: _PartialFile) -> None:
+        lengths = np.frombuffer(self._lengths, dtype=np.int32)
+        code = next(code for code, dtype in _TOKEN_TYPES.items() if dtype == self.dtype)
+        idx.write(_HEADER.pack(_MAGIC, 1, code, len(lengths), len(lengths) + 1))
+        idx.write(lengths.tobytes())
+        offset = 0
+        for first in range(0, len(lengths), _INDEX_CHUNK):
+            sizes = lengths[first : first + _INDEX_CHUNK].astype(np.int64) * self.dtype.itemsize
+            ends = offset + np.cumsum(sizes)
+            idx.write((ends - sizes).tobytes())
+            offset = int(ends[-1])
+        for first in range(0, len(lengths) + 1, _INDEX_CHUNK):
+            last = min(first + _INDEX_CHUNK, len(lengths) + 1)
+            idx.write(np.arange(first, last, dtype=np.int64).tobytes())
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One memory-mapped shard: nothing is read before it is touched.
+
+    Attributes:
+        tokens: ids, uint16 or int32 [tokens].
+        lengths: tokens of each document, int32 [documents]. Not aligned in memory: the format
+            puts it 34 bytes into the file.
+        pointers: byte offset of each document in the `.bin` file, int64 [documents]; not aligned.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    pointers: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenShards:
+    """One split of a prepared directory.
+
+    Attributes:
+        data_dir: the directory.
+        split: its name in the manifest.
+        manifest: the whole manifest, as written by `recipes/prepare_data.py`.
+        shards: in the manifest's order.
+    """
+
+    data_dir: Path
+    split: str
+    manifest: dict[str, Any]
+    shards: tuple[Shard, ...]
+
+    @property
+    def documents(self) -> int:
+        return self.manifest["splits"][self.split]["documents"]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens on disk, without [CLS] and [SEP]."""
+        return self.manifest["splits"][self.split]["tokens"]
+
+    @property
+    def unigram_entropy_nats(self) -> float:
+        """Entropy of the split's token frequencies: the loss of a model that ignores context."""
+        return self.manifest["splits"][self.split]["unigram_entropy_nats"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest["tokenizer"]["vocab_size"]
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of pad, unk, cls, sep and mask."""
+        return self.manifest["tokenizer"]["special_ids"]
+
+
+def open_shards(
+    data_dir: Path | str,
+    split: str,
+    *,
+    tokenizer_fingerprint: str | None = None,
+    verify_checksums: bool = False,
+) -> TokenShards:
+    """Check one split of a prepared directory against its manifest and memory-map it.
+
+    Args:
+        data_dir: directory written by `recipes/prepare_data.py`.
+        split: `"train"` or `"validation"`.
+        tokenizer_fingerprint: fingerprint of the tokenizer in use; compared with the manifest's.
+        verify_checksums: also read every file whole and compare its SHA-256 (about 1 GB/s).
+
+    Raises:
+        UserError: everything that is wrong with the directory, one message per fault.
+    """
+    data_dir = Path(data_dir)
+    manifest = _read_manifest(data_dir)
+    faults = []
+    expected = manifest["tokenizer"]["fingerprint"]
+    if tokenizer_fingerprint not in (None, expected):
+        faults.append(
+            f"{data_dir}: the tokenizer does not match the data: its fingerprint is "
+            f"{tokenizer_fingerprint}, the shards were encoded with {expected} (older versions "
+            "left a custom normaliser's flags out of the fingerprint: then prepare the data again)"
+        )
+    if split not in manifest["splits"]:
+        known = ", ".join(sorted(manifest["splits"]))
+        raise UserError(*faults, f"{data_dir}: no split {split!r}; it has {known or 'none'}")
+    infos = manifest["splits"][split]["shards"]
+    if not infos:
+        faults.append(f"{data_dir}: split {split!r} holds no shards")
+    for info in infos:
+        faults += _shard_faults(data_dir, info, verify_checksums)
+    if faults:
+        raise UserError(*faults)
+    shards = tuple(_map_shard(data_dir / info["prefix"]) for info in infos)
+    return TokenShards(data_dir, split, manifest, shards)
+
+
+def _read_manifest(data_dir: Path) -> dict[str, Any]:
+    path = data_dir / MANIFEST_NAME
+    prepare = f"python recipes/prepare_data.py --input ... --output {data_dir}"
+    if not data_dir.is_dir():
+        raise UserError(f"{data_dir}: no such directory; prepare it with: {prepare}")
+    if not path.is_file():
+        raise UserError(
+            f"{data_dir}: no {MANIFEST_NAME}, so the data are not prepared or their preparation "
+            f"did not finish; run, or run again: {prepare}"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); prepare again: {prepare}") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != MANIFEST_FORMAT:
+        raise UserError(
+            f"{path}: format {found!r}, this version reads {MANIFEST_FORMAT}; "
+            f"prepare again: {prepare}"
+        )
+    return manifest
+
+
+def _shard_faults(data_dir: Path, info: dict[str, Any], verify_checksums: bool) -> Iterator[str]:
+    sizes_match = True
+    for suffix in ("bin", "idx"):
+        path = _with_suffix(data_dir / info["prefix"], f".{suffix}")
+        size = info[f"{suffix}_bytes"]
+        if not path.is_file():
+            yield f"{path}: missing; the manifest lists it with {size:,} bytes"
+            sizes_match = False
+        elif (found := path.stat().st_size) != size:
+            yield f"{path}: {found:,} bytes, the manifest says {size:,}"
+            sizes_match = False
+        elif verify_checksums:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != info[f"{suffix}_sha256"]:
+                yield f"{path}: SHA-256 {digest}, the manifest says {info[f'{suffix}_sha256']}"
+    if sizes_match:
+        yield from _header_faults(data_dir, info)
+
+
+def _header_faults(data_dir: Path, info: dict[str, Any]) -> Iterator[str]:
+    path = _with_suffix(data_dir / info["prefix"], ".idx")
+    with open(path, "rb") as file:
+        header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        yield f"{path}: not a Megatron index"
+        return
+    _, version, code, documents, _ = _HEADER.unpack(header)
+    if version != 1 or code not in _TOKEN_TYPES:
+        yield f"{path}: version {version}, token type {code}; read are version 1, types 4 and 8"
+    elif documents != info["documents"]:
+        yield f"{path}: {documents:,} documents, the manifest says {info['documents']:,}"
+    elif info["bin_bytes"] != info["tokens"] * _TOKEN_TYPES[code].itemsize:
+        yield (
+            f"{path}: {info['tokens']:,} tokens of {_TOKEN_TYPES[code].itemsize} bytes are not "
+            f"the {info['bin_bytes']:,} bytes of the manifest"
+        )
+
+
+def _map_shard(prefix: Path) -> Shard:
+    index = _map(_with_suffix(prefix, ".idx"))
+    _, _, code, documents, _ = _HEADER.unpack_from(index)
+    lengths = np.frombuffer(index, np.int32, count=documents, offset=_HEADER.size)
+    pointers = np.frombuffer(index, np.int64, count=documents, offset=_HEADER.size + lengths.nbytes)
+    tokens = _map(_with_suffix(prefix, ".bin"))
+    # Sequences are read in random order, so read-ahead (128 KB by default) would fetch several
+    # hundred times what is used.
+    tokens.madvise(mmap.MADV_RANDOM)
+    return Shard(np.frombuffer(tokens, _TOKEN_TYPES[code]), lengths, pointers)
+
+
+def _map(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _with_suffix(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)  # Path.with_suffix would cut a name at its dot

@@ -1,0 +1,293 @@
+"""Two models after equal time: loss against time, score against time, and one table.
+
+    python recipes/reporting/equal_time.py runs/cram/rapidbert-base runs/cram/bert-base \\
+        --output runs/cram
+
+Reads what `cram.py` has left: the runs' logs, the exports at shares of the time, and the results of
+finetuning from each of them. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+    import recipes  # noqa: F401  (first: it sees to UTF-8)
+
+import numpy as np  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from recipes.common.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.common.files import write_whole  # noqa: E402
+from recipes.report import COLORS, Run, aligned, load_runs, make_directory, png  # noqa: E402
+from recipes.reporting.score_table import STAND_IN, Series, load_results, summarize  # noqa: E402
+from recipes.tasks.glue_tasks import TASKS  # noqa: E402
+from recipes.training.export import CONFIG, export_directory  # noqa: E402
+
+SHARES = (0.25, 0.5)
+"""Of the time, at which `cram.py` exports beside the end."""
+ALL_SHARES = (*SHARES, 1.0)
+CLOCK = "time/training_seconds"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One model's run and scores."""
+
+    run: Run
+    control: Series
+    """From random weights."""
+    scores: list[tuple[float, Series]]
+    """Minutes of pretraining, and what came of it."""
+
+    @property
+    def minutes(self) -> np.ndarray:
+        """Of training at each evaluation, float64 [evaluations]."""
+        return np.array([record[CLOCK] / 60 for record in self.run.evals])
+
+    @property
+    def losses(self) -> np.ndarray:
+        """On held-out text, nats, float64 [evaluations]."""
+        return np.array([record["loss/eval"] for record in self.run.evals])
+
+    def minutes_to(self, loss: float) -> float | None:
+        """When the held-out loss was first evaluated to be no higher; None if never."""
+        below = np.flatnonzero(self.losses <= loss)
+        return float(self.minutes[below[0]]) if len(below) else None
+
+
+def load(directories: Sequence[Path]) -> list[Contestant]:
+    """Runs with their scores.
+
+    Raises:
+        UserError: something is missing, or not comparable; all faults at once.
+    """
+    runs = load_runs(directories)
+    found, faults = [], []
+    for run_, directory in zip(runs, directories, strict=True):
+        if not run_.evals or any(CLOCK not in record for record in run_.evals):
+            faults.append(f"{directory}: no evaluation by time; pretrain.py --minutes makes them")
+            continue
+        try:
+            starts = [directory / f"at-{100 * share:g}" for share in SHARES] + [directory]
+            scores = [(_minutes(start), _scores(start / "glue")) for start in starts]
+            found.append(Contestant(run_, _scores(directory / "glue-from-scratch"), scores))
+        except UserError as error:
+            faults += error.faults
+    if not faults:
+        for what, values in _must_agree(found).items():
+            if len(set(map(str, values))) > 1:
+                faults.append(f"{what} differ: {', '.join(map(str, values))}; nothing to compare")
+    if faults:
+        raise UserError(*faults)
+    return found
+
+
+def _minutes(start: Path) -> float:
+    path = export_directory(start) / CONFIG
+    try:
+        return json.loads(path.read_bytes())["progress"]["training_seconds"] / 60
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: no export of a run by time") from None
+
+
+def _scores(directory: Path) -> Series:
+    return summarize(str(directory), load_results(directory))
+
+
+def _must_agree(found: Sequence[Contestant]) -> dict[str, list[Any]]:
+    configs = [one.run.config for one in found]
+    all_series = [s for one in found for s in (one.control, *(series for _, series in one.scores))]
+    return {
+        "minutes": [config["run"]["minutes"] for config in configs],
+        "devices": [config["device"] for config in configs],
+        "tokenizers": [config["data"]["tokenizer_fingerprint"] for config in configs],
+        "training data": [config["data"]["train_tokens"] for config in configs],
+        "held-out texts": [_held_out(config) for config in configs],
+        "global batches": [config["global_batch"] for config in configs],
+        "tasks": [[task.task for task in series.tasks] for series in all_series],
+        "seeds": [[sorted(task.scores) for task in series.tasks] for series in all_series],
+        "stand-ins": [series.stand_in for series in all_series],
+    }
+
+
+def _held_out(config: dict[str, Any]) -> str:
+    shards = config.get("identity", {}).get("validation_shards")  # older runs do not say
+    digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:8]
+    return f"{config['run'].get('eval_sequences')} sequences of {digest}"
+
+
+def table(found: Sequence[Contestant]) -> list[tuple[str, ...]]:
+    """A header, then one quantity per row and one model per column."""
+    columns = [_column(one, [other for other in found if other is not one]) for one in found]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    return [
+        ("", *(one.run.config["model"]["name"] for one in found)),
+        *((name, *(column.get(name, "") for column in columns)) for name in names),
+    ]
+
+
+def _column(one: Contestant, others: Sequence[Contestant]) -> dict[str, str]:
+    config, last = one.run.config, max(one.run.steps, key=lambda record: record["step"])
+    options = config["run"]
+    mfu = one.run.median("throughput/device/mfu")
+    rows = {
+        "parameters": f"{config['model']['parameters'] / 1e6:,.1f} M",
+        "attention, kernels": f"{options['attention']}, {options['kernels']}",
+        "tokens to predict in training": f"{options['mask_probability']:.0%}",
+        "steps": f"{last['step']:,}",
+        "sequences": f"{last['sequences']:,}",
+        "tokens": f"{last['tokens']:,}",
+        "real tokens/s (median)": f"{one.run.median('throughput/tokens_per_sec'):,.0f}",
+        "MFU, 6N (median)": "-" if mfu is None else f"{mfu:.1%}",
+        "minutes of training": f"{last[CLOCK] / 60:.2f}",
+        "cost, evaluation and saving too": f"${one.run.last('cost/dollars') or 0:,.2f}",
+    }
+    for share, (minutes, _) in zip(ALL_SHARES, one.scores, strict=True):
+        at = min(int(np.searchsorted(one.minutes, minutes - 1e-9)), len(one.losses) - 1)
+        rows[f"held-out loss at {share:.0%} of the time (nats)"] = f"{one.losses[at]:.3f}"
+    for other in others:
+        needed = one.minutes_to(other.losses[-1])
+        name = other.run.config["model"]["name"]
+        rows[f"minutes to {name}'s last loss"] = "never" if needed is None else f"{needed:.1f}"
+    rows[f"{one.control.average_name}, from random weights"] = f"{one.control.average:.1f}"
+    for share, (_, series) in zip(ALL_SHARES, one.scores, strict=True):
+        rows[f"{series.average_name}, at {share:.0%} of the time"] = f"{series.average:.1f}"
+    final = {task.task: task for task in one.scores[-1][1].tasks}
+    for task in one.control.tasks:
+        rows[f"{TASKS[task.task].folder} ({task.metric}), random / last"] = (
+            f"{task.mean:.1f} / {final[task.task].mean:.1f}"
+        )
+    return rows
+
+
+def notes(found: Sequence[Contestant]) -> list[str]:
+    """What a reader must know."""
+    config, series = found[0].run.config, found[0].control
+    seeds = max(len(task.scores) for task in series.tasks)
+    lines = [
+        f"{config['run']['minutes']:g} minutes of training each on one {_device(config)}, "
+        "evaluation and saving not counted, compiling counted; the same text in the same order.",
+        "Held-out loss is at 15% masking for both.",
+        "Scores before the end are of runs whose learning rate has not yet come down.",
+        "BERT runs through the same layers, without padding: faster than it usually runs.",
+        f"{seeds} finetuning seed{'s' * (seeds > 1)} a task.",
+    ]
+    if series.stand_in:
+        lines.insert(
+            0, f"{STAND_IN}. Made from the text of Python: compare with no published score."
+        )
+    return lines
+
+
+def figure(found: Sequence[Contestant]) -> Figure:
+    """Held-out loss and mean score against minutes of training."""
+    config, series = found[0].run.config, found[0].control
+    drawn = Figure(figsize=(11, 4.6), layout="constrained")
+    title = f"{config['run']['minutes']:g} minutes each on one {_device(config)}"
+    drawn.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    losses, scores = drawn.subplots(1, 2)
+    for number, one in enumerate(found):
+        name, color = one.run.config["model"]["name"], COLORS[number]
+        losses.plot(one.minutes, one.losses, color=color, linewidth=1.8, label=name)
+        losses.plot(one.minutes[-1:], one.losses[-1:], "o", color=color)
+        xs = [0.0, *(minutes for minutes, _ in one.scores)]
+        ys = [one.control.average, *(scored.average for _, scored in one.scores)]
+        scores.plot(xs, ys, color=color, linewidth=1.8, marker="o", label=name)
+        # The first point is no pretraining at all.
+        scores.plot(xs[:1], ys[:1], "o", color=color, markerfacecolor="white", zorder=3)
+    entropy = config["data"]["unigram_entropy_nats"]
+    losses.axhline(
+        entropy,
+        color="#777777",
+        linestyle=(0, (4, 3)),
+        linewidth=1,
+        label=f"unigram entropy {entropy:.2f}",
+    )
+    losses.set_ylabel("held-out loss, nats per masked token (15%)")
+    scores.set_ylabel(f"{series.average_name}{', not GLUE' if series.stand_in else ''}")
+    hollow = {"color": "#555555", "markerfacecolor": "white", "linestyle": "none", "marker": "o"}
+    scores.plot([], [], label="random weights", **hollow)
+    losses.set_xlim(scores.get_xlim())
+    for axes in (losses, scores):
+        axes.set_xlabel("minutes of pretraining")
+        axes.grid(color="#e4e4e4", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9)
+    return drawn
+
+
+def _device(config: dict[str, Any]) -> str:
+    return "CPU" if config["device"] == "cpu" else config["device"]
+
+
+def record(found: Sequence[Contestant]) -> dict[str, Any]:
+    """What the figure shows, as JSON types; times in minutes, losses in nats, scores times 100."""
+    return {
+        "stand_in": found[0].control.stand_in,
+        "notes": notes(found),
+        "models": {
+            one.run.config["model"]["name"]: {
+                **{key: one.run.config[key] for key in ("device", "versions", "git_revision")},
+                "parameters": one.run.config["model"]["parameters"],
+                "settings": one.run.config["run"],
+                "global_batch": one.run.config["global_batch"],
+                "tokens_per_second_median": one.run.median("throughput/tokens_per_sec"),
+                "mfu_median": one.run.median("throughput/device/mfu"),
+                "loss": [one.minutes.tolist(), one.losses.tolist()],
+                "scores": [
+                    {"minutes": minutes, "average": series.average, "tasks": _means(series)}
+                    for minutes, series in [(0.0, one.control), *one.scores]
+                ],
+            }
+            for one in found
+        },
+    }
+
+
+def _means(series: Series) -> dict[str, float]:
+    return {task.task: task.mean for task in series.tasks}
+
+
+def write(output: Path, directories: Sequence[Path]) -> str:
+    """Write `equal_time.md`, `.json` and `.png` into `output`; returns the table for a console.
+
+    Raises:
+        UserError: as `load`.
+    """
+    found = load(directories)
+    rows, said = table(found), notes(found)
+    header, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    title = "# Equal time" + (f" ({STAND_IN})" if found[0].control.stand_in else "")
+    lines = [title, "", *(f"- {note}" for note in said), "", header]
+    lines += ["| " + " | ".join(["---"] * len(rows[0])) + " |", *body]
+    lines += ["", "![loss and score against time](equal_time.png)", ""]
+    make_directory(output)
+    write_whole(output / "equal_time.png", png(figure(found)))
+    write_whole(output / "equal_time.json", (json.dumps(record(found), indent=1) + "\n").encode())
+    write_whole(output / "equal_time.md", "\n".join(lines).encode())
+    shown = "\n".join(f"- {note}" for note in said)
+    return f"{aligned(rows)}\n\n{shown}\n\n{output / 'equal_time.md'}"
+
+
+def main() -> None:
+    parser = ArgumentParser(description="Two runs by time, compared.")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="run directories, as cram.py leaves them"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="directory of the comparison")
+    options = parser.parse_args()
+    print(write(options.output, options.runs))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,198 @@
+"""The scaling sweep (slurm/scaling_sweep.sh) as a table and a figure: Figure S1 of the paper.
+
+`recipes/report.py` hands the directories of a sweep over to this file. Its runs are too short for
+anything but their speed: real tokens per second against the global batch, a line for every number
+of devices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    EngFormatter,
+    FixedLocator,
+    LogLocator,
+    NullFormatter,
+    StrMethodFormatter,
+)
+
+from recipes import report
+from recipes.common.cli import UserError
+from recipes.common.files import write_whole
+from recipes.report import Run
+
+POINT = re.compile(r"gpus-(\d+)-batch-(\d+)")
+"""Name of a run's directory, as the sweep gives it."""
+
+NOTE = (
+    "Medians over the windows of each run, without the first, which warms up. Efficiency: real "
+    "tokens/s per device against the fewest devices that ran the same global batch."
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    devices: int
+    batch: int
+    """Sequences per global batch that were asked for: 200 devices do not divide 4,096."""
+    run: Run
+
+    @property
+    def speed(self) -> float:
+        """Real tokens per second over all devices."""
+        return self.run.median("throughput/tokens_per_sec", skip=1) or 0.0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of one model on one kind of device, by devices and global batch."""
+
+    model: str
+    device: str
+    points: list[Point]
+    missing: list[str]
+    """Why other runs have left no speed."""
+
+    def efficiency(self, point: Point) -> float:
+        same = [other for other in self.points if other.batch == point.batch]
+        fewest = min(same, key=lambda other: other.devices)
+        return (point.speed / point.devices) / (fewest.speed / fewest.devices)
+
+    @property
+    def unit(self) -> str:
+        return "CPU process" if self.device == "cpu" else "GPU"
+
+
+def is_sweep(directories: Sequence[Path]) -> bool:
+    """Whether these are runs of a sweep, and nothing else."""
+    return all(POINT.fullmatch(directory.resolve().name) for directory in directories)
+
+
+def load_sweeps(directories: Sequence[Path]) -> list[Sweep]:
+    """Read the runs of sweeps; one sweep for each model and kind of device.
+
+    Raises:
+        UserError: no run has left a speed.
+    """
+    points: dict[tuple[str, str], list[Point]] = {}
+    missing: list[str] = []
+    for directory in directories:
+        try:
+            [run] = report.load_runs([directory])
+        except UserError as error:
+            missing += error.faults
+            continue
+        config = run.config
+        point = Point(config["world_size"], config["requested_global_batch"], run)
+        if point.speed:
+            points.setdefault((config["model"]["name"], config["device"]), []).append(point)
+        else:
+            missing.append(f"{directory}: no window after the first has been logged")
+    if not points:
+        raise UserError(*missing)
+    return [
+        Sweep(*key, sorted(own, key=lambda p: (p.devices, p.batch)), missing)
+        for key, own in sorted(points.items())
+    ]
+
+
+def table(sweep: Sweep) -> list[tuple[str, ...]]:
+    """Rows of text: a header, then a run in each."""
+    batch = ("global batch", "micro-batch x accumulation")
+    speed = ("real tokens/s", "per device", "MFU, 6N", "efficiency")
+    return [("devices", *batch, *speed), *(_row(sweep, point) for point in sweep.points)]
+
+
+def _row(sweep: Sweep, point: Point) -> tuple[str, ...]:
+    config = point.run.config
+    mfu = point.run.median("throughput/device/mfu", skip=1)
+    return (
+        f"{point.devices} x {sweep.unit}",
+        f"{config['global_batch']:,}",
+        f"{config['micro_batch']} x {config['accumulation']}",
+        f"{point.speed:,.0f}",
+        f"{point.speed / point.devices:,.0f}",
+        "-" if mfu is None else f"{mfu:.1%}",
+        f"{sweep.efficiency(point):.1%}",
+    )
+
+
+def figure(sweep: Sweep) -> Figure:
+    """Real tokens per second, of all devices and of each, against the global batch."""
+    drawn, (speed, each) = report.new_figure(2, f"Throughput scaling of {sweep.model}")
+    sizes = sorted({point.devices for point in sweep.points})
+    for color, marker, devices in zip(cycle(report.COLORS), cycle("os^Dv"), sizes, strict=False):
+        own = [point for point in sweep.points if point.devices == devices]
+        batches = [point.batch for point in own]
+        style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5}
+        label = f"{devices} x {sweep.unit}"
+        speed.plot(batches, [point.speed for point in own], label=label, **style)
+        each.plot(batches, [point.speed / devices for point in own], **style)
+    each.set_xlabel("global batch, sequences")
+    speed.set_ylabel(f"real tokens/s, all devices ({sweep.device})")
+    each.set_ylabel("real tokens/s, each device")
+    speed.set_yscale("log")
+    each.set_ylim(bottom=0)
+    batches = sorted({point.batch for point in sweep.points})
+    for axes in (speed, each):
+        _batch_axis(axes, batches)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    speed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    speed.yaxis.set_minor_formatter(NullFormatter())
+    report.add_legend(speed, columns=6)
+    return drawn
+
+
+def _batch_axis(axes: Axes, batches: list[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(batches))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def markdown(sweep: Sweep, image: str) -> str:
+    """The report of one sweep."""
+    config = sweep.points[0].run.config
+    versions = ", ".join(f"{name} {is_}" for name, is_ in config.get("versions", {}).items())
+    lines = [f"# Throughput scaling of {sweep.model}", ""]
+    lines += [f"Device: {sweep.device}. {NOTE}", "", *report.markdown_table(table(sweep))]
+    lines += ["", f"![scaling]({image})", ""]
+    lines += [f"git revision {config.get('git_revision')}; {versions}"]
+    if sweep.missing:
+        lines += ["", "Without a speed:", "", *(f"- {line}" for line in sweep.missing)]
+    return "\n".join(lines) + "\n"
+
+
+def write_reports(sweeps: Sequence[Sweep], output: Path) -> list[Path]:
+    """Write `scaling-<model>.md` and `.png` for each sweep; returns the reports."""
+    report.make_directory(output)
+    written = []
+    for sweep in sweeps:
+        several = sum(other.model == sweep.model for other in sweeps) > 1
+        device = re.sub(r"\W+", "-", f"-{sweep.device}") if several else ""
+        path = output / f"scaling-{sweep.model}{device}.md"
+        write_whole(path.with_suffix(".png"), report.png(figure(sweep)))
+        write_whole(path, markdown(sweep, path.with_suffix(".png").name).encode())
+        written.append(path)
+    return written
+
+
+def main(directories: Sequence[Path], output: Path | None) -> None:
+    """What `recipes/report.py` does with a sweep; beside the models' directories unless told."""
+    sweeps = load_sweeps(directories)
+    reports = write_reports(sweeps, output or directories[0].resolve().parent.parent)
+    for sweep in sweeps:
+        print(f"{sweep.model}, device: {sweep.device}\n{report.aligned(table(sweep))}\n")
+    for line in sweeps[0].missing:
+        print(f"without a speed: {line}")
+    print("\n".join(map(str, reports)))

@@ -1,0 +1,185 @@
+"""Sentences and pairs to packed batches for classification: [CLS] a [SEP] or [CLS] a [SEP] b [SEP].
+
+The order of the training examples is a function of (seed, epoch). Sequences of similar length are
+put into the same batch: pools of shuffled examples are sorted by length, cut into batches, and the
+batches shuffled. Nothing is padded between sequences; similar lengths keep the attention of a batch
+from being sized by one long example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipes.corpus.sequence_order import hash64
+from recipes.corpus.tokenizer import Tokenizer
+
+LENGTH_MULTIPLE = 64
+_POOL_BATCHES = 32
+
+
+@dataclass
+class ClassificationBatch:
+    """One rank's part of a batch, packed.
+
+    Attributes:
+        input_ids, token_type_ids: int64 [tokens]; type 1 is the second sentence and its [SEP].
+        sequence_offsets: int32 [sequences + 1]; an entry equal to the next is an empty sequence.
+        sequence_keys: int64 [sequences], what dropout masks are a hash of (see `hashed_dropout`): a
+            hash itself of (seed, epoch, example).
+        labels: int64 [sequences], -100 on empty ones; or fp32 [sequences], NaN on empty ones.
+        max_sequence_length: of the examples, rounded up.
+        rows: int64 [examples], which examples these are.
+        global_examples, global_tokens: of this batch over all ranks.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    sequence_offsets: Tensor
+    sequence_keys: Tensor
+    labels: Tensor
+    max_sequence_length: int
+    rows: np.ndarray
+    global_examples: int
+    global_tokens: int
+
+    def to(self, device: torch.device) -> ClassificationBatch:
+        """A copy with its tensors on `device`."""
+        names = ("input_ids", "token_type_ids", "sequence_offsets", "sequence_keys", "labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+class EncodedExamples:
+    """Examples as token ids, truncated to `max_length`, ready to be cut into batches.
+
+    Args:
+        first, second: the sentences; `second` is None for single sentences.
+        labels: int64 or fp32 [examples], or None.
+        max_length: tokens, special ones included; the longer sentence is cut first.
+
+    `cut` is how many examples are, `longest` the tokens of the longest before that. A batch has no
+    more places than there are examples, and no longer ones than these need, whatever is allowed.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        first: Sequence[str],
+        second: Sequence[str] | None,
+        labels: np.ndarray | None,
+        *,
+        max_length: int,
+    ):
+        special = 2 if second is None else 3
+        if max_length < special + 1:
+            raise ValueError(f"max_length {max_length}: at least {special + 1} tokens")
+        self.labels = labels
+        self.cut = self.longest = 0
+        ids_a = tokenizer.encode_batch(list(first))
+        ids_b = tokenizer.encode_batch(list(second)) if second is not None else None
+        self.ids: list[np.ndarray] = []
+        self.first_lengths = np.zeros(len(ids_a), np.int64)  # [CLS], first sentence, [SEP]
+        cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
+        for row, a in enumerate(ids_a):
+            b = ids_b[row] if ids_b is not None else []
+            keep_a, keep_b = truncated_lengths(len(a), len(b), max_length - special)
+            whole = len(a) + len(b) + special
+            self.cut += whole > max_length
+            self.longest = max(self.longest, whole)
+            ids = cls + a[:keep_a] + sep
+            self.first_lengths[row] = len(ids)
+            if ids_b is not None:
+                ids += b[:keep_b] + sep
+            self.ids.append(np.array(ids, np.int64))
+        self.lengths = np.array([len(ids) for ids in self.ids], np.int64)
+        # Rounded, because odd lengths are slow on GPUs.
+        needed = -(-int(self.lengths.max(initial=0)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        self.max_length = min(max_length, needed)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def training_batches(
+        self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[ClassificationBatch]:
+        """One epoch; every rank gets as many batches, the last of them maybe smaller."""
+        order = np.random.default_rng((seed, epoch)).permutation(len(self))
+        generator = np.random.default_rng((seed, epoch, 1))
+        dropout_key = hash64(hash64(seed, 0), epoch)
+        batches: list[np.ndarray] = []
+        pool = _POOL_BATCHES * batch_size
+        for begin in range(0, len(order), pool):
+            rows = order[begin : begin + pool]
+            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+            batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        for batch in generator.permutation(len(batches)):
+            yield self._pack(batches[batch], batch_size, rank, world_size, dropout_key)
+
+    def evaluation_batches(
+        self, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[ClassificationBatch]:
+        """Every example once over all ranks, by length."""
+        order = np.argsort(self.lengths, kind="stable")
+        for begin in range(0, len(order), batch_size):
+            yield self._pack(order[begin : begin + batch_size], batch_size, rank, world_size)
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        full, rest = divmod(len(self), _POOL_BATCHES * batch_size)
+        return full * _POOL_BATCHES + -(-rest // batch_size)
+
+    def _pack(
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        dropout_key: np.ndarray | int = 0,
+    ) -> ClassificationBatch:
+        global_examples, global_tokens = len(rows), int(self.lengths[rows].sum())
+        rows = rows[rank::world_size]
+        sequences = -(-min(batch_size, len(self)) // world_size)
+        lengths = np.zeros(sequences, np.int64)
+        lengths[: len(rows)] = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        sequence_keys = np.zeros(sequences, np.uint64)
+        sequence_keys[: len(rows)] = hash64(dropout_key, rows)
+        ids = np.concatenate([self.ids[row] for row in rows]) if len(rows) else np.zeros(1, int)
+        types = np.zeros(len(ids), np.int64)
+        for row, start, length in zip(rows, offsets[:-1], lengths, strict=False):
+            types[start + self.first_lengths[row] : start + length] = 1
+        return ClassificationBatch(
+            input_ids=torch.from_numpy(ids),
+            token_type_ids=torch.from_numpy(types),
+            sequence_offsets=torch.from_numpy(offsets.astype(np.int32)),
+            sequence_keys=torch.from_numpy(sequence_keys.view(np.int64)),
+            labels=self._labels(rows, sequences),
+            max_sequence_length=self.max_length,
+            rows=rows,
+            global_examples=global_examples,
+            global_tokens=global_tokens,
+        )
+
+    def _labels(self, rows: np.ndarray, sequences: int) -> Tensor:
+        if self.labels is None or np.issubdtype(self.labels.dtype, np.integer):
+            labels = np.full(sequences, -100, np.int64)
+        else:
+            labels = np.full(sequences, np.nan, np.float32)
+        if self.labels is not None:
+            labels[: len(rows)] = self.labels[rows]
+        return torch.from_numpy(labels)
+
+
+def truncated_lengths(first: int, second: int, limit: int) -> tuple[int, int]:
+    """How much of each sentence stays when together they may have `limit` tokens: longer first.
+
+    As if one token after the other were taken from the end of whichever is longer.
+    """
+    if first + second <= limit:
+        return first, second
+    if min(first, second) <= limit // 2:
+        return (limit - second, second) if first > second else (first, limit - first)
+    return limit - limit // 2, limit // 2

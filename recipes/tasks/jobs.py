@@ -1,0 +1,290 @@
+"""Jobs side by side: each a process of its own, on a GPU of its own where there are any.
+
+One that dies takes nothing with it, and a signal ends all that they have started.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from recipes.common.cli import UserError
+from recipes.reporting.score_table import describe, read_result
+from recipes.tasks import finetune_options
+from recipes.tasks.glue_tasks import Task
+from recipes.training.run_log import duration
+
+CPU_JOBS = 4
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 10
+"""Time that a job gets to end by itself before it is killed."""
+
+State = Literal["waiting", "running", "done", "failed", "skipped"]
+
+
+@dataclass
+class Job:
+    """One task with one seed; `after` is the job whose result it starts from."""
+
+    task: Task
+    seed: int
+    command: list[str]
+    output: Path
+    after: Job | None = None
+    state: State = "waiting"
+
+    @property
+    def options(self) -> list[str]:
+        """The command's, after interpreter and script."""
+        return self.command[2:]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}-seed{self.seed}"
+
+    @property
+    def result(self) -> Path:
+        return self.output / f"{self.name}.json"
+
+    @property
+    def log(self) -> Path:
+        return self.output / "logs" / f"{self.name}.log"
+
+
+@dataclass(frozen=True, eq=False)  # two slots on one GPU are two
+class Slot:
+    """Where a job runs: the GPU, as `CUDA_VISIBLE_DEVICES` names it, or None for CPU threads."""
+
+    name: str
+    gpu: str | None
+    threads: int
+
+    def environment(self) -> dict[str, str]:
+        """What a job here gets beside its parent's environment: a world of one, by itself."""
+        world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        # A user's own choice of threads is kept only where it cannot oversubscribe the cores.
+        threads = min(self.threads, int(os.environ.get("OMP_NUM_THREADS") or self.threads))
+        device = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
+        return world | address | device | {"OMP_NUM_THREADS": str(threads)}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Running:
+    """A started job."""
+
+    job: Job
+    slot: Slot
+    process: subprocess.Popen
+    began: float
+    before: dict[str, Any] | None
+    """The result that was there when it started."""
+
+
+def slots(count: int | None) -> list[Slot]:
+    """One slot per visible GPU, or on the CPU up to four; or `count` that share what there is.
+
+    Two jobs with one thread each finish a third sooner than one after the other with two; more than
+    four of Base's would need more memory than a laptop has.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    gpus = [str(index) for index in range(torch.cuda.device_count())]
+    if gpus and (visible := os.environ.get("CUDA_VISIBLE_DEVICES")):
+        gpus = visible.split(",")[: len(gpus)]  # as the machine names them
+    number = count or len(gpus) or min(cores, CPU_JOBS)
+    threads = max(1, cores // number)
+    if not gpus:
+        return [Slot(f"slot {index}", None, threads) for index in range(number)]
+    chosen = [gpus[index % len(gpus)] for index in range(number)]
+    return [Slot(f"GPU {gpu}", gpu, threads) for gpu in chosen]
+
+
+def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], signals: Sequence[int] = ()) -> None:
+    """Run the jobs, as many at once as there are places; each job's `state` is then final.
+
+    Prints a line for each job that ends; a terminal also shows the running ones.
+
+    Args:
+        signals: watched; as soon as it is not empty, running jobs are ended, no more are started,
+            and the states stay as they were.
+    """
+    running: list[Running] = []
+    quiet = not sys.stderr.isatty()
+    bars = [tqdm(bar_format="{desc}", position=i, disable=quiet) for i in range(len(places))]
+    total = tqdm(total=len(jobs), desc="jobs", position=len(places), disable=quiet)
+    try:
+        while not signals and any(job.state in ("waiting", "running") for job in jobs):
+            for job in jobs:
+                if job.state == "waiting" and job.after and job.after.state == "failed":
+                    job.state = "skipped"
+                    _finished(total, job, f"{job.after.name}, from which it starts, failed")
+            free = [place for place in places if place not in [other.slot for other in running]]
+            for job in [job for job in jobs if job.state == "waiting" and _may_start(job)]:
+                if signals or not free:
+                    break
+                if _is_done(job):
+                    job.state = "done"
+                    _finished(total, job, f"{describe(read_result(job.result))}, there already")
+                else:
+                    running.append(_start(job, free.pop(0)))
+            for bar, slot in zip([] if quiet else bars, places, strict=False):
+                bar.set_description_str(_doing(slot, running))
+            time.sleep(POLL_SECONDS)
+            for each in [each for each in running if each.process.poll() is not None]:
+                running.remove(each)
+                _kill_group(each.process, signal.SIGKILL)  # what the job may have left behind
+                _finished(total, each.job, _outcome(each))
+    finally:
+        stop([each.process for each in running])
+        for bar in (*bars, total):
+            bar.close()
+
+
+def _may_start(job: Job) -> bool:
+    return job.after is None or job.after.state == "done"
+
+
+def _is_done(job: Job) -> bool:
+    """What the job would find out itself, without the seconds that its process takes to start."""
+    if not job.result.exists():
+        return False
+    try:
+        options = finetune_options.parse_arguments(job.options)
+        return finetune_options.is_done(finetune_options.resolve(options, 1))
+    except UserError:
+        return False  # the job will say why it cannot be
+
+
+def _start(job: Job, slot: Slot) -> Running:
+    job.state = "running"
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    before = result_of(job)
+    with job.log.open("wb") as log:
+        log.write(f"$ {shlex.join(job.command)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            job.command,
+            env=os.environ | slot.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a process group of its own, ended as a whole
+        )
+    return Running(job, slot, process, time.monotonic(), before)
+
+
+def _outcome(each: Running) -> str:
+    """Set the state of a job that has ended; returns what there is to say about it."""
+    job, status = each.job, each.process.returncode
+    result = result_of(job) if status == 0 else None
+    if result is None:
+        job.state = "failed"
+        how = f"exit status {status}" if status else f"no result in {job.result}"
+        return f"{how}; {job.log}: {last_error(job.log)}"
+    job.state = "done"
+    took = duration(time.monotonic() - each.began)
+    if result == each.before:
+        return f"{describe(result)}, there already"
+    again = ", again: the settings have changed" if each.before else ""
+    return f"{describe(result)}, {took} on {each.slot.name}{again}"
+
+
+def result_of(job: Job) -> dict[str, Any] | None:
+    try:
+        return read_result(job.result)
+    except (FileNotFoundError, UserError):
+        return None
+
+
+def _finished(total: tqdm, job: Job, what: str) -> None:
+    with total.external_write_mode(file=sys.stdout):
+        print(f"{job.state:<8}{job.name:<14}{what}", flush=True)
+    total.update()
+
+
+def _doing(slot: Slot, running: Sequence[Running]) -> str:
+    for each in running:
+        if each.slot is slot:
+            passed = duration(time.monotonic() - each.began)
+            return f"{slot.name:<8}{each.job.name:<14}{passed:>7}  {_last_line(each.job.log)[:90]}"
+    return f"{slot.name:<8}-"
+
+
+def _last_line(log: Path) -> str:
+    """The last line that says something; the command alone where nothing was said."""
+    return _last_lines(log)[-1]
+
+
+def last_error(log: Path) -> str:
+    """The last line that names an error, which others may follow; else the last line."""
+    said = _last_lines(log)
+    named = [line for line in said if re.match(r"error: |[\w.]*(Error|Exception)\b", line)]
+    return (named or said)[-1]
+
+
+def _last_lines(log: Path) -> list[str]:
+    with log.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    # Of a progress bar, what a terminal would show last.
+    said = [line.split("\r")[-1].strip() or line.strip() for line in lines]
+    return [line for line in said if line] or [""]
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """End processes with everything they started, those that do not listen by SIGKILL."""
+    for process in processes:
+        _kill_group(process, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+        _kill_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _kill_group(process: subprocess.Popen, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+@contextmanager
+def received_signals() -> Iterator[list[int]]:
+    """The signals to stop (Ctrl-C, SIGTERM, SIGHUP) that have arrived, instead of their effect.
+
+    An exception from a handler could fall between the start of a job and its being noted down.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

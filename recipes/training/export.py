@@ -1,0 +1,223 @@
+"""The export: what leaves a run, and what every later stage reads.
+
+`model.safetensors` under the public checkpoint's names, `config.json` and the tokenizer. Nothing in
+it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.masked_lm import RapidBertForMaskedLM
+from model.pretrained import CONFIG, WEIGHTS, Export, read_export
+from model.weights import Head, gather_state, not_finite, to_public
+from recipes.common.cli import SaveError, UserError
+from recipes.common.files import PARTIAL, sha256, sync_directory, write_whole
+from recipes.corpus.tokenizer import Tokenizer
+from recipes.engine.engine import full_precision_parameters, on_first_rank
+from recipes.training.checkpoint import published
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.vocab")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def export(
+    engine: Any,
+    config: ModelConfig,
+    tokenizer_dir: Path,
+    output: Path,
+    facts: dict[str, Any],
+    head: Head = "masked_lm",
+    finish: Callable[[dict[str, Tensor]], None] | None = None,
+) -> Path:
+    """Write `output/export` from a trained engine. Call on every rank.
+
+    Weights are the optimizer's fp32 master weights.
+
+    Args:
+        facts: what else `config.json` should say (tokenizer fingerprint, sequence length).
+        head: of the model that the engine trains.
+        finish: changes the whole weights, as our model names them, before they are written.
+
+    Raises:
+        SaveError: the file system refused (full, read-only); an earlier export is untouched.
+        UserError: there are weights that are not finite; likewise.
+    """
+    precise = dict(full_precision_parameters(engine))
+    state = gather_state(engine.module, lambda name, parameter: precise[name])
+    final = output / "export"
+
+    def write() -> None:
+        if finish is not None:
+            finish(state)
+        if fault := not_finite(state):
+            raise UserError(f"{final}: not written: {fault}")
+        try:
+            write_export(final, state, config, tokenizer_dir, facts, head)
+        except (OSError, SafetensorError) as error:
+            raise SaveError(f"{final} could not be written: rank 0: {error}") from None
+
+    on_first_rank(write, final)
+    return final
+
+
+def write_export(
+    final: Path,
+    state: dict[str, Tensor],
+    config: ModelConfig,
+    tokenizer_dir: Path,
+    facts: dict[str, Any],
+    head: Head = "masked_lm",
+) -> None:
+    """Publish whole weights (as our model names them) with configuration and tokenizer."""
+    partial = final.with_name(final.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    public = {name: value.contiguous() for name, value in to_public(state, config, head).items()}
+    save_file(public, str(partial / WEIGHTS), metadata={"format": "pt"})
+    description = {"model": config.to_dict(), **facts}
+    write_whole(partial / CONFIG, json.dumps(description, indent=1).encode())
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer_dir / name, partial / name)
+    for path in partial.iterdir():
+        sha256(path, sync=True)
+    sync_directory(partial)
+    previous = final.with_name(final.name + ".previous")
+    if final.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.replace(final, previous)
+    os.replace(partial, final)
+    sync_directory(final.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def export_directory(checkpoint: Path) -> Path:
+    """The export of a run's directory; any other directory is taken for an export itself."""
+    return checkpoint / "export" if (checkpoint / "export").is_dir() else checkpoint
+
+
+def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+    """Configuration, weights under their public names and `config.json` of an export.
+
+    Args:
+        checkpoint: an export, or the directory of a run that has one.
+
+    Raises:
+        UserError: no export there, or a damaged one.
+    """
+    found = _read(checkpoint)
+    return found.config, found.tensors, found.description
+
+
+def _read(checkpoint: Path) -> Export:
+    directory = export_directory(checkpoint)
+    try:
+        return read_export(directory)
+    except FileNotFoundError:
+        raise UserError(f"{checkpoint}: no export there: {_lacking(directory)}") from None
+    except OSError as error:
+        raise UserError(f"{directory}: damaged export: {error}") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def read_tokenizer(
+    checkpoint: Path, config: ModelConfig, description: Mapping[str, Any]
+) -> Tokenizer:
+    """The tokenizer of an export whose configuration and `config.json` are read.
+
+    Raises:
+        UserError: it is damaged, or not the one that the weights were trained with.
+    """
+    tokenizer = Tokenizer(export_directory(checkpoint) / TOKENIZER_FILES[0])
+    trained = description.get("tokenizer", {}).get("fingerprint", "one that is not named")
+    if tokenizer.fingerprint != trained:
+        raise UserError(
+            f"{tokenizer.path}: its fingerprint is {tokenizer.fingerprint}, the weights were "
+            f"trained with {trained} (older versions left a custom normaliser's flags out of the "
+            "fingerprint)"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{tokenizer.path}: {tokenizer.vocab_size:,} pieces, the model has "
+            f"{config.vocab_size:,}"
+        )
+    return tokenizer
+
+
+def _unfinished(run: Path) -> str | None:
+    """How far a run is that has no export yet, and what can be done about it; None: no run."""
+    try:
+        record = json.loads((run / CONFIG).read_bytes())
+        record["identity"], record["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    newest = next(iter(published(run / "checkpoints")), None)
+    step = f"{int(newest.name.removeprefix('step-')):,}" if newest else "none yet"
+    total = record.get("total_steps")
+    parts = sorted(str(path.parent) for path in run.glob("at-*/export"))
+    return (
+        "this run has not finished; its newest checkpoint is of step "
+        f"{step}{f' of {total:,}' if newest and total else ''}. The command that started it goes "
+        "on from there and exports at the end"
+        + (f"; what it has exported on its way: {', '.join(parts)}" if parts else "")
+    )
+
+
+def _lacking(directory: Path) -> str:
+    if not directory.is_dir():
+        what = "a file" if directory.exists() else "no such directory"
+        return f"{what}; name the directory of a run or of an export"
+    if unfinished := _unfinished(directory):
+        return unfinished
+    absent = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
+    missing = " and ".join(f"{name} is missing" for name in absent)
+    pickled = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLED)
+    if pickled:
+        return (
+            f"{missing}, and what {', '.join(pickled)} may hold is never unpickled; weights are "
+            f"read from {WEIGHTS} alone"
+        )
+    return f"{missing}; a run writes its export/ when it has finished"
+
+
+def load_model(checkpoint: Path) -> RapidBertForMaskedLM:
+    """The exported masked language model in evaluation mode.
+
+    Raises:
+        UserError: as `read_tensors`, or weights that do not fit.
+    """
+    return _built(_read(checkpoint))
+
+
+def load_with_tokenizer(checkpoint: Path) -> tuple[RapidBertForMaskedLM, Tokenizer]:
+    """Likewise, with the tokenizer that it was trained with.
+
+    Raises:
+        UserError: also for another tokenizer, and for a classifier, which guesses no words.
+    """
+    found = _read(checkpoint)
+    tokenizer = read_tokenizer(checkpoint, found.config, found.description)
+    if "classifier.weight" in found.tensors:
+        task = found.description.get("task", {}).get("name", "a task")
+        raise UserError(f"{checkpoint}: finetuned on {task}; name the pretrained model it is from")
+    return _built(found), tokenizer
+
+
+def _built(found: Export) -> RapidBertForMaskedLM:
+    model = RapidBertForMaskedLM(found.config)
+    try:
+        found.load_into(model, "masked_lm")
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return model.eval()

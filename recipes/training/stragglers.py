@@ -1,0 +1,100 @@
+"""Which rank is slow.
+
+In data-parallel training all ranks finish a step together, so the wall time of a step says nothing.
+The forward pass has no communication with other data-parallel ranks: a slow GPU shows there, and a
+slow disk in the wait for batches.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from recipes.engine.engine import World
+
+SLOW = 1.5
+"""Times the median."""
+PATIENCE = 3
+"""Windows in a row: anything can be slow once."""
+
+
+class RankTimes:
+    """Seconds that each rank needs per step for its forward passes and for its batches."""
+
+    def __init__(self, world: World):
+        self._world = world
+        self._forward: list[Any] = []
+        self._wait = 0.0
+        self._steps = 0
+        self._slow: Counter[str] = Counter()
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Around a forward pass; does not wait for the device."""
+        if self._world.device.type == "cuda":
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began.record()
+            yield
+            ended.record()
+            self._forward.append((began, ended))
+        else:
+            start = time.perf_counter()
+            yield
+            self._forward.append(time.perf_counter() - start)
+
+    def step(self, data_wait_seconds: float) -> None:
+        """A step is done."""
+        self._wait += data_wait_seconds
+        self._steps += 1
+
+    def window(self) -> dict[str, float]:
+        """The slowest rank against the median since the last window. Call on every rank.
+
+        Rank 0 prints who is slow.
+        """
+        mine = (self._forward_seconds() / self._steps, self._wait / self._steps)
+        self._forward, self._wait, self._steps = [], 0.0, 0
+        where = f"rank {self._world.rank} ({socket.gethostname()}, {self._world.device})"
+        everyone: list[Any] = [None] * self._world.world_size
+        dist.all_gather_object(everyone, (where, *mine))
+        if self._world.rank == 0:
+            slow = slow_ranks(everyone)
+            self._slow = Counter({where: self._slow[where] + 1 for where in slow})
+            for where, line in slow.items():
+                if self._slow[where] % PATIENCE == 0:
+                    print(line, flush=True)
+        forward = [seconds for _, seconds, _ in everyone]
+        return {
+            "time/forward_seconds_median": statistics.median(forward),
+            "time/forward_seconds_slowest": max(forward),
+            "time/data_wait_seconds_slowest": max(wait for *_, wait in everyone),
+        }
+
+    def _forward_seconds(self) -> float:
+        if self._world.device.type != "cuda":
+            return sum(self._forward)
+        torch.cuda.synchronize(self._world.device)
+        return sum(began.elapsed_time(ended) for began, ended in self._forward) / 1000
+
+
+def slow_ranks(ranks: list[tuple[str, float, float]]) -> dict[str, str]:
+    """By name, a line for each rank whose forward pass takes more than `SLOW` times the median.
+
+    Args:
+        ranks: name, forward seconds per step, seconds per step spent waiting for batches.
+    """
+    typical = statistics.median_low(seconds for _, seconds, _ in ranks)
+    return {
+        where: f"{where} is slow: forward {1000 * seconds:,.1f} ms a step, "
+        f"median {1000 * typical:,.1f} ms"
+        for where, seconds, _ in ranks
+        if seconds > SLOW * typical
+    }
