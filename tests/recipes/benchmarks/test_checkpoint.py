@@ -46,7 +46,7 @@ def test_the_record_of_two_processes(tmp_path):
     assert "start to first step" in outcomes[0].output and "MB/s" in outcomes[0].output
     assert outcomes[1].output == ""
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == ["checkpoint_cpu.json", "checkpoint_cpu.png"]
+    assert written == [".lock", "checkpoint_cpu.json", "checkpoint_cpu.png"]
 
 
 def test_the_share_of_the_training_time_by_hand():
