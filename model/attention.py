@@ -21,6 +21,9 @@ from torch import Tensor
 from .kernels import installed, why_no_triton
 from .padding import padded_index, sequence_of_row
 
+Backend = Callable[[Tensor, Tensor, int, Tensor | None, float], Tensor]
+"""QKV, sequence offsets, longest sequence, slopes and dropout to the context."""
+
 
 def alibi_slopes(num_heads: int) -> list[float]:
     """One slope per head, steepest first (arXiv 2108.12409, section 3).
@@ -108,10 +111,16 @@ def best_backend(device_type: str, precision: str, dropout: float) -> str:
     return "triton" if device_type == "cuda" and precision == "bf16" and not dropout else "sdpa"
 
 
-def _through_padding(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _through_padding(attend: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]) -> Backend:
     """Make a backend for padded [S, H, L, D] tensors one for packed tensors."""
 
-    def packed(qkv, sequence_offsets, max_sequence_length, slopes, dropout):
+    def packed(
+        qkv: Tensor,
+        sequence_offsets: Tensor,
+        max_sequence_length: int,
+        slopes: Tensor | None,
+        dropout: float,
+    ) -> Tensor:
         tokens, heads, _, head_dim = qkv.shape
         length = max_sequence_length
         if sequence_offsets.device.type == "cpu":
@@ -119,7 +128,8 @@ def _through_padding(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
         row, real = padded_index(sequence_offsets, length)  # [S, L]
         # Not qkv[row]: its gradient sorts the rows. The rows that stand in for padding are there
         # several times, but what they add to the gradient is zero.
-        padded = qkv.index_select(0, row.flatten()).unflatten(0, row.shape)  # [S, L, H, 3, D]
+        padded = qkv.index_select(0, row.flatten())  # [S*L, H, 3, D]
+        padded = padded.view(*row.shape, *qkv.shape[1:])  # [S, L, H, 3, D]
         q, k, v = padded.permute(3, 0, 2, 1, 4)  # [S, H, L, D] each
         bias = _bias(real, slopes)
         context = attend(q, k, v, bias, dropout).transpose(1, 2)  # [S, L, H, D]
@@ -159,17 +169,29 @@ def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
-def _attend_triton(qkv, sequence_offsets, max_sequence_length, slopes, dropout) -> Tensor:
+def _attend_triton(
+    qkv: Tensor,
+    sequence_offsets: Tensor,
+    max_sequence_length: int,
+    slopes: Tensor | None,
+    dropout: float,
+) -> Tensor:
     from .kernels.attention import attention
 
     return attention(qkv.contiguous(), sequence_offsets, slopes, max_sequence_length)
 
 
-def _attend_flash(qkv, sequence_offsets, max_sequence_length, slopes, dropout) -> Tensor:
+def _attend_flash(
+    qkv: Tensor,
+    sequence_offsets: Tensor,
+    max_sequence_length: int,
+    slopes: Tensor | None,
+    dropout: float,
+) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
     q, k, v = qkv.unbind(2)
-    context = flash_attn_varlen_func(
+    context: Tensor = flash_attn_varlen_func(
         *(q, k, v, sequence_offsets, sequence_offsets, max_sequence_length, max_sequence_length),
         alibi_slopes=slopes,
         deterministic=True,
@@ -185,8 +207,7 @@ def _why_no_flash(device_type: str) -> str | None:
     return None if device_type == "cuda" else "it needs a GPU"
 
 
-# Interface: (qkv, sequence_offsets, max_sequence_length, slopes, dropout) -> context.
-BACKENDS: dict[str, Callable[..., Tensor]] = {
+BACKENDS: dict[str, Backend] = {
     "reference": _through_padding(_attend_reference),
     "sdpa": _through_padding(_attend_sdpa),
     "triton": _attend_triton,  # kernels/attention_short.py and attention_tiled.py

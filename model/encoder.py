@@ -157,12 +157,18 @@ class RapidBert(nn.Module):
         hidden, _ = self.layers[-1](hidden, residual, replace(packed, keep=keep))
         return batch.restore(hidden.squeeze(1))  # [T or K, 1, hidden] without the 1
 
-    def _through(self, layer, hidden, residual, packed) -> tuple[Tensor, Tensor]:
-        if not (self.options.recompute and self.training):
-            return layer(hidden, residual, packed)
-        return checkpoint(
-            *(layer, hidden, residual, packed),
-            use_reentrant=False,
-            # Only the attention's dropout draws; all other masks are a function of place.
-            preserve_rng_state=self.config.attention_dropout > 0,
-        )
+    def _through(
+        self, layer: nn.Module, hidden: Tensor, residual: Tensor, packed: PackedSequences
+    ) -> tuple[Tensor, Tensor]:
+        """[T, 1, hidden] twice through one layer (see `PostNormTransformerLayer.forward`)."""
+        output: tuple[Tensor, Tensor]
+        if self.options.recompute and self.training:
+            output = checkpoint(
+                *(layer, hidden, residual, packed),
+                use_reentrant=False,
+                # Only the attention's dropout draws; all other masks are a function of place.
+                preserve_rng_state=self.config.attention_dropout > 0,
+            )
+        else:
+            output = layer(hidden, residual, packed)
+        return output

@@ -48,6 +48,10 @@ _SITES_PER_LAYER = 4
 _ATTENTION_SITE, _INNER_SITE, _OUTPUT_SITE = 0, 1, 2
 
 
+# Megatron's classes are Any to a type checker (see `megatron.py`). What is derived from them says
+# so, and takes as `**_` or `**rest` what Megatron hands to its parts and ours do not read.
+
+
 @dataclass
 class PackedSequences:
     """The packed batch as the layers see it."""
@@ -74,7 +78,7 @@ class PackedCoreAttention(nn.Module):
         self.dropout = config.attention_dropout
         self.alibi = config.model.positions == "alibi"
 
-    def forward(self, qkv: Tensor, packed: PackedSequences) -> Tensor:  # type: ignore[override]
+    def forward(self, qkv: Tensor, packed: PackedSequences) -> Tensor:
         """[T, heads / TP, 3, head_dim] to context [T, heads / TP, head_dim]."""
         slopes = None
         if self.alibi:
@@ -91,12 +95,10 @@ class PackedCoreAttention(nn.Module):
             )
 
 
-class PackedSelfAttention(SelfAttention):
+class PackedSelfAttention(SelfAttention):  # type: ignore[misc]  # Megatron: Any
     """Megatron's `SelfAttention` with a forward that leaves QKV where its matmul put it."""
 
-    def forward(  # type: ignore[override]
-        self, hidden: Tensor, packed: PackedSequences
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, packed: PackedSequences) -> tuple[Tensor, Tensor]:
         """[T, 1, hidden] to the output without its bias, [T or K, 1, hidden], and the bias."""
         qkv = linear(self.linear_qkv, hidden)  # [T, 1, heads * 3 * head_dim / TP]
         qkv = qkv.view(hidden.shape[0], -1, 3, self.hidden_size_per_attention_head)
@@ -105,18 +107,18 @@ class PackedSelfAttention(SelfAttention):
 
 
 @dataclass
-class PostNormLayerSubmodules(TransformerLayerSubmodules):
+class PostNormLayerSubmodules(TransformerLayerSubmodules):  # type: ignore[misc]  # Megatron: Any
     """Megatron's parts list, with the two norms where a post-norm layer has them."""
 
     post_attention_layernorm: ModuleSpec | type = nn.Identity
     post_mlp_layernorm: ModuleSpec | type = nn.Identity
 
 
-class PostNormTransformerLayer(TransformerLayer):
+class PostNormTransformerLayer(TransformerLayer):  # type: ignore[misc]  # Megatron: Any
     """Megatron's `TransformerLayer` with the norm after each residual sum."""
 
-    def __init__(self, config: MegatronConfig, submodules: PostNormLayerSubmodules, **kwargs):
-        super().__init__(config=config, submodules=submodules, **kwargs)
+    def __init__(self, config: MegatronConfig, submodules: PostNormLayerSubmodules, **rest: Any):
+        super().__init__(config=config, submodules=submodules, **rest)
         for name in ("post_attention_layernorm", "post_mlp_layernorm"):
             norm = build_module(
                 getattr(submodules, name), config.hidden_size, eps=config.layernorm_epsilon
@@ -124,7 +126,7 @@ class PostNormTransformerLayer(TransformerLayer):
             setattr(self, name, norm)
         self.gated = config.model.feed_forward != "standard"
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, hidden: Tensor, residual: Tensor, packed: PackedSequences
     ) -> tuple[Tensor, Tensor]:
         """[T, 1, hidden] to [T, 1, hidden], or to [K, 1, hidden] where `packed.keep` is given.
@@ -135,7 +137,14 @@ class PostNormTransformerLayer(TransformerLayer):
         keys, site = packed.row_keys, _SITES_PER_LAYER * self.layer_number
         kept_keys = None if keys is None else _rows(keys, packed.keep)
 
-        def add(output, bias, residual, norm, site, dropped=True) -> tuple[Tensor, Tensor]:
+        def add(
+            output: Tensor,
+            bias: Tensor,
+            residual: Tensor,
+            norm: nn.LayerNorm,
+            site: int,
+            dropped: bool = True,
+        ) -> tuple[Tensor, Tensor]:
             dropout = self.hidden_dropout if self.training and dropped else 0.0
             kernels = self.config.options.kernels
             return residual_norm(output, bias, residual, norm, dropout, kept_keys, site, kernels)

@@ -154,7 +154,7 @@ class RapidBertForMaskedLM(nn.Module):
         if parallel_size() == 1:
             return cross_entropy(logits, labels, IGNORED_LABEL, self.options.kernels)
         # The vocabulary is split: Megatron's loss, whichever kernels are asked for.
-        losses = vocab_parallel_cross_entropy(logits, labels)
+        losses: Tensor = vocab_parallel_cross_entropy(logits, labels)  # [K]
         return losses.masked_fill(labels == IGNORED_LABEL, 0.0).sum()
 
     def _local_logits(
@@ -168,4 +168,5 @@ class RapidBertForMaskedLM(nn.Module):
     ) -> Tensor:
         """Logits of this rank's part of the vocabulary, [K, padded vocabulary / TP]."""
         hidden = self.encoder(input_ids, offsets, max_length, token_type_ids, rows, sequence_keys)
-        return self.head(hidden, self.encoder.embedding.word_embeddings.weight)
+        logits: Tensor = self.head(hidden, self.encoder.embedding.word_embeddings.weight)
+        return logits

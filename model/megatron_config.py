@@ -16,7 +16,7 @@ from .parallel import ensure_parallel, parallel_size
 
 
 @dataclass(kw_only=True)
-class MegatronConfig(TransformerConfig):  # type: ignore[misc]  # Megatron has no types: a base Any
+class MegatronConfig(TransformerConfig):  # type: ignore[misc]  # Megatron: Any
     """Megatron builds the modules in its slots from its configuration alone, so ours is in it."""
 
     model: ModelConfig

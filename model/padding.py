@@ -106,7 +106,8 @@ def unpad(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
 def pad(packed: Tensor, rows: Tensor, sequences: int, length: int) -> Tensor:
     """Put packed rows back: [T, ...] to [S, L, ...], zeros on padding."""
     padded = packed.new_zeros((sequences * length, *packed.shape[1:]))
-    return padded.index_copy(0, rows, packed).unflatten(0, (sequences, length))
+    padded = padded.index_copy(0, rows, packed)
+    return padded.view(sequences, length, *packed.shape[1:])  # [S*L, ...] to [S, L, ...]
 
 
 def sequence_of_row(sequence_offsets: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

@@ -76,27 +76,31 @@ def linear(module: ColumnParallelLinear | RowParallelLinear, x: Tensor) -> Tenso
     bias inside the matmul; Megatron's autograd function adds it in a pass over the output.
     """
     if parallel_size() > 1:
-        return module(x)[0]
+        output: Tensor = module(x)[0]
+        return output
     return F.linear(x, module.weight, None if module.skip_bias_add else module.bias)
 
 
 def parallel_size() -> int:
     """Ranks that share one copy of the model."""
-    return parallel_state.get_tensor_model_parallel_world_size()
+    size: int = parallel_state.get_tensor_model_parallel_world_size()
+    return size
 
 
 def parallel_rank() -> int:
     """This rank's place among them."""
-    return parallel_state.get_tensor_model_parallel_rank()
+    rank: int = parallel_state.get_tensor_model_parallel_rank()
+    return rank
 
 
-def own_dropout(device: torch.device) -> contextlib.AbstractContextManager:
+def own_dropout(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Random numbers for attention weights, of heads that only this tensor-parallel rank holds.
 
     All other dropout is a function of place (`hashed_dropout`).
     """
     if parallel_state.get_tensor_model_parallel_world_size() > 1 and device.type == "cuda":
-        return get_cuda_rng_tracker().fork()
+        fork: contextlib.AbstractContextManager[None] = get_cuda_rng_tracker().fork()
+        return fork
     return contextlib.nullcontext()
 
 

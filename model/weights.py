@@ -205,6 +205,7 @@ def _split(parameter: nn.Parameter) -> tuple[int, int] | None:
     """Dimension and stride of Megatron's cut through a parameter; None if ranks have it whole."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return None
+    # Megatron puts these on the parameter.
     return parameter.partition_dim, parameter.partition_stride  # type: ignore[attr-defined]
 
 
@@ -261,14 +262,14 @@ def _names(config: ModelConfig, head: Head) -> dict[str, str | list[str]]:
 
 def _split_heads(qkv: Tensor, config: ModelConfig) -> Tensor:
     """Rows [head, (q, k, v), head_dim] to q|k|v."""
-    rows = qkv.unflatten(0, (config.num_heads, 3, config.head_dim))
-    return rows.transpose(0, 1).flatten(0, 2)
+    rows = qkv.reshape(config.num_heads, 3, config.head_dim, *qkv.shape[1:])  # [H, 3, D, ...]
+    return rows.transpose(0, 1).reshape(qkv.shape)  # [3, H, D, ...] to [3*H*D, ...]
 
 
 def _merge_heads(qkv: Tensor, config: ModelConfig) -> Tensor:
     """Rows q|k|v to [head, (q, k, v), head_dim]."""
-    rows = qkv.unflatten(0, (3, config.num_heads, config.head_dim))
-    return rows.transpose(0, 1).flatten(0, 2)
+    rows = qkv.reshape(3, config.num_heads, config.head_dim, *qkv.shape[1:])  # [3, H, D, ...]
+    return rows.transpose(0, 1).reshape(qkv.shape)  # [H, 3, D, ...] to [H*3*D, ...]
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -17,6 +17,8 @@ is how often a tensor is read and written. Worth a kernel of their own are
                computed and not stored, the loss without fp32 copies of the logits
 
 Attention has a choice of its own, in `model.attention`. `hashed_dropout` says what the masks are.
+`ctx` is `Any` in all of them, because torch lets every function put its own attributes there.
+
 The files with Triton kernels are imported by the first call that needs one: Triton may be missing.
 """
 

@@ -53,7 +53,11 @@ def _backward(
     return attention_tiled.backward(d_out, qkv, offsets, slopes, out, log_sums, max_length)
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _save(
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, Tensor | None, int],
+    output: tuple[Tensor, Tensor],
+) -> None:
     qkv, offsets, slopes, ctx.max_length = inputs
     kept = (None, None) if is_whole(ctx.max_length, qkv.shape[3]) else output
     ctx.save_for_backward(qkv, offsets, slopes, *kept)
@@ -67,18 +71,28 @@ _backward_op = torch.library.custom_op(
 
 
 @attention_op.register_fake
-def _(qkv, offsets, slopes, max_length):
+def _(
+    qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
+) -> tuple[Tensor, Tensor]:
     tokens, heads, _, head_dim = qkv.shape
     log_sums = (0,) if is_whole(max_length, head_dim) else (heads, tokens)
     return qkv.new_empty(tokens, heads, head_dim), accumulators(qkv, *log_sums)
 
 
 @_backward_op.register_fake
-def _(d_out, qkv, offsets, slopes, out, log_sums, max_length):
+def _(
+    d_out: Tensor,
+    qkv: Tensor,
+    offsets: Tensor,
+    slopes: Tensor | None,
+    out: Tensor | None,
+    log_sums: Tensor | None,
+    max_length: int,
+) -> Tensor:
     return torch.empty_like(qkv)
 
 
-def _compiled_backward(ctx: Any, d_out: Tensor, _: Any) -> tuple:
+def _compiled_backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
     return _backward_op(d_out, *ctx.saved_tensors, ctx.max_length), None, None, None
 
 
@@ -89,13 +103,15 @@ class _Attention(torch.autograd.Function):
     """The same without the dispatcher, whose detours cost as much as two launches."""
 
     @staticmethod
-    def forward(ctx: Any, qkv, offsets, slopes, max_length):
+    def forward(
+        ctx: Any, qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
+    ) -> Tensor:
         output = _forward(qkv, offsets, slopes, max_length)
         _save(ctx, (qkv, offsets, slopes, max_length), output)
         return output[0]
 
     @staticmethod
-    def backward(ctx: Any, d_out):
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None, None]:
         qkv, offsets, slopes, out, log_sums = ctx.saved_tensors
         d_qkv = _backward(d_out, qkv, offsets, slopes, out, log_sums, ctx.max_length)
         return d_qkv, None, None, None
@@ -114,5 +130,7 @@ def attention(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: i
         [T, H, D].
     """
     if torch.compiler.is_compiling():
-        return attention_op(qkv, offsets, slopes, max_length)[0]
-    return _Attention.apply(qkv, offsets, slopes, max_length)
+        out: Tensor = attention_op(qkv, offsets, slopes, max_length)[0]
+    else:
+        out = _Attention.apply(qkv, offsets, slopes, max_length)
+    return out

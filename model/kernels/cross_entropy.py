@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .launch import FUSED, accumulator, triton_accumulator
 
@@ -66,7 +67,7 @@ class CrossEntropy(torch.autograd.Function):
     """Losses [K] of logits [K, V], for which the backward pass needs no memory but the logits'."""
 
     @staticmethod
-    def forward(ctx: Any, logits, labels, ignored):
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
         logits = logits.contiguous()
         rows, columns = logits.shape
         losses, log_sums = torch.empty(
@@ -86,7 +87,7 @@ class CrossEntropy(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, d_losses):
+    def backward(ctx: Any, d_losses: Tensor) -> tuple[Tensor, None, None]:
         if ctx.used:
             raise RuntimeError("the logits are gone: their memory holds the gradient already")
         ctx.used = True

@@ -53,13 +53,13 @@ class Dropout(torch.autograd.Function):
     """`operations.dropout`. Keeps nothing: the gradient passes through the same mask."""
 
     @staticmethod
-    def forward(ctx: Any, x, probability, keys, site):
+    def forward(ctx: Any, x: Tensor, probability: float, keys: Tensor, site: int) -> Tensor:
         ctx.options = probability, site
         ctx.save_for_backward(keys)
         return _drop(x, probability, keys, site)
 
     @staticmethod
-    def backward(ctx: Any, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         probability, site = ctx.options
         (keys,) = ctx.saved_tensors
         return _drop(dy, probability, keys, site), None, None, None

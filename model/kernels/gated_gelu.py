@@ -76,7 +76,13 @@ def _gated_gelu_backward(
     tl.store(DValue + at, (d_inner * gelu).to(DValue.dtype.element_ty), inside)
 
 
-def _launch_gated_gelu(kernel, gate: Tensor, others: tuple[Tensor | None, ...], columns, options):
+def _launch_gated_gelu(
+    kernel: Any,
+    gate: Tensor,
+    others: tuple[Tensor | None, ...],
+    columns: int,
+    options: tuple[float, int, int],
+) -> None:
     probability, site, first_column = options
     rows = gate.numel() // gate.shape[-1]
     kernel[(rows, triton.cdiv(columns, _COLUMNS))](
@@ -98,7 +104,14 @@ class GatedGelu(torch.autograd.Function):
     """`operations.gated_gelu` on the output of one matmul; the gradient is one tensor, too."""
 
     @staticmethod
-    def forward(ctx: Any, gate_and_value, probability, keys, site, first_column):
+    def forward(
+        ctx: Any,
+        gate_and_value: Tensor,
+        probability: float,
+        keys: Tensor | None,
+        site: int,
+        first_column: int,
+    ) -> Tensor:
         both = gate_and_value.contiguous()
         columns = both.shape[-1] // 2
         inner = both.new_empty(*both.shape[:-1], columns)
@@ -111,7 +124,7 @@ class GatedGelu(torch.autograd.Function):
         return inner
 
     @staticmethod
-    def backward(ctx: Any, d_inner):
+    def backward(ctx: Any, d_inner: Tensor) -> tuple[Tensor | None, ...]:
         both, keys = ctx.saved_tensors
         columns = both.shape[-1] // 2
         d_both = torch.empty_like(both)
@@ -128,7 +141,15 @@ class GatedGeluApart(torch.autograd.Function):
     """`operations.gated_gelu` where gate and value come out of two matmuls."""
 
     @staticmethod
-    def forward(ctx: Any, gate, value, probability, keys, site, first_column):
+    def forward(
+        ctx: Any,
+        gate: Tensor,
+        value: Tensor,
+        probability: float,
+        keys: Tensor | None,
+        site: int,
+        first_column: int,
+    ) -> Tensor:
         gate, value = gate.contiguous(), value.contiguous()
         inner = torch.empty_like(gate)
         ctx.options = probability, site, first_column
@@ -139,7 +160,7 @@ class GatedGeluApart(torch.autograd.Function):
         return inner
 
     @staticmethod
-    def backward(ctx: Any, d_inner):
+    def backward(ctx: Any, d_inner: Tensor) -> tuple[Tensor | None, ...]:
         gate, value, keys = ctx.saved_tensors
         d_gate, d_value = torch.empty_like(gate), torch.empty_like(value)
         tensors = (gate, value, keys, d_inner.contiguous(), d_gate, d_value)

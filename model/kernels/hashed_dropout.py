@@ -47,7 +47,7 @@ def threshold(probability: float) -> int:
 
 
 def dropout(
-    x: Tensor, probability: float, keys: Tensor, site: int, first_column: int = 0
+    x: Tensor, probability: float, keys: Tensor, site: int | Tensor, first_column: int = 0
 ) -> Tensor:
     """Zero some units and scale the others by 1 / (1 - probability).
 
@@ -62,7 +62,7 @@ def dropout(
 
 
 def keep_mask(
-    keys: Tensor, site: int, columns: int, probability: float, first_column: int = 0
+    keys: Tensor, site: int | Tensor, columns: int, probability: float, first_column: int = 0
 ) -> Tensor:
     """bool [T, columns]: which units stay."""
     a = _mix((keys & _M) ^ (site * GOLDEN_32 & _M))

@@ -40,9 +40,10 @@ def residual_norm(
     if kernels == "triton":
         from .residual_norm import ResidualNorm
 
-        return ResidualNorm.apply(
+        twice: tuple[Tensor, Tensor] = ResidualNorm.apply(
             x, bias, residual, norm.weight, norm.bias, norm.eps, probability, keys, site
         )
+        return twice
     arguments = x, bias, residual, norm.weight, norm.bias, norm.eps, probability, keys
     if kernels == "compile":
         y = _compiled(_residual_norm)(*arguments, torch.tensor(site))
@@ -51,9 +52,20 @@ def residual_norm(
     return y, y
 
 
-def _residual_norm(x, bias, residual, weight, norm_bias, eps, probability, keys, site) -> Tensor:
+def _residual_norm(
+    x: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    probability: float,
+    keys: Tensor | None,
+    site: int | Tensor,
+) -> Tensor:
     x = x + bias
     if probability:
+        assert keys is not None
         x = plain.dropout(x, probability, keys, site)
     return F.layer_norm(residual + x, weight.shape, weight, norm_bias, eps)
 
@@ -79,8 +91,10 @@ def gated_gelu(
         from .gated_gelu import GatedGelu, GatedGeluApart
 
         if isinstance(gate_and_value, Tensor):
-            return GatedGelu.apply(gate_and_value, probability, keys, site, first_column)
-        return GatedGeluApart.apply(*gate_and_value, probability, keys, site, first_column)
+            inner: Tensor = GatedGelu.apply(gate_and_value, probability, keys, site, first_column)
+        else:
+            inner = GatedGeluApart.apply(*gate_and_value, probability, keys, site, first_column)
+        return inner
     if isinstance(gate_and_value, Tensor):
         gate, value = gate_and_value.chunk(2, dim=-1)
     else:
@@ -91,9 +105,17 @@ def gated_gelu(
     return _gated_gelu(gate, value, probability, keys, site, first_column)
 
 
-def _gated_gelu(gate, value, probability, keys, site, first_column) -> Tensor:
+def _gated_gelu(
+    gate: Tensor,
+    value: Tensor,
+    probability: float,
+    keys: Tensor | None,
+    site: int | Tensor,
+    first_column: int,
+) -> Tensor:
     inner = F.gelu(gate) * value
     if probability:
+        assert keys is not None
         inner = plain.dropout(inner, probability, keys, site, first_column)
     return inner
 
@@ -106,7 +128,8 @@ def dropout(x: Tensor, probability: float, keys: Tensor | None, site: int, kerne
     if kernels == "triton":
         from .dropout import Dropout
 
-        return Dropout.apply(x, probability, keys, site)
+        y: Tensor = Dropout.apply(x, probability, keys, site)
+        return y
     function = _compiled(plain.dropout) if kernels == "compile" else plain.dropout
     return function(x, probability, keys, site)
 
@@ -121,12 +144,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignored: int, kernels: str) ->
     if kernels == "triton":
         from .cross_entropy import CrossEntropy
 
-        return CrossEntropy.apply(logits, labels, ignored).sum()
+        losses: Tensor = CrossEntropy.apply(logits, labels, ignored)  # [K]
+        return losses.sum()
     function = _compiled(_cross_entropy) if kernels == "compile" else _cross_entropy
     return function(logits, labels, ignored)
 
 
-def _cross_entropy(logits, labels, ignored) -> Tensor:
+def _cross_entropy(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
     return F.cross_entropy(logits.float(), labels, ignore_index=ignored, reduction="sum")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .dropout import kept_units
 from .hashed_dropout import threshold
@@ -89,7 +90,18 @@ class ResidualNorm(torch.autograd.Function):
     """`operations.residual_norm`. Keeps the sum before the norm and two numbers per row."""
 
     @staticmethod
-    def forward(ctx: Any, x, bias, residual, weight, norm_bias, eps, probability, keys, site):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        probability: float,
+        keys: Tensor | None,
+        site: int,
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         x, residual = x.contiguous(), residual.contiguous()
         columns = x.shape[-1]
@@ -114,7 +126,7 @@ class ResidualNorm(torch.autograd.Function):
         return y, y.detach()  # two outputs, one memory
 
     @staticmethod
-    def backward(ctx: Any, dy, dy2):
+    def backward(ctx: Any, dy: Tensor | None, dy2: Tensor | None) -> tuple[Tensor | None, ...]:
         z, mean, rstd, weight, keys = ctx.saved_tensors
         dropping = bool(ctx.options["THRESHOLD"])
         rows, columns = mean.shape[0], z.shape[-1]
