@@ -26,7 +26,9 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
 from recipes.benchmarks import run_all as benchmark_all  # noqa: E402
 from recipes.benchmarks.records import Record, write_figure  # noqa: E402
-from recipes.common.cli import MINUTES, ArgumentParser, UserError, run  # noqa: E402
+from recipes.common.cli import MINUTES, ArgumentParser  # noqa: E402
+from recipes.common.entry import run  # noqa: E402
+from recipes.common.errors import UserError  # noqa: E402
 from recipes.common.files import why_no_directory  # noqa: E402
 from recipes.common.locks import lock, unlock_if_alone  # noqa: E402
 from recipes.report import aligned  # noqa: E402

@@ -30,7 +30,9 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
 import torch
 
-from recipes.common.cli import COUNT, MINUTES, ArgumentParser, UserError, claimed, run
+from recipes.common.cli import COUNT, MINUTES, ArgumentParser, claimed
+from recipes.common.entry import run
+from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
 from recipes.common.locks import lock
 from recipes.corpus.text_sources import EMBEDDED

@@ -21,7 +21,9 @@ import torch
 
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
-from recipes.common.cli import COUNT, ArgumentParser, UserError, run
+from recipes.common.cli import COUNT, ArgumentParser
+from recipes.common.entry import run
+from recipes.common.errors import UserError
 from recipes.corpus.token_shards import open_shards
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.training.export import load_with_tokenizer

@@ -21,7 +21,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":  # before the imports below, which take seconds
-    from recipes.engine.launcher import end_with_launcher
+    from recipes.common.launcher import end_with_launcher
 
     end_with_launcher()
 
@@ -34,7 +34,8 @@ from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelOptions
 from model.parallel import initialize_parallel, seed_dropout
 from model.weights import scatter_state
-from recipes.common.cli import UserError, run
+from recipes.common.entry import run
+from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.locks import lock
 from recipes.engine import engine

@@ -28,12 +28,11 @@ from recipes.common.cli import (  # noqa: E402
     COUNT,
     COUNT_OR_NONE,
     ArgumentParser,
-    Faults,
-    UserError,
     claimed,
-    run,
     whole,
 )
+from recipes.common.entry import run
+from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_directory  # noqa: E402
 from recipes.common.locks import lock  # noqa: E402
 from recipes.reporting.score_table import load_results, write_scores  # noqa: E402

@@ -45,13 +45,12 @@ from recipes.common.cli import (
     PRICE,
     SEQUENCE_LENGTH,
     ArgumentParser,
-    Faults,
-    UserError,
     checked,
     number,
-    run,
     whole,
 )
+from recipes.common.entry import run
+from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_file, write_whole
 from recipes.engine import engine
 from recipes.engine.engine import BatchPlan, plan_batches, precision

@@ -29,7 +29,9 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from recipes.common.cli import PART, SHARE, ArgumentParser, UserError, run, whole  # noqa: E402
+from recipes.common.cli import PART, SHARE, ArgumentParser, whole  # noqa: E402
+from recipes.common.entry import run  # noqa: E402
+from recipes.common.errors import UserError  # noqa: E402
 from recipes.common.files import write_whole  # noqa: E402
 from recipes.common.locks import lock, unlock_if_alone  # noqa: E402
 from recipes.corpus.encode_shards import (  # noqa: E402

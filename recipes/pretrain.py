@@ -24,7 +24,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":  # before the imports below, which take seconds
-    from recipes.engine.launcher import end_with_launcher
+    from recipes.common.launcher import end_with_launcher
 
     end_with_launcher()
 
@@ -49,14 +49,12 @@ from recipes.common.cli import (
     SHARE,
     WEIGHT_DECAY,
     ArgumentParser,
-    Faults,
-    SaveError,
-    UserError,
     checked,
     number,
-    run,
     whole,
 )
+from recipes.common.entry import run
+from recipes.common.errors import Faults, SaveError, UserError
 from recipes.common.files import why_no_directory
 from recipes.corpus.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
 from recipes.corpus.token_shards import TokenShards, open_shards

@@ -30,7 +30,9 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import EngFormatter, PercentFormatter  # noqa: E402
 
-from recipes.common.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.common.cli import ArgumentParser  # noqa: E402
+from recipes.common.entry import run  # noqa: E402
+from recipes.common.errors import UserError  # noqa: E402
 from recipes.common.files import why_no_directory, write_whole  # noqa: E402
 from recipes.common.locks import lock  # noqa: E402
 from recipes.training.run_log import LOG_NAME, duration, read_records  # noqa: E402

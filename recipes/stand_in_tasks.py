@@ -30,7 +30,9 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
 import numpy as np  # noqa: E402
 
-from recipes.common.cli import SEED, ArgumentParser, UserError, run, whole  # noqa: E402
+from recipes.common.cli import SEED, ArgumentParser, whole  # noqa: E402
+from recipes.common.entry import run  # noqa: E402
+from recipes.common.errors import UserError  # noqa: E402
 from recipes.common.files import why_no_directory, write_whole  # noqa: E402
 from recipes.common.locks import LOCK, lock  # noqa: E402
 from recipes.corpus.python_docs import python_documents  # noqa: E402

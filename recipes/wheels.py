@@ -52,7 +52,9 @@ canonicalize_name = import_module(f"{prefix}packaging.utils").canonicalize_name
 Version = import_module(f"{prefix}packaging.version").Version
 InvalidVersion = import_module(f"{prefix}packaging.version").InvalidVersion
 
-from recipes.common.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.common.cli import ArgumentParser  # noqa: E402
+from recipes.common.entry import run  # noqa: E402
+from recipes.common.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE_ONLY = ("deepspeed",)  # pure Python, but published without a wheel

@@ -42,7 +42,8 @@ from model.masked_lm import RapidBertForMaskedLM
 from recipes import pretrain
 from recipes.benchmarks.input import write_synthetic_data
 from recipes.benchmarks.records import Record, Rows, panels, shown, spread
-from recipes.common.cli import Faults, whole
+from recipes.common.cli import whole
+from recipes.common.errors import Faults
 from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
 from recipes.corpus.token_shards import open_shards
 from recipes.engine import engine

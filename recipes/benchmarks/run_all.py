@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from recipes.benchmarks.records import Rows, write_figure
-from recipes.common.cli import MINUTES, UserError
+from recipes.common.cli import MINUTES
+from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
 from recipes.common.locks import lock
 from recipes.report import aligned

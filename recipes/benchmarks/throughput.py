@@ -36,7 +36,8 @@ from recipes.benchmarks.training_step import (
     recommended,
     training_data,
 )
-from recipes.common.cli import UserError, shorten, whole
+from recipes.common.cli import shorten, whole
+from recipes.common.errors import UserError
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.engine import World
 from recipes.report import COLORS

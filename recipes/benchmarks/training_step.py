@@ -27,7 +27,7 @@ from model.masked_lm import RapidBertForMaskedLM
 from recipes import pretrain
 from recipes.benchmarks.input import write_synthetic_data
 from recipes.benchmarks.records import NotHere, Record, seconds_per_call, spread
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
 from recipes.corpus.token_shards import TokenShards, open_shards
 from recipes.engine import engine

@@ -9,57 +9,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
-import io
-import math
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-from recipes.engine.launcher import end_with_launcher
-
-Result = TypeVar("Result")
-
-
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-# What the user mends, not us: no space, quota, read-only, no permission.
-_SYSTEM_REFUSALS = _NO_SPACE | {errno.EROFS, errno.EACCES}
-
-
-class UserError(ValueError):
-    """A fault of the input or the settings: shown as a message, without a traceback, exit code 2.
-
-    Raise it with every fault found, one per item, so that a user mends them in one go.
-    """
-
-    def __init__(self, *faults: str):
-        super().__init__("\n".join(faults))
-        self.faults = faults
-
-    status = 2
-    """Exit code of the process."""
-
-
-class MachineError(UserError):
-    """Right settings that the machine cannot serve now: a full disk, a node out of reach.
-
-    Exit code 74 (EX_IOERR of sysexits.h), upon which a SLURM job goes back into the queue.
-    """
-
-    status = 74
-
-
-class SaveError(MachineError):
-    """A checkpoint or an export could not be written; the older ones are untouched."""
-
-
-def refused(error: OSError, where: object) -> UserError:
-    """What the system did not let us do, as the user's to mend: a `MachineError` if by space."""
-    fault = f"{where}: {error.strerror}"
-    return MachineError(fault) if error.errno in _NO_SPACE else UserError(fault)
+from recipes.common import numbers
+from recipes.common.errors import UserError
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -70,81 +26,14 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-class Faults(list[str]):
-    """Everything found wrong before the work starts, to be said at once."""
-
-    def attempt(self, check: Callable[[], Result]) -> Result | None:
-        """What `check` returns, or None after noting what it found wrong."""
-        try:
-            return check()
-        except UserError as error:
-            self.extend(error.faults)
-        except ValueError as error:
-            self.append(str(error))
-        return None
-
-    def stop(self) -> None:
-        """Raises UserError if anything was found."""
-        if self:
-            raise UserError(*self)
-
-
-@dataclass(frozen=True)
-class Range:
-    """An option's type: a number in a range; `number` and `whole` make it."""
-
-    low: float
-    high: float
-    above: bool = False
-    """`low` itself is outside."""
-    below: bool = False
-    """`high` itself is outside."""
-    whole: bool = False
+class Range(numbers.Range):
+    """A range as argparse wants it."""
 
     def __call__(self, text: str) -> float:
-        """Raises ArgumentTypeError: the range and, where one is near, what may be meant."""
         try:
-            value = int(text) if self.whole else float(text)
-        except ValueError:
-            value = math.nan
-        if value not in self:
-            meant = self.meant(text)
-            near = "" if meant is None else f"; did you mean {meant}?"
-            raise argparse.ArgumentTypeError(f"must be {self}{near}")
-        return value
-
-    def __contains__(self, value: float) -> bool:
-        low = self.low < value if self.above else self.low <= value
-        return low and (value < self.high if self.below else value <= self.high)
-
-    def __str__(self) -> str:
-        low, high = (f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (self.low, self.high))
-        if self.above:
-            ends = f"above {low}{' and below' if self.below else ', up to'} {high}"
-        else:
-            ends = f"from {low} to {'below ' * self.below}{high}"
-        return f"a {'whole ' * self.whole}number {ends}"
-
-    def meant(self, text: str) -> float | None:
-        """The number in the range that other ways of writing stand for: 1e3, 70k, 1,000, 30%."""
-        found = re.fullmatch(
-            r"([-+]?[\d., _]*\d(?:\.0*)?(?:e[-+]?\d+)?) *([kmg%]?)", text.strip().lower()
-        )
-        if not found:
-            return None
-        digits, unit = found[1].replace(" ", ""), found[2]
-        if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?", digits):
-            digits = digits.replace(",", "")
-        try:
-            value = float(digits.replace(",", ".")) * _UNITS[unit]
-        except ValueError:
-            return None
-        if value not in self or (self.whole and not value.is_integer()):
-            return None
-        return int(value) if self.whole else float(f"{value:.12g}")
-
-
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "%": 0.01}
+            return self.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Range:
@@ -304,35 +193,3 @@ def claimed(words: Sequence[str], ways: Mapping[str, str]) -> list[str]:
 def _explain(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
     return f"unknown argument {word!r}" + (f" (did you mean {near[0]}?)" if near else "")
-
-
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run an entry point; a `UserError` becomes a message per fault on stderr and its exit code."""
-    end_with_launcher()
-    # A console that cannot show a character gets its number: no output is worth the work.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        status = main()
-        sys.stdout.flush()  # here, where a closed pipe is caught, not at interpreter shutdown
-        sys.exit(status)
-    except UserError as error:
-        for fault in error.faults:
-            print(f"error: {fault}", file=sys.stderr)
-        if isinstance(error, SaveError):
-            print("make room, then the same command goes on from what is whole", file=sys.stderr)
-        sys.exit(error.status)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # What is still buffered has no reader; shutdown would try to write it once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except OSError as error:
-        if error.errno not in _SYSTEM_REFUSALS:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}", file=sys.stderr)
-        sys.exit(MachineError.status if error.errno in _NO_SPACE else UserError.status)

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import IO
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 
 LOCK = ".lock"
 

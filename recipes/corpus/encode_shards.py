@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.held_out import HeldOut, document_hash
 from recipes.corpus.text_records import EMPTY, HELD_OUT, Skipped
 from recipes.corpus.text_sources import Portion

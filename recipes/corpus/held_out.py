@@ -16,7 +16,7 @@ from itertools import chain
 import numpy as np
 from tqdm import tqdm
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.text_records import Skipped
 from recipes.corpus.text_sources import Portion
 

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recipes.common.cli import UserError
 from recipes.common.compressed import COMPRESSIONS, open_binary
+from recipes.common.errors import UserError
 from recipes.common.locks import LOCK
 from recipes.corpus.json_values import json_values
 from recipes.corpus.text_records import Span

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.sequence_order import GOLDEN, Documents, SequenceIndex, hash64, mix64, shuffled
 from recipes.corpus.token_shards import TokenShards
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.text_records import Skipped
 from recipes.corpus.text_sources import Portion
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.encode_shards import Task
 from recipes.corpus.input_files import DOCUMENTS_PER, Ignored, Layout
 from recipes.corpus.preparation_checks import check_documents

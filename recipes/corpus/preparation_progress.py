@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.corpus.encode_shards import Encoded
 from recipes.corpus.text_records import Skipped

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 
 DOCUMENT_CHARACTERS = 4000
 """Paragraphs of one module are gathered into documents of about this length."""

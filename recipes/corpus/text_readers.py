@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from recipes.common.cli import UserError
 from recipes.common.compressed import open_binary
+from recipes.common.errors import UserError
 from recipes.corpus.json_values import json_values
 from recipes.corpus.text_records import (
     MAX_RECORD_BYTES,

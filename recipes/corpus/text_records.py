@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from recipes.common.cli import UserError
 from recipes.common.compressed import COMPRESSIONS, open_binary
+from recipes.common.errors import UserError
 
 MAX_RECORD_BYTES = 16 << 20
 """Longer lines and documents are skipped, so that a file without newlines cannot fill memory."""

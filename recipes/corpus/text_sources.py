@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.input_files import Ignored, Layout, compressed_twins, find_files, identity
 from recipes.corpus.text_readers import open_hub, raw_records
 from recipes.corpus.text_records import BAD_RECORDS_TOLERATED, Skipped, Span, Unusable, text_of

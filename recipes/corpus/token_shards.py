@@ -29,7 +29,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.common.files import sync_directory
 
 MANIFEST_NAME = "manifest.json"

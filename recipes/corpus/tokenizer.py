@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from model.megatron import parallel_state
 from model.parallel import initialize_parallel
-from recipes.common.cli import MachineError, Result, UserError, refused
+from recipes.common.errors import MachineError, Result, UserError, refused
 from recipes.engine.rendezvous import TIMEOUT, join, launch_environment
 
 # What a configuration may say: a type, a choice of values, or the keys of a section. `None`:

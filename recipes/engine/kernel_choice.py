@@ -14,7 +14,7 @@ import torch
 from model.attention import BACKENDS, best_backend, check_backend
 from model.config import ModelConfig
 from model.kernels import KERNELS, best_kernels, check_kernels
-from recipes.common.cli import Faults
+from recipes.common.errors import Faults
 
 
 def add_kernel_options(parser: argparse.ArgumentParser) -> None:

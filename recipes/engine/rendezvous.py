@@ -18,8 +18,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from recipes.common.cli import MachineError, UserError
-from recipes.engine.launcher import launchers
+from recipes.common.errors import MachineError, UserError
+from recipes.common.launcher import launchers
 
 # Start-up includes reading shards and compiling on a cold file system; afterwards a rank that is
 # silent for this long is gone.

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from model.config import ModelConfig
 from model.kernels.tiling import is_whole
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.engine.engine import BatchPlan, World, precision
 
 RESERVE = 3 * 10**9

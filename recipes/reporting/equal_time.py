@@ -25,7 +25,9 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from recipes.common.cli import ArgumentParser, UserError, run  # noqa: E402
+from recipes.common.cli import ArgumentParser  # noqa: E402
+from recipes.common.entry import run  # noqa: E402
+from recipes.common.errors import UserError  # noqa: E402
 from recipes.common.files import write_whole  # noqa: E402
 from recipes.report import COLORS, Run, aligned, load_runs, make_directory, png  # noqa: E402
 from recipes.reporting.score_table import STAND_IN, Series, load_results, summarize  # noqa: E402

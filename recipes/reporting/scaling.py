@@ -25,7 +25,7 @@ from matplotlib.ticker import (
 )
 
 from recipes import report
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.report import Run
 

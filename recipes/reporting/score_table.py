@@ -30,7 +30,9 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
-from recipes.common.cli import ArgumentParser, Faults, UserError, run  # noqa: E402
+from recipes.common.cli import ArgumentParser  # noqa: E402
+from recipes.common.entry import run  # noqa: E402
+from recipes.common.errors import Faults, UserError  # noqa: E402
 from recipes.common.files import why_no_directory, write_whole  # noqa: E402
 from recipes.report import COLORS, aligned  # noqa: E402
 from recipes.tasks.glue_tasks import TASKS  # noqa: E402

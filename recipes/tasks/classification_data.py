@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.tasks.example_files import (
     Examples,
     Reading,

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from model.classifier import RapidBertForSequenceClassification
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.engine.engine import World, precision
 from recipes.planning.memory import activation_bytes, device_bytes, state_bytes
 from recipes.tasks.classification_batches import EncodedExamples

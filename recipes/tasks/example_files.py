@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow
 import zstandard
 
-from recipes.common.cli import UserError
 from recipes.common.compressed import COMPRESSIONS, open_binary
+from recipes.common.errors import UserError
 
 BAD_RECORDS_TOLERATED = 0.01  # share of a set
 

@@ -27,10 +27,9 @@ from recipes.common.cli import (
     SEQUENCE_LENGTH,
     WEIGHT_DECAY,
     ArgumentParser,
-    Faults,
-    UserError,
     whole,
 )
+from recipes.common.errors import Faults, UserError
 from recipes.common.files import sha256, why_no_directory
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine import engine

@@ -10,7 +10,7 @@ import difflib
 import math
 from dataclasses import dataclass
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.reporting.score_table import describe, read_result
 from recipes.tasks import finetune_options
 from recipes.tasks.glue_tasks import Task

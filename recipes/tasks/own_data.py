@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common.cli import Faults, UserError
+from recipes.common.errors import Faults, UserError
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.example_files import (
     Reading,

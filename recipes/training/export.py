@@ -21,7 +21,7 @@ from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import CONFIG, WEIGHTS, Export, read_export
 from model.weights import Head, gather_state, not_finite, to_public
-from recipes.common.cli import SaveError, UserError
+from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL, sha256, sync_directory, write_whole
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.engine import full_precision_parameters, on_first_rank

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.locks import lock
 from recipes.corpus.sequence_order import SequenceIndex

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from recipes import benchmark
 from recipes.benchmarks import run_all as benchmark_all
 from recipes.common import locks
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

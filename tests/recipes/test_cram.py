@@ -14,7 +14,7 @@ from lock_scenarios import held
 
 from recipes import cram, glue, prepare_data, pretrain
 from recipes.common import locks
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from torch import nn
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
 from recipes.fill_mask import MASK, fill, held_out_sentences
 from recipes.prepare_data import main as prepare

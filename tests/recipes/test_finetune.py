@@ -20,7 +20,7 @@ from model.classifier import RapidBertForSequenceClassification
 from model.parallel import initialize_parallel
 from model.weights import from_public, scatter_state
 from recipes import finetune
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine import engine
 from recipes.tasks.evaluation import (

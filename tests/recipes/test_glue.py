@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from recipes import glue
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.tasks import classification_data, finetune_options
 from recipes.tasks import jobs as glue_jobs
 from recipes.tasks.glue_tasks import TASKS

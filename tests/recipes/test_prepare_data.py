@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.held_out import HeldOut, document_hash
 from recipes.corpus.preparation_progress import Progress
 from recipes.corpus.text_records import Skipped

@@ -27,7 +27,7 @@ from pretrain_scenarios import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes import pretrain
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.training.export import read_tensors
 from recipes.training.schedule import learning_rate_at
 from recipes.training.throughput import ThroughputMeter

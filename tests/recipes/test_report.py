@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from recipes import report
 from recipes.common import locks
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.report import (
     aligned,
     bin_means,

@@ -29,7 +29,7 @@ from pretrain_scenarios import (
 )
 
 from recipes import pretrain
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.engine import engine
 from recipes.training import checkpoint
 from recipes.training.checkpoint import Checkpoints, Progress

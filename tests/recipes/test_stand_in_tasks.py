@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.stand_in_tasks import STAND_INS, read_sentences, split, write_tasks
 from recipes.tasks.classification_data import Examples, TaskData, load_task
 from recipes.tasks.glue_tasks import TASKS

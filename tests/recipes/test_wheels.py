@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from recipes import wheels
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.wheels import Found, follow, target_environment, without_what_is_there
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from pretrain_scenarios import run_world, values
 
 from recipes import benchmark
 from recipes.benchmarks import checkpoint as benchmark_checkpoint
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 

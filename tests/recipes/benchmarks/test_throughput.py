@@ -12,7 +12,7 @@ from recipes.benchmarks import profile as benchmark_profile
 from recipes.benchmarks import throughput
 from recipes.benchmarks.profile import CLASSES, COLORS, IDLE, OTHER, kernel_class
 from recipes.benchmarks.training_step import Setup
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 
 
 def test_rows_and_all_their_faults_at_once():

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from recipes import benchmark
-from recipes.common import cli
-from recipes.common.cli import ArgumentParser, SaveError, UserError, run
+from recipes.common import cli, entry
+from recipes.common.cli import ArgumentParser
+from recipes.common.entry import run
+from recipes.common.errors import SaveError, UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -299,7 +301,7 @@ def test_a_programming_error_keeps_its_traceback():
 def test_a_closed_pipe_ends_quietly():
     reader, writer = os.pipe()
     os.close(reader)
-    program = "from recipes.common.cli import run; run(lambda: print('nobody reads this'))"
+    program = "from recipes.common.entry import run; run(lambda: print('nobody reads this'))"
     try:
         ended = subprocess.run(
             [sys.executable, "-c", program],
@@ -328,7 +330,7 @@ def test_what_the_system_or_the_user_stops_is_said_in_a_line(fault, status, said
         raise fault
 
     with pytest.raises(SystemExit) as error:
-        cli.run(main)
+        entry.run(main)
     assert error.value.code == status
     assert said in capsys.readouterr().err
 
@@ -338,7 +340,7 @@ def test_other_system_errors_keep_their_traceback():
         raise OSError(5, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output"):
-        cli.run(main)
+        entry.run(main)
 
 
 def test_a_misspelt_required_option_is_named(capsys):
@@ -382,7 +384,7 @@ def test_nothing_but_a_command_is_started_again(tmp_path):
 
 
 def test_a_console_that_cannot_show_a_character_stops_nothing():
-    program = "from recipes.common.cli import run; run(lambda: print('\\u4e2d \\u00e9 \\udc80'))"
+    program = "from recipes.common.entry import run; run(lambda: print('\\u4e2d \\u00e9 \\udc80'))"
     ended = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.common.locks import lock
 
 

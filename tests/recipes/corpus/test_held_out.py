@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recipes import prepare_data
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.held_out import HeldOut, document_hash, find_held_out, hash_below
 from recipes.corpus.text_records import Span
 from recipes.corpus.text_sources import Portion

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipes import prepare_data
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.common.locks import lock
 from recipes.corpus.input_files import Ignored, Layout, find_files, is_output
 from recipes.corpus.text_sources import find_inputs

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
 from recipes.corpus.token_shards import open_shards
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from recipes import prepare_data
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.preparation_checks import odd_results
 from tests.recipes.test_prepare_data import documents, stored
 

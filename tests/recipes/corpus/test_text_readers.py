@@ -8,7 +8,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.text_readers import raw_records
 from recipes.corpus.text_records import MAX_RECORD_BYTES, Skipped, Span, text_of
 from recipes.corpus.text_sources import Portion

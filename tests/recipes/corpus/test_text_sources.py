@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.text_records import Skipped, Span
 from recipes.corpus.text_sources import (
     LANE_RECORDS,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus import token_shards
 from recipes.corpus.token_shards import ShardWriter, open_shards, token_dtype
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 import recipes.corpus.tokenizer
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import (
     IDENTITY,
     NORMALIZERS,

@@ -30,7 +30,7 @@ from model.config import PRESETS
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes import pretrain
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.mlm_batches import MlmBatches
 from recipes.corpus.token_shards import open_shards
 from recipes.engine import engine

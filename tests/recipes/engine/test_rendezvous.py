@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.engine import rendezvous
 
 ROOT = Path(__file__).resolve().parents[3]

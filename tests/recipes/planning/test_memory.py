@@ -25,7 +25,7 @@ from pretrain_scenarios import (
 from model.config import PRESETS, ModelConfig, ModelOptions
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.token_shards import MANIFEST_NAME
 from recipes.engine import engine
 from recipes.engine.engine import BatchPlan, plan_batches

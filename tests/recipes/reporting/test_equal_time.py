@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.reporting import equal_time
 
 MINUTES = 2

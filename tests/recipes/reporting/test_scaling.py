@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from recipes import report
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.reporting import scaling
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.reporting import score_table
 from recipes.reporting.score_table import (
     STAND_IN,

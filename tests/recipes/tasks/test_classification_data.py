@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.tasks.classification_data import load_task
 from recipes.tasks.glue_tasks import find_task
 

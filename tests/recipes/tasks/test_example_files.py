@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.tasks.example_files import Reading, label_name, naming, read_file
 
 # What a tab-separated file cannot hold: its separators.

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recipes import finetune
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.tasks.finetune_options import Finetuning, is_done, parse_arguments, resolve
 from recipes.tasks.glue_tasks import TASKS
 

@@ -1,6 +1,6 @@
 import pytest
 
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.tasks.glue_tasks import TASKS, find_task
 from recipes.training.schedule import adamw_weight_decay
 

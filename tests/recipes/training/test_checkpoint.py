@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from model.parallel import initialize_parallel
 from recipes import pretrain
-from recipes.common.cli import SaveError, UserError
+from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL
 from recipes.engine import engine
 from recipes.training import checkpoint, export, optimizer_state

@@ -8,7 +8,7 @@ import pytest
 from pretrain_scenarios import write_config, write_data
 
 from recipes import pretrain
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.corpus.mlm_batches import MlmBatches
 from recipes.training.schedule import adamw_weight_decay
 

@@ -14,7 +14,7 @@ import torch
 from pretrain_scenarios import Outcome, command_line, run_world, values, write_config, write_data
 
 from recipes import pretrain
-from recipes.common.cli import UserError
+from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
 from recipes.engine import engine
 from recipes.engine.rendezvous import launched_world_size

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.engine import launcher
+from recipes.common import launcher
 
 ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 RANK = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from recipes.engine import launcher
+from recipes.common import launcher
 launcher.LOOK_SECONDS = 0.05
 launcher.end_with_launcher()
 open(sys.argv[-1] + "/" + str(os.getpid()), "w").close()

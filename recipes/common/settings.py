@@ -1,0 +1,287 @@
+"""Settings of a command: a frozen dataclass, from which its command line and its help come.
+
+    @dataclass(frozen=True)
+    class Settings:
+        "Counts sheep."
+
+        sheep: Annotated[int, COUNT] = 5
+        "Sheep to count."
+
+    settings = parse(Settings)
+
+Every field is an option, `--log-every` and `--log_every` alike, never abbreviated; the sentence
+under it is its help. Fields of a dataclass inside have a heading of their own in the help. Unknown
+options are told the nearest one; values that cannot be are all named at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from recipes.common.errors import Faults
+from recipes.common.numbers import Range, number, whole
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+Value = TypeVar("Value")
+
+
+def parse(
+    settings: type[Settings],
+    words: Sequence[str] | None = None,
+    *,
+    program: str | None = None,
+    faults: Faults | None = None,
+) -> Settings:
+    """The settings that the words of a command line say.
+
+    Args:
+        settings: a frozen dataclass; its docstring describes the command.
+        words: those after the program's name; this process's own if not given.
+        program: the name that the help shows.
+        faults: takes the values that were refused, whose defaults then stand in the settings, for
+            a command that names what else is wrong beside them.
+
+    Raises:
+        UserError: unknown and missing options, and without `faults` the values that were refused.
+        SystemExit: after `--help`, with status 0.
+    """
+    words = [_dashed(word) for word in (sys.argv[1:] if words is None else words)]
+    # The DeepSpeed launcher adds this option; the environment's LOCAL_RANK says the same.
+    words = [word for word in words if not word.startswith("--local-rank=")]
+    known = dict(_options(settings))
+    wrong = Faults()
+    if not {"-h", "--help"}.intersection(words):
+        words = _without_unknown(words, known, wrong)
+        # A word for each that is missing, so that the values of the others are looked at as well.
+        missing = [name for name, needed in known.items() if needed and not _given(name, words)]
+        wrong += [f"{name} is needed" for name in missing]
+        words += [word for name in missing for word in (name, "?")]
+    else:
+        missing = []
+    result = tyro.cli(
+        settings,
+        prog=program,
+        args=words,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+        registry=_registry(),
+    )
+    refused = {name: fault for name, fault in _refusals(result) if option(name) not in missing}
+    if wrong or faults is None:
+        wrong += refused.values()
+        wrong.stop()
+    else:
+        faults += refused.values()
+        result = _with_defaults(result)
+    return result
+
+
+def split_rest(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words before a bare `--`, and those behind it: options for another command."""
+    words = list(words)
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
+def flat(settings: DataclassInstance) -> dict[str, Any]:
+    """Values by the names of their fields, those of dataclasses inside included."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        inside = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        values |= flat(value) if inside else {field.name: value}
+    return values
+
+
+def option(field: str) -> str:
+    """The option that a field is: `--log-every` for `log_every`."""
+    return "--" + field.replace("_", "-")
+
+
+def number_in(range_: Range) -> PrimitiveConstructorSpec[Any]:
+    """Says, in `Annotated[float, number_in(...)]`, which numbers a field takes."""
+    shown = "{:d}" if range_.whole else "{:g}"
+    return _words("N" if range_.whole else "X", range_.read, shown.format)
+
+
+def one_of(*choices: str) -> PrimitiveConstructorSpec[str]:
+    """Says, in `Annotated[str, one_of(...)]`, which words a field takes."""
+
+    def read(word: str) -> str:
+        if word not in choices:
+            near = difflib.get_close_matches(word, choices, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"must be one of {', '.join(choices)}{hint}")
+        return word
+
+    return _words("{" + ",".join(choices) + "}", read, str)
+
+
+def checked(check: Callable[[str], object], metavar: str = "TEXT") -> PrimitiveConstructorSpec[str]:
+    """Says that a field takes the texts about which `check` raises no ValueError."""
+
+    def read(word: str) -> str:
+        check(word)
+        return word
+
+    return _words(metavar, read, str)
+
+
+def help_of(settings: type) -> Mapping[str, str]:
+    """The sentence under each field of a dataclass, by the field's name."""
+    [node] = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
+    assert isinstance(node, ast.ClassDef)
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in zip(node.body, node.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+class _Refused:
+    """Stands in a field for a word that cannot be its value."""
+
+    def __init__(self, word: str, reason: str):
+        self.word = word
+        self.reason = reason
+
+
+def _words(
+    metavar: str, read: Callable[[str], Value], show: Callable[[Any], str]
+) -> PrimitiveConstructorSpec[Any]:
+    """One word of a command line; what `read` refuses becomes a fault of the whole line."""
+
+    def value(words: list[str]) -> Value | _Refused:
+        try:
+            return read(words[0])
+        except ValueError as reason:
+            return _Refused(words[0], str(reason))
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=value,
+        is_instance=lambda value: not isinstance(value, tuple) and value is not None,
+        str_from_instance=lambda value: [show(value)],
+    )
+
+
+def _registry() -> ConstructorRegistry:
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def literal(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str] | None:
+        """Collects the faults of choices too, which tyro would end at the first of."""
+        choices = get_args(info.type) if get_origin(info.type) is Literal else ()
+        return one_of(*choices) if choices else None
+
+    return registry
+
+
+def _options(settings: type[DataclassInstance]) -> Iterator[tuple[str, bool]]:
+    """Every option, and whether it must be given."""
+    types = get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        if dataclasses.is_dataclass(inside := types[field.name]):
+            yield from _options(inside)  # type: ignore[arg-type]  # a type here, not an instance
+        else:
+            missing = dataclasses.MISSING
+            yield option(field.name), field.default is missing and field.default_factory is missing
+
+
+def _without_unknown(words: Sequence[str], known: Mapping[str, bool], wrong: Faults) -> list[str]:
+    """The words without unknown options, their values and empty values, which become faults."""
+    kept: list[str] = []
+    of_known, name = True, ""
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            of_known = name in known
+            if not of_known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                wrong.append(f"unknown argument {shorten(word)!r}{hint}")
+            empty = bool(equals) and not value
+        else:
+            empty = not word
+        if empty and of_known:
+            wrong.append(f"{name}: is empty")
+            kept = kept[:-1] if kept and kept[-1] == name else kept
+        elif of_known:
+            kept.append(word)
+    return kept
+
+
+def _given(name: str, words: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == name for word in words)
+
+
+def _refusals(settings: DataclassInstance) -> Iterator[tuple[str, str]]:
+    for name, value in flat(settings).items():
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, _Refused):
+                yield name, f"{option(name)} {shorten(each.word)}: {each.reason}"
+
+
+def _with_defaults(settings: Settings) -> Settings:
+    """The settings with the default where a word was refused."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            changes[field.name] = _with_defaults(value)
+        elif any(isinstance(v, _Refused) for v in (value if isinstance(value, tuple) else [value])):
+            given = field.default is not dataclasses.MISSING
+            changes[field.name] = field.default if given else None
+    return dataclasses.replace(settings, **changes)
+
+
+def shorten(text: str) -> str:
+    """A value for a message: in quotes where a reader would not see it, cut where it is long."""
+    text = text if len(text) <= 60 else f"{text[:60]}..."
+    return text if text.isprintable() and text.strip() == text != "" else repr(text)
+
+
+def _dashed(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+# Kinds of fields that several commands share. Their ranges are wider than anything sensible: they
+# keep out what would overflow or vanish, fill the memory or never end.
+Seed = Annotated[int, number_in(whole(0, 2**63 - 1))]
+SequenceLength = Annotated[int, number_in(whole(8, 65_536))]
+Count = Annotated[int, number_in(whole(1, 10**9))]
+CountOrNone = Annotated[int, number_in(whole(0, 10**9))]
+Share = Annotated[float, number_in(number(0, 1))]
+Part = Annotated[float, number_in(number(1e-9, 1, below=True))]
+Minutes = Annotated[float, number_in(number(1e-6, 525_600))]  # a year
+Price = Annotated[float, number_in(number(0, 1_000_000))]
+GpuMemoryGb = Annotated[float, number_in(number(0.001, 10_000))]
+LearningRate = Annotated[float, number_in(number(1e-12, 1_000_000))]
+WeightDecay = Annotated[float, number_in(number(0, 1))]

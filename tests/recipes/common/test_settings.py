@@ -1,0 +1,140 @@
+"""A command line from a frozen dataclass: what is read, and that all faults are named at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+from recipes.common.errors import Faults, UserError
+from recipes.common.numbers import number
+from recipes.common.settings import (
+    Count,
+    LearningRate,
+    flat,
+    help_of,
+    number_in,
+    one_of,
+    parse,
+    split_rest,
+)
+
+
+@dataclass(frozen=True)
+class Science:
+    """What decides the result."""
+
+    model: Annotated[str, one_of("base", "large")]
+    """Size of the model."""
+    documents: Literal["split", "truncate"] = "split"
+    """What becomes of long documents."""
+    learning_rate: LearningRate | None = None
+    """Peak; by size if not given."""
+    export_at: tuple[Annotated[float, number_in(number(0, 1, above=True))], ...] = ()
+    """Shares of the run."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Counts sheep."""
+
+    output: Path
+    """Directory of the flock."""
+    science: Science
+    input: tuple[str, ...] = ()
+    """Files."""
+    log_every: Count = 10
+    """Steps."""
+    dry_run: bool = False
+    """Looks only."""
+
+
+MINIMAL = ["--output", "out", "--model", "base"]
+
+
+def test_every_field_is_an_option_with_its_default():
+    settings = parse(Settings, MINIMAL)
+    assert settings == Settings(Path("out"), Science("base"))
+    assert flat(settings) == {
+        "output": Path("out"),
+        "model": "base",
+        "documents": "split",
+        "learning_rate": None,
+        "export_at": (),
+        "input": (),
+        "log_every": 10,
+        "dry_run": False,
+    }
+
+
+def test_dashes_and_underscores_equals_signs_lists_and_flags():
+    words = ["--log_every=3", "--learning-rate", "1e-4", "--export_at", "0.25", "0.5"]
+    settings = parse(Settings, [*MINIMAL, *words, "--input", "a", "b", "--dry_run"])
+    assert (settings.log_every, settings.dry_run, settings.input) == (3, True, ("a", "b"))
+    assert settings.science.learning_rate == 1e-4 and settings.science.export_at == (0.25, 0.5)
+
+
+def test_what_the_deepspeed_launcher_adds_is_passed_over():
+    assert parse(Settings, ["--local_rank=1", *MINIMAL]) == parse(Settings, MINIMAL)
+
+
+def faults_of(*words: str) -> list[str]:
+    with pytest.raises(UserError) as refused:
+        parse(Settings, words)
+    return list(refused.value.faults)
+
+
+def test_unknown_missing_and_impossible_are_named_together():
+    words = ("--outpt", "o", "--model", "bas", "--log-every", "1e3", "--export-at", "0.2", "x")
+    assert faults_of(*words) == [
+        "unknown argument '--outpt' (did you mean --output?)",
+        "--output is needed",
+        "--model bas: must be one of base, large; did you mean base?",
+        "--export-at x: must be a number above 0, up to 1",
+        "--log-every 1e3: must be a whole number from 1 to 1,000,000,000; did you mean 1000?",
+    ]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", "-1", "0", "ten"])
+def test_a_number_out_of_its_range_is_refused(value):
+    [fault] = faults_of(*MINIMAL, "--learning-rate", value)
+    assert fault.startswith(f"--learning-rate {value}: must be a number from 1e-12 to 1,000,000")
+
+
+@pytest.mark.parametrize("words", [["--output="], ["--output", ""]])
+def test_an_empty_value_is_what_an_unset_variable_leaves(words):
+    assert "--output: is empty" in faults_of(*words, "--model", "base")
+
+
+def test_an_abbreviation_is_no_option():
+    assert faults_of(*MINIMAL, "--log", "3") == [
+        "unknown argument '--log' (did you mean --log-every?)"
+    ]
+
+
+def test_refused_values_can_be_named_beside_other_faults():
+    faults = Faults(["another"])
+    settings = parse(Settings, [*MINIMAL, "--log-every", "0", "--documents", "spit"], faults=faults)
+    assert (settings.log_every, settings.science.documents) == (10, "split")
+    assert [fault.partition(":")[0] for fault in faults] == [
+        "another",
+        "--documents spit",
+        "--log-every 0",
+    ]
+
+
+def test_help_shows_every_option_with_its_sentence(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(Settings, ["--help"], program="count.py")
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for field, text in (help_of(Settings) | help_of(Science)).items():
+        assert f"--{field.replace('_', '-')}" in said and text in said
+    assert "Counts sheep." in said and "What decides the result." in said
+
+
+def test_words_behind_a_bare_dash_are_for_another_command():
+    assert split_rest(["--a", "--", "--b", "--", "c"]) == (["--a"], ["--b", "--", "c"])
+    assert split_rest(["--a"]) == (["--a"], [])
