@@ -27,10 +27,12 @@ from pathlib import Path
 LAUNCHERS = re.compile(
     r"(.*/)?(deepspeed|deepspeed\.pt|ds|torchrun)"
     r"|deepspeed\.launcher\.(launch|runner)|torch\.distributed\.(run|launch)"
-    r"|(.*/)?recipes/\w+\.py|recipes\.\w+"
+    r"|(.*/)?recipes/(\w+/)*\w+\.py|recipes(\.\w+)+"
 )
 LAUNCH = "deepspeed.launcher.launch"
-# Variables that nobody but these launchers sets.
+PYTHON = re.compile(r"(.*/)?(python|pypy)[\d.]*")
+VALUED = ("-X", "-W", "--check-hash-based-pycs")  # Python's options with a word of their own
+# Variables that these launchers set, and whoever calls their libraries (`accelerate launch`).
 MARKS = {"TORCHELASTIC_RUN_ID": "torchrun", "CROSS_RANK": "deepspeed"}
 LOOK_SECONDS = 1.0
 
@@ -61,16 +63,41 @@ def launchers() -> list[int]:
             if LAUNCHERS.fullmatch(_program(pid)):
                 topmost = len(found)
             pid = _parent(pid)
+        if not topmost and found and _mark() and _is_launcher_of_another_name(found[0]):
+            topmost = 1
     return found[:topmost]
+
+
+def _mark() -> str | None:
+    """The launcher that the environment names."""
+    return next((MARKS[mark] for mark in MARKS if mark in os.environ), None)
+
+
+def _is_launcher_of_another_name(parent: int) -> bool:
+    # Known launchers under a debugger, and others that are built on their libraries, are Python
+    # programs. Who adopts an orphan (init, systemd) is none, or the first process of a container.
+    return parent != 1 and PYTHON.fullmatch(_words(parent)[0]) is not None
+
+
+def _words(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
 def _program(pid: int) -> str:
     """What a process runs: a program, or the script or module of its Python interpreter."""
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    if not re.match(r"(.*/)?(python|pypy)[\d.]*$", words[0]):
-        return words[0]
+    program, *words = _words(pid)
+    if not PYTHON.fullmatch(program):
+        return program
     # Words behind the program are not looked at: they may be anything, also a launcher's name.
-    return next((word for word in words[1:] if not word.startswith("-")), "")
+    before = ["", *words]
+    return next(
+        (
+            word
+            for option, word in zip(before, words, strict=False)
+            if not word.startswith("-") and option not in VALUED
+        ),
+        "",
+    )
 
 
 def _parent(pid: int) -> int:
@@ -80,7 +107,7 @@ def _parent(pid: int) -> int:
 
 def _lost_launcher(found: list[int]) -> str | None:
     """The launcher that the environment names and that was no ancestor any more at the start."""
-    name = next((MARKS[mark] for mark in MARKS if mark in os.environ), None)
+    name = _mark()
     with suppress(OSError):
         if found and os.environ.get("CROSS_SIZE") == "1" and _program(found[-1]) == LAUNCH:
             # On one machine the ranks' parent is a child of `deepspeed`, in its session; who has

@@ -30,6 +30,8 @@ time.sleep(60)
 # Starts its arguments, and waits for them.
 START = "import subprocess, sys\nsubprocess.run(sys.argv[1:])\n"
 
+PROGRAMS = ("torchrun", "deepspeed", "recipes/glue.py", "recipes/reporting/time.py", "plain.py")
+
 CLEAN = {name: value for name, value in os.environ.items() if name not in launcher.MARKS}
 
 
@@ -37,16 +39,19 @@ CLEAN = {name: value for name, value in os.environ.items() if name not in launch
 def place(tmp_path: Path) -> Path:
     (tmp_path / "rank.py").write_text(RANK)
     (tmp_path / "recipes").mkdir()
-    for program in ("torchrun", "deepspeed", "recipes/glue.py", "plain.py"):
+    (tmp_path / "recipes/reporting").mkdir()
+    for program in PROGRAMS:
         (tmp_path / program).write_text(START)
     (tmp_path / "pids").mkdir()
     return tmp_path
 
 
-def started(place: Path, command: list[str], ranks: int = 1) -> tuple[subprocess.Popen, list[int]]:
+def started(
+    place: Path, command: list[str], ranks: int = 1, environment: dict[str, str] = CLEAN
+) -> tuple[subprocess.Popen, list[int]]:
     """The first process of `command`, and its ranks, once they are there."""
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    process = subprocess.Popen(command, env=CLEAN, **quiet)  # type: ignore[call-overload]
+    process = subprocess.Popen(command, env=environment, **quiet)  # type: ignore[call-overload]
     deadline = time.monotonic() + 60
     while len(pids := [int(path.name) for path in (place / "pids").iterdir()]) < ranks:
         assert time.monotonic() < deadline and process.poll() is None
@@ -87,6 +92,7 @@ CHAINS = {
     "the first of two": ["deepspeed", "torchrun"],
     "a script in between": ["torchrun", "plain.py"],
     "a recipe that starts others": ["recipes/glue.py"],
+    "one in a folder": ["recipes/reporting/time.py"],
 }
 
 
@@ -130,9 +136,33 @@ def test_what_no_launcher_has_started_goes_on_without_its_parent(place, shell):
 def test_a_launcher_that_is_gone_before_the_first_look(place):
     """Its variables are there and it is not; a process that only has its variables ends as well."""
     environment = {**CLEAN, "TORCHELASTIC_RUN_ID": "none"}
-    finished = subprocess.run(rank_of(place), env=environment, capture_output=True, timeout=30)
-    assert finished.returncode == -signal.SIGTERM
+    shell = ["sh", "-c", '"$@"; exit $?', "sh", *rank_of(place)]
+    finished = subprocess.run(shell, env=environment, capture_output=True, timeout=30)
+    assert finished.returncode == 128 + signal.SIGTERM
     assert b"the torchrun that started this process is gone" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        ["-X", "faulthandler", "torchrun"],
+        ["-W", "ignore", "torchrun"],
+        ["plain.py"],  # an `accelerate launch` or a debugger
+    ],
+)
+def test_a_launcher_called_otherwise_is_none_that_is_gone(place, launch):
+    """Its ranks start, and end when it does."""
+    *options, program = launch
+    command = [sys.executable, *options, str(place / program), *rank_of(place)]
+    marked = {**CLEAN, "TORCHELASTIC_RUN_ID": "none"}
+    process, pids = started(place, command, environment=marked)
+    try:
+        kill(process.pid)
+        assert have_ended(pids, 10)
+    finally:
+        for pid in (process.pid, *pids):
+            kill(pid)
+        process.wait()
 
 
 def test_the_first_of_two_launchers_is_gone_before_the_second_starts_its_ranks(place):
