@@ -4,8 +4,7 @@ ALiBi (arXiv 2108.12409) in an encoder is symmetric: the score of query i and ke
 sequence gets -slope_h * |i - j|. There are no position embeddings, so a model trained at 128
 tokens runs at any length.
 
-Legend: T packed tokens, S sequences, L longest sequence a backend must handle, H heads,
-D head_dim.
+Shapes are explained in `model/__init__.py`; L is the longest sequence that a backend must handle.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Backend = Callable[[Tensor, Tensor, int, Tensor | None, float], Tensor]
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """One slope per head, steepest first (arXiv 2108.12409, section 3).
+    """Return one slope per head, steepest first (arXiv 2108.12409, section 3).
 
     2^(-8/n), 2^(-16/n), ... for n a power of two. Otherwise the slopes of the next lower power,
     then every second slope of the next higher one until there are enough, as the authors' code
@@ -40,7 +39,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 @functools.lru_cache(maxsize=64)
 def slopes_on(device: torch.device, num_heads: int, first: int, count: int) -> Tensor:
-    """Slopes of heads [first, first+count), fp32 [count].
+    """Return the slopes of heads [first, first+count), fp32 [count].
 
     Not a module buffer: casting a model to bf16 would round the slopes of a head count that is
     no power of two.
@@ -58,7 +57,7 @@ def packed_attention(
     dropout: float = 0.0,
     backend: str = "reference",
 ) -> Tensor:
-    """Attention of every token to the tokens of its own sequence.
+    """Let every token attend to the tokens of its own sequence.
 
     Args:
         qkv: [T, H, 3, D], queries, keys and values of a head side by side, as Megatron's QKV
@@ -89,7 +88,7 @@ def packed_attention(
 
 
 def check_backend(backend: str, device_type: str, dropout: float = 0.0) -> None:
-    """Raises ValueError for a backend that is unknown or cannot do this here."""
+    """Raise ValueError for a backend that is unknown or cannot run on this kind of device."""
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(BACKENDS)}")
     reason = None
@@ -104,15 +103,15 @@ def check_backend(backend: str, device_type: str, dropout: float = 0.0) -> None:
 
 
 def best_backend(device_type: str, precision: str, dropout: float) -> str:
-    """The fastest one that needs nothing but this package and can do this here.
+    """Name the fastest backend that needs no other package and can run on this kind of device.
 
-    In fp32 the Triton kernel does not fit into a GPU's registers.
+    In fp32 that is never Triton: the kernel does not fit into a GPU's registers.
     """
     return "triton" if device_type == "cuda" and precision == "bf16" and not dropout else "sdpa"
 
 
 def _through_padding(attend: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]) -> Backend:
-    """Make a backend for padded [S, H, L, D] tensors one for packed tensors."""
+    """Turn a backend for padded [S, H, L, D] tensors into one for packed tensors."""
 
     def packed(
         qkv: Tensor,
@@ -125,7 +124,7 @@ def _through_padding(attend: Callable[[Tensor, Tensor, Tensor, Tensor, float], T
         length = max_sequence_length
         if sequence_offsets.device.type == "cpu":
             length = max(1, int(sequence_offsets.diff().max()))
-        row, real = padded_index(sequence_offsets, length)  # [S, L]
+        row, real = padded_index(sequence_offsets, length)  # [S, L] both
         # Not qkv[row]: its gradient sorts the rows. The rows that stand in for padding are there
         # several times, but what they add to the gradient is zero.
         padded = qkv.index_select(0, row.flatten())  # [S*L, H, 3, D]
@@ -137,13 +136,13 @@ def _through_padding(attend: Callable[[Tensor, Tensor, Tensor, Tensor, float], T
         outside = sequence >= real.shape[0]
         cell = torch.where(outside, 0, sequence * length + position)
         packed_rows = context.reshape(-1, heads, head_dim).index_select(0, cell)  # [T, H, D]
-        return packed_rows.masked_fill(outside.view(-1, 1, 1), 0)
+        return packed_rows.masked_fill(outside.view(-1, 1, 1), 0)  # [T] to [T, 1, 1]
 
     return packed
 
 
 def _bias(real: Tensor, slopes: Tensor | None) -> Tensor:
-    """Additive score bias, fp32 [S, 1 or H, 1 or L, L]: ALiBi, and a very low one on padding keys.
+    """Return what is added to the scores, fp32 [S, 1 or H, 1 or L, L]: ALiBi, very low on padding.
 
     Not -inf: an empty sequence has no key at all, and a row of -inf has no softmax.
     """
@@ -159,7 +158,8 @@ def _bias(real: Tensor, slopes: Tensor | None) -> Tensor:
 
 def _attend_reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
     # In fp32 throughout: other backends are judged by it.
-    scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.shape[-1]) + bias
+    scores = q.float() @ k.float().transpose(-2, -1)  # [S, H, L, D] @ [S, H, D, L]
+    scores = scores / math.sqrt(q.shape[-1]) + bias  # [S, H, L, L]
     weights = F.dropout(scores.softmax(dim=-1), dropout)  # [S, H, L, L]
     return (weights @ v.float()).to(q.dtype)
 

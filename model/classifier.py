@@ -1,4 +1,4 @@
-"""The encoder with a pooler and a linear head, for classifying or scoring sequences and pairs."""
+"""The encoder with a pooler and a linear head: it classifies or scores sequences and pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .pretrained import read_export
 
 
 class RapidBertForSequenceClassification(nn.Module):
-    """Pooler (dense + tanh on the first token), dropout, linear head.
+    """The encoder, a pooler (dense + tanh on the first token), dropout and a linear head.
 
     The pooler does not exist during pretraining; it and the head start from random weights. Other
     weights and errors are as in `model.encoder.RapidBert`.
@@ -50,7 +50,7 @@ class RapidBertForSequenceClassification(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
-        """The classifier of a finetuned export, in evaluation mode.
+        """Load the classifier of a finetuned export, in evaluation mode.
 
         Raises:
             FileNotFoundError, ValueError: as `model.pretrained.read_export`.
@@ -73,7 +73,7 @@ class RapidBertForSequenceClassification(nn.Module):
         *,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Scores of each sequence, fp32 [S, outputs]; meaningless rows for empty sequences.
+        """Score each sequence: fp32 [S, outputs]. Rows of empty sequences mean nothing.
 
         The last layer computes what follows its attention for the first tokens alone.
 
@@ -112,7 +112,7 @@ class RapidBertForSequenceClassification(nn.Module):
         token_type_ids: Tensor | None = None,
         sequence_keys: Tensor | None = None,
     ) -> Tensor:
-        """Sum of the losses of the labelled sequences, fp32 scalar.
+        """Sum the losses of the labelled sequences, fp32 scalar.
 
         Args:
             labels: int64 [S], negative where a sequence does not count; or fp32 [S] for a
@@ -123,6 +123,6 @@ class RapidBertForSequenceClassification(nn.Module):
             input_ids, sequence_offsets, max_sequence_length, token_type_ids, sequence_keys
         )
         if labels.is_floating_point():
-            error = logits.squeeze(-1) - labels
+            error = logits.squeeze(-1) - labels  # [S, 1] to [S]
             return error.masked_fill(labels.isnan(), 0.0).square().sum()
         return F.cross_entropy(logits, labels.masked_fill(labels < 0, -100), reduction="sum")

@@ -85,7 +85,7 @@ class ModelConfig:
         return None
 
     def parameters(self) -> int:
-        """Learnable parameters, the decoder tied to the embedding counted once (N of Eq. 3)."""
+        """Count the learnable parameters (N of Eq. 3), the decoder and the embedding once."""
         h, f = self.hidden_size, self.ffn_size
         embeddings = (self.padded_vocab_size + self.type_vocab_size) * h + 2 * h
         if self.positions == "learned":
@@ -103,7 +103,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Raises ValueError on a key that is not a field: a mistyped dropout must not vanish."""
+        """Build from a dictionary. Unknown keys raise ValueError: no mistyped dropout vanishes."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -113,8 +113,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model computes. Nothing here changes the weights or what they mean, only the speed, the
-    memory and the rounding.
+    """How a model computes: nothing here changes what the weights mean, only speed, memory and
+    rounding.
     """
 
     attention: str = "reference"
@@ -134,7 +134,7 @@ PLAIN = ModelOptions()
 def training_flops(
     config: ModelConfig, *, tokens: int, masked_tokens: int, token_pairs: int
 ) -> float:
-    """Matmul FLOPs really executed, forward and backward (3x the forward).
+    """Count the matmul FLOPs really executed, forward and backward (3x the forward).
 
     Args:
         tokens: real tokens; all layers but the end of the last one see each of them.
@@ -185,7 +185,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """The preset `name` with some fields replaced. Raises ValueError naming the nearest preset."""
+    """Return the preset `name` with some fields replaced; ValueError names the nearest one."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name.lower(), PRESETS, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""

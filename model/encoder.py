@@ -20,7 +20,7 @@ from .pretrained import read_export
 
 
 class Embedding(nn.Module):
-    """Word + token type (+ position) embeddings, LayerNorm, dropout."""
+    """The sum of word, token type and learned position embeddings, then LayerNorm, dropout."""
 
     def __init__(self, config: ModelConfig, megatron: MegatronConfig):
         super().__init__()
@@ -43,7 +43,7 @@ class Embedding(nn.Module):
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor | None, packed: PackedSequences
     ) -> Tensor:
-        """int64 [T] to [T, 1, hidden]; without `token_type_ids` every token is of type 0."""
+        """Embed int64 [T] as [T, 1, hidden]. Without `token_type_ids` every token is of type 0."""
         hidden = self.word_embeddings(input_ids)
         if token_type_ids is None:
             hidden = hidden + self.token_type_embeddings.weight[0]
@@ -61,7 +61,7 @@ class Embedding(nn.Module):
             EMBEDDING_SITE,
             self.kernels,
         )
-        return hidden.unsqueeze(1)
+        return hidden.unsqueeze(1)  # [T, hidden] to [T, 1, hidden]
 
 
 class RapidBert(nn.Module):
@@ -90,7 +90,7 @@ class RapidBert(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
-        """The encoder of an export, in evaluation mode; its head is left out.
+        """Load the encoder of an export, in evaluation mode. The export's head is left out.
 
         Raises:
             FileNotFoundError, ValueError: as `model.pretrained.read_export`.
@@ -112,7 +112,7 @@ class RapidBert(nn.Module):
         *,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states of the last layer.
+        """Compute the hidden states of the last layer.
 
         Args:
             input_ids: int64 [T], packed, with `sequence_offsets` int32 [S+1] and
@@ -160,7 +160,7 @@ class RapidBert(nn.Module):
     def _through(
         self, layer: nn.Module, hidden: Tensor, residual: Tensor, packed: PackedSequences
     ) -> tuple[Tensor, Tensor]:
-        """[T, 1, hidden] twice through one layer (see `PostNormTransformerLayer.forward`)."""
+        """Run one layer on [T, 1, hidden] twice (see `PostNormTransformerLayer.forward`)."""
         output: tuple[Tensor, Tensor]
         if self.options.recompute and self.training:
             output = checkpoint(

@@ -21,7 +21,7 @@ from .parallel import linear, parallel_rank, parallel_size
 
 
 class _GatedFeedForward(nn.Module):
-    """What (B) and (C) share: the activation, its dropout and the output projection."""
+    """(B) and (C) share the activation, its dropout and the output projection."""
 
     def __init__(self, config: MegatronConfig):
         super().__init__()
@@ -39,11 +39,11 @@ class _GatedFeedForward(nn.Module):
         )
 
     def gate_and_value(self, hidden: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """[T, 1, 2 ffn / TP], or its halves apart."""
+        """Project [T, 1, hidden] to [T, 1, 2F / TP], or to its halves apart."""
         raise NotImplementedError
 
     def forward(self, hidden: Tensor, keys: Tensor | None, site: int) -> tuple[Tensor, Tensor]:
-        """[T, 1, hidden] to the output without its bias [T, 1, hidden], and the bias [hidden].
+        """Return the output without its bias, [T, 1, hidden], and the bias, [hidden].
 
         Args:
             keys: int64 [T]; site: of the dropout (see `hashed_dropout`).
@@ -55,12 +55,12 @@ class _GatedFeedForward(nn.Module):
             site,
             parallel_rank() * (self.inner_width // parallel_size()),
             self.kernels,
-        )  # [T, 1, ffn / TP]
+        )  # [T, 1, F / TP]
         return linear(self.linear_out, inner), self.linear_out.bias
 
 
 class TwoMatmulGLU(_GatedFeedForward):
-    """(B): gate and value projected one after the other."""
+    """(B) projects gate and value one after the other."""
 
     def __init__(self, config: MegatronConfig):
         super().__init__(config)
@@ -72,7 +72,7 @@ class TwoMatmulGLU(_GatedFeedForward):
 
 
 class FusedGLU(_GatedFeedForward):
-    """(C): gate and value in one matmul."""
+    """(C) projects gate and value in one matmul."""
 
     def __init__(self, config: MegatronConfig):
         super().__init__(config)
@@ -96,7 +96,7 @@ def _project_in(config: MegatronConfig, width: int, stride: int = 1) -> ColumnPa
 
 
 def feed_forward_spec(config: ModelConfig) -> ModuleSpec | type:
-    """The feed-forward's entry in Megatron's layer spec."""
+    """Return the feed-forward's entry in Megatron's layer spec."""
     if config.feed_forward == "glu":
         return TwoMatmulGLU
     if config.feed_forward == "fused_glu":

@@ -67,7 +67,7 @@ class PackedSequences:
 
 
 class PackedCoreAttention(nn.Module):
-    """Megatron's core attention slot, filled by `model.attention.packed_attention`."""
+    """`model.attention.packed_attention` in Megatron's slot for the core of attention."""
 
     def __init__(self, config: MegatronConfig, **_: Any):
         super().__init__()
@@ -79,7 +79,7 @@ class PackedCoreAttention(nn.Module):
         self.alibi = config.model.positions == "alibi"
 
     def forward(self, qkv: Tensor, packed: PackedSequences) -> Tensor:
-        """[T, heads / TP, 3, head_dim] to context [T, heads / TP, head_dim]."""
+        """Turn QKV [T, H / TP, 3, D] into the context [T, H / TP, D]."""
         slopes = None
         if self.alibi:
             slopes = slopes_on(qkv.device, self.heads, self.first_head, self.local_heads)
@@ -99,11 +99,14 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]  # Megatron: Any
     """Megatron's `SelfAttention` with a forward that leaves QKV where its matmul put it."""
 
     def forward(self, hidden: Tensor, packed: PackedSequences) -> tuple[Tensor, Tensor]:
-        """[T, 1, hidden] to the output without its bias, [T or K, 1, hidden], and the bias."""
-        qkv = linear(self.linear_qkv, hidden)  # [T, 1, heads * 3 * head_dim / TP]
-        qkv = qkv.view(hidden.shape[0], -1, 3, self.hidden_size_per_attention_head)
+        """Turn [T, 1, hidden] into [T or K, 1, hidden] without its bias, and the bias."""
+        qkv = linear(self.linear_qkv, hidden)  # [T, 1, H * 3 * D / TP]
+        qkv = qkv.view(
+            hidden.shape[0], -1, 3, self.hidden_size_per_attention_head
+        )  # [T, H / TP, 3, D]
         context = _rows(self.core_attention(qkv, packed), packed.keep)
-        return linear(self.linear_proj, context.flatten(1).unsqueeze(1)), self.linear_proj.bias
+        context = context.flatten(1).unsqueeze(1)  # [T or K, H / TP, D] to [T or K, 1, H * D / TP]
+        return linear(self.linear_proj, context), self.linear_proj.bias
 
 
 @dataclass
@@ -129,7 +132,7 @@ class PostNormTransformerLayer(TransformerLayer):  # type: ignore[misc]  # Megat
     def forward(
         self, hidden: Tensor, residual: Tensor, packed: PackedSequences
     ) -> tuple[Tensor, Tensor]:
-        """[T, 1, hidden] to [T, 1, hidden], or to [K, 1, hidden] where `packed.keep` is given.
+        """Turn [T, 1, hidden] into [T, 1, hidden], or [K, 1, hidden] where `packed.keep` is given.
 
         The hidden states come and go twice, for the matmuls and for the residual sum: the same
         values, whose gradients the norm's kernel adds (see `operations.residual_norm`).
@@ -166,7 +169,7 @@ def _rows(tensor: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def layer_spec(config: ModelConfig) -> ModuleSpec:
-    """The architecture as a parts list."""
+    """Return the architecture as a parts list."""
     return ModuleSpec(
         module=PostNormTransformerLayer,
         submodules=PostNormLayerSubmodules(

@@ -28,7 +28,7 @@ IGNORED_LABEL = -100
 
 
 class MaskedLMHead(nn.Module):
-    """Dense, GELU, LayerNorm; the decoder is the word embedding's matrix plus a bias."""
+    """Dense, GELU, LayerNorm, and a decoder: the word embedding's matrix plus a bias."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -41,7 +41,7 @@ class MaskedLMHead(nn.Module):
         set_tensor_model_parallel_attributes(self.decoder_bias, is_parallel=True, dim=0, stride=1)
 
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
-        """[K, hidden] to logits [K, padded vocabulary / TP]."""
+        """Turn [K, hidden] into logits [K, V / TP]."""
         hidden = self.layernorm(F.gelu(self.dense(hidden)))
         hidden = copy_to_tensor_model_parallel_region(
             hidden, group=parallel_state.get_tensor_model_parallel_group()
@@ -64,7 +64,7 @@ class RapidBertForMaskedLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
-        """The model of a pretraining run's export, in evaluation mode.
+        """Load the model of a pretraining run's export, in evaluation mode.
 
         Raises:
             FileNotFoundError, ValueError: as `model.pretrained.read_export`.
@@ -85,15 +85,14 @@ class RapidBertForMaskedLM(nn.Module):
         *,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Scores of the whole vocabulary.
+        """Score every piece of the vocabulary.
 
         Args:
             rows: int64 [K], rows of a packed batch that are wanted; None for all.
             Others as in `RapidBert.forward`, packed or padded.
 
         Returns:
-            [T or K, padded vocabulary]; of a padded batch [S, L, padded vocabulary], zeros on
-            padding.
+            [T or K, V]; of a padded batch [S, L, V], zeros on padding.
         """
         batch = pack(
             input_ids, sequence_offsets, max_sequence_length, token_type_ids, attention_mask
@@ -111,7 +110,7 @@ class RapidBertForMaskedLM(nn.Module):
         return batch.restore(self._gather(local))
 
     def _gather(self, local: Tensor) -> Tensor:
-        """[K, padded vocabulary / TP] of every tensor-parallel rank to [K, padded vocabulary]."""
+        """Put [K, V / TP] of every tensor-parallel rank together: [K, V]."""
         group = parallel_state.get_tensor_model_parallel_group()
         if group.size() == 1:
             return local
@@ -131,7 +130,7 @@ class RapidBertForMaskedLM(nn.Module):
         token_type_ids: Tensor | None = None,
         sequence_keys: Tensor | None = None,
     ) -> Tensor:
-        """Sum of the cross-entropies of the masked tokens, in nats, fp32 scalar.
+        """Sum the cross-entropies of the masked tokens: fp32 scalar, in nats.
 
         A sum, so that the caller can divide by the masked tokens of the whole global batch.
 
@@ -166,7 +165,7 @@ class RapidBertForMaskedLM(nn.Module):
         token_type_ids: Tensor | None,
         sequence_keys: Tensor | None,
     ) -> Tensor:
-        """Logits of this rank's part of the vocabulary, [K, padded vocabulary / TP]."""
+        """Compute the logits of this rank's part of the vocabulary, [K, V / TP]."""
         hidden = self.encoder(input_ids, offsets, max_length, token_type_ids, rows, sequence_keys)
         logits: Tensor = self.head(hidden, self.encoder.embedding.word_embeddings.weight)
         return logits

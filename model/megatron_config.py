@@ -17,14 +17,14 @@ from .parallel import ensure_parallel, parallel_size
 
 @dataclass(kw_only=True)
 class MegatronConfig(TransformerConfig):  # type: ignore[misc]  # Megatron: Any
-    """Megatron builds the modules in its slots from its configuration alone, so ours is in it."""
+    """Megatron's configuration with ours in it: modules in Megatron's slots get nothing else."""
 
     model: ModelConfig
     options: ModelOptions
 
 
 def megatron_config(config: ModelConfig, options: ModelOptions) -> MegatronConfig:
-    """Megatron's configuration for `config`; weights fp32, made on the CPU.
+    """Return Megatron's configuration for `config`. Weights are fp32 and made on the CPU.
 
     On the CPU Megatron builds the whole matrix and cuts out the rank's part, so that one seed
     gives one model whatever the device and the tensor-parallel size.

@@ -1,6 +1,6 @@
 """Between padded [sequences, length] tensors and packed [tokens] ones.
 
-Legend: S sequences, L length, T packed tokens. `sequence_offsets` int32 [S+1] holds the row at
+`sequence_offsets` int32 [S+1] holds the row at
 which each sequence starts; its last entry is the number of real tokens. Rows behind it belong to
 no sequence: they only round T up to one of a few shapes. Two equal neighbours in
 `sequence_offsets` are an empty sequence. The encoder works on packed rows from the embedding to
@@ -32,11 +32,11 @@ class Packing:
 
     @property
     def padded(self) -> bool:
-        """Whether the batch came padded."""
+        """Say whether the batch came padded."""
         return self.rows is not None
 
     def restore(self, packed: Tensor) -> Tensor:
-        """[T, ...] to [S, L, ...] with zeros on padding, if the batch came padded."""
+        """Turn [T, ...] into [S, L, ...] with zeros on padding, if the batch came padded."""
         if self.rows is None:
             return packed
         sequences = self.sequence_offsets.shape[0] - 1
@@ -50,7 +50,7 @@ def pack(
     token_type_ids: Tensor | None,
     attention_mask: Tensor | None,
 ) -> Packing:
-    """Take a batch in either form.
+    """Bring a batch, packed or padded, into the packed form.
 
     Args:
         input_ids: int64 [T], packed, with `sequence_offsets` int32 [S+1] and
@@ -88,7 +88,7 @@ def pack(
 
 
 def unpad(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the real tokens of a padded batch are.
+    """Find the real tokens of a padded batch.
 
     Args:
         attention_mask: [S, L], non-zero on real tokens, which may stand anywhere in the row.
@@ -111,7 +111,7 @@ def pad(packed: Tensor, rows: Tensor, sequences: int, length: int) -> Tensor:
 
 
 def sequence_of_row(sequence_offsets: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Which sequence each packed row belongs to and where in it the row stands.
+    """Find the sequence that each packed row belongs to, and the row's place in it.
 
     Returns:
         sequence: int64 [T]; S on the rows behind the last sequence.
@@ -124,14 +124,14 @@ def sequence_of_row(sequence_offsets: Tensor, tokens: int) -> tuple[Tensor, Tens
 
 
 def padded_index(sequence_offsets: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """For each cell of a padded [S, L] batch the packed row it comes from.
+    """Find the packed row that each cell of a padded [S, L] batch comes from.
 
     Returns:
         row: int64 [S, L]; some valid row where the cell is padding.
         real: bool [S, L].
     """
-    start = sequence_offsets[:-1].long().unsqueeze(1)
-    lengths = sequence_offsets.diff().long().unsqueeze(1)
-    column = torch.arange(length, device=sequence_offsets.device).unsqueeze(0)
+    start = sequence_offsets[:-1].long().unsqueeze(1)  # [S, 1]
+    lengths = sequence_offsets.diff().long().unsqueeze(1)  # [S, 1]
+    column = torch.arange(length, device=sequence_offsets.device).unsqueeze(0)  # [1, L]
     real = column < lengths
     return torch.where(real, start + column, 0), real

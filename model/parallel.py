@@ -70,7 +70,7 @@ def ensure_parallel() -> None:
 
 
 def linear(module: ColumnParallelLinear | RowParallelLinear, x: Tensor) -> Tensor:
-    """The output of one of Megatron's linears, without its bias where it is to skip that.
+    """Apply one of Megatron's linears; the bias is left out where the module says so.
 
     Where the weight is not split there is nothing to communicate, and torch's own linear adds the
     bias inside the matmul; Megatron's autograd function adds it in a pass over the output.
@@ -82,19 +82,19 @@ def linear(module: ColumnParallelLinear | RowParallelLinear, x: Tensor) -> Tenso
 
 
 def parallel_size() -> int:
-    """Ranks that share one copy of the model."""
+    """Count the ranks that share one copy of the model."""
     size: int = parallel_state.get_tensor_model_parallel_world_size()
     return size
 
 
 def parallel_rank() -> int:
-    """This rank's place among them."""
+    """Return this rank's place among those that share its copy of the model."""
     rank: int = parallel_state.get_tensor_model_parallel_rank()
     return rank
 
 
 def own_dropout(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Random numbers for attention weights, of heads that only this tensor-parallel rank holds.
+    """Draw, inside, random numbers for heads that only this tensor-parallel rank holds.
 
     All other dropout is a function of place (`hashed_dropout`).
     """
@@ -121,7 +121,7 @@ def seed_dropout(seed: int, step: int, micro_step: int, data_parallel_rank: int)
 
 
 def _mix(x: int) -> int:
-    """splitmix64's finalizer: neighbouring inputs give unrelated outputs."""
+    """Apply splitmix64's finalizer: neighbouring inputs give unrelated outputs."""
     x &= 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF

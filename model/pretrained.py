@@ -20,7 +20,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Export:
-    """What an export's directory holds."""
+    """The contents of an export's directory."""
 
     directory: Path
     config: ModelConfig
@@ -30,7 +30,7 @@ class Export:
     """All of `config.json`."""
 
     def state(self, head: Head) -> State:
-        """The weights under our names.
+        """Return the weights under our names.
 
         Raises:
             ValueError: what the encoder or this head needs is missing or cannot be regrouped.

@@ -43,7 +43,7 @@ Head = Literal["masked_lm", "classifier", "none"]
 
 
 def to_public(state: Mapping[str, Tensor], config: ModelConfig, head: Head = "masked_lm") -> State:
-    """A whole (not tensor-parallel) state under its public names. Values may alias.
+    """Give a whole (not tensor-parallel) state its public names. Values may share memory with it.
 
     Args:
         head: what stands on the encoder.
@@ -66,7 +66,7 @@ def to_public(state: Mapping[str, Tensor], config: ModelConfig, head: Head = "ma
 def from_public(
     public: Mapping[str, Tensor], config: ModelConfig, head: Head = "masked_lm"
 ) -> State:
-    """Inverse of `to_public`, also of files that others wrote (see the head of this file).
+    """Undo `to_public`, also for files that others wrote (see the head of this file).
 
     Raises:
         ValueError: missing tensors, ones that the model has no place for, two names with different
@@ -105,7 +105,7 @@ def from_public(
 
 
 def _under_our_names(public: Mapping[str, Tensor], config: ModelConfig, faults: list[str]) -> State:
-    """The tensors of a file, each under one name, the vocabulary padded."""
+    """Give each tensor of a file one name, and pad the vocabulary."""
     if not any(name.startswith("bert.") for name in public):
         # Of an encoder that was saved without a head, names begin one level further down.
         parts = ("embeddings.", "encoder.", "pooler.")
@@ -129,7 +129,7 @@ def _under_our_names(public: Mapping[str, Tensor], config: ModelConfig, faults: 
 
 
 def _without_a_place(public: Mapping[str, Tensor], config: ModelConfig, head: Head) -> list[str]:
-    """Faults for the tensors of the encoder, or of the head asked for, that it does not have."""
+    """Name the tensors of the encoder or of this head that the model has no place for."""
     known = {DECODER_BIAS, *BUFFERS}
     for names in _names(config, head).values():
         known.update([names] if isinstance(names, str) else names)
@@ -144,7 +144,7 @@ def _without_a_place(public: Mapping[str, Tensor], config: ModelConfig, head: He
 def gather_state(
     model: nn.Module, value: Callable[[str, nn.Parameter], Tensor] = lambda _, p: p.detach()
 ) -> State:
-    """The whole state of a tensor-parallel model, on the CPU in fp32. Call on every rank.
+    """Gather the whole state of a tensor-parallel model, on the CPU in fp32. Call on every rank.
 
     Args:
         value: what to take for a parameter, of its shape; the parameter itself unless told.
@@ -169,7 +169,7 @@ def gather_state(
 
 
 def scatter_state(model: nn.Module, whole: Mapping[str, Tensor]) -> None:
-    """Load this rank's part of a whole state. Inverse of `gather_state`.
+    """Load this rank's part of a whole state. It undoes `gather_state`.
 
     Raises:
         ValueError: missing or superfluous tensors, or wrong shapes, all of them named.
@@ -202,7 +202,7 @@ def scatter_state(model: nn.Module, whole: Mapping[str, Tensor]) -> None:
 
 
 def _split(parameter: nn.Parameter) -> tuple[int, int] | None:
-    """Dimension and stride of Megatron's cut through a parameter; None if ranks have it whole."""
+    """Find dimension and stride of Megatron's cut through a parameter; None if it is whole."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return None
     # Megatron puts these on the parameter.
@@ -214,7 +214,7 @@ def _layer_prefixes(config: ModelConfig) -> list[str]:
 
 
 def _names(config: ModelConfig, head: Head) -> dict[str, str | list[str]]:
-    """Our name of every tensor: its public one, or three where q, k and v are stored apart."""
+    """Map our name of every tensor to its public one, or to three where q, k and v are apart."""
     names: dict[str, str | list[str]] = {}
 
     def both(ours: str, theirs: str) -> None:
@@ -261,19 +261,19 @@ def _names(config: ModelConfig, head: Head) -> dict[str, str | list[str]]:
 
 
 def _split_heads(qkv: Tensor, config: ModelConfig) -> Tensor:
-    """Rows [head, (q, k, v), head_dim] to q|k|v."""
+    """Order rows [head, (q, k, v), head_dim] as q|k|v."""
     rows = qkv.reshape(config.num_heads, 3, config.head_dim, *qkv.shape[1:])  # [H, 3, D, ...]
     return rows.transpose(0, 1).reshape(qkv.shape)  # [3, H, D, ...] to [3*H*D, ...]
 
 
 def _merge_heads(qkv: Tensor, config: ModelConfig) -> Tensor:
-    """Rows q|k|v to [head, (q, k, v), head_dim]."""
+    """Order rows q|k|v as [head, (q, k, v), head_dim]."""
     rows = qkv.reshape(3, config.num_heads, config.head_dim, *qkv.shape[1:])  # [3, H, D, ...]
     return rows.transpose(0, 1).reshape(qkv.shape)  # [H, 3, D, ...] to [H*3*D, ...]
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Which of them hold a NaN or an infinity, in words; waits once for the device."""
+    """Say which tensors hold a NaN or an infinity, or None. It waits once for the device."""
     flags = [tensor.isfinite().all() for tensor in tensors.values()]
     if not flags or torch.stack(flags).all():
         return None

@@ -31,12 +31,12 @@ KERNELS = ("torch", "compile", "triton")
 
 
 def best_kernels(device_type: str) -> str:
-    """The fastest ones that need no compiler here."""
+    """Name the fastest kernels that need no compiler on a device of this type."""
     return "triton" if device_type == "cuda" else "torch"
 
 
 def check_kernels(kernels: str, device_type: str) -> None:
-    """Raises ValueError for kernels that are unknown or cannot run on a device of this type."""
+    """Raise ValueError for kernels that are unknown or cannot run on a device of this type."""
     if kernels not in KERNELS:
         raise ValueError(f"unknown kernels {kernels!r}; known: {', '.join(KERNELS)}")
     if kernels == "triton" and (reason := why_no_triton(device_type)):
@@ -45,12 +45,12 @@ def check_kernels(kernels: str, device_type: str) -> None:
 
 @functools.cache
 def installed(package: str) -> bool:
-    """Whether `package` can be imported; looked up once, since attention asks in every layer."""
+    """Say whether `package` can be imported. The answer is kept: attention asks in every layer."""
     return find_spec(package) is not None
 
 
 def why_no_triton(device_type: str) -> str | None:
-    """What keeps Triton kernels from running on a device of this type; None if nothing does."""
+    """Say why Triton kernels cannot run on a device of this type; None if they can."""
     if not installed("triton"):
         return "the package triton is not installed"
     if device_type == "cuda":

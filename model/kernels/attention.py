@@ -26,8 +26,8 @@ from .tiling import is_whole
 def _forward(
     qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
 ) -> tuple[Tensor, Tensor]:
-    """The output, and what the backward pass needs besides `qkv`: the rows' log-sums (base 2) fp32
-    [H, T] for long sequences, otherwise nothing, [0].
+    """Return the output [T, H, D] and what the backward pass needs beside `qkv`: for long sequences
+    the rows' log-sums (base 2), fp32 [H, T], for short ones nothing, [0].
     """
     if is_whole(max_length, qkv.shape[3]):
         out = attention_short.forward(qkv, offsets, slopes, max_length)
@@ -44,8 +44,8 @@ def _backward(
     log_sums: Tensor | None,
     max_length: int,
 ) -> Tensor:
-    """The gradient of `qkv`, in its layout. `out` and `log_sums` are None where one program holds a
-    sequence.
+    """Return the gradient of `qkv`, in its layout. Without `out` and `log_sums` one program holds a
+    whole sequence.
     """
     d_out = d_out.contiguous()
     if out is None or log_sums is None:
@@ -100,7 +100,7 @@ attention_op.register_autograd(_compiled_backward, setup_context=_save)
 
 
 class _Attention(torch.autograd.Function):
-    """The same without the dispatcher, whose detours cost as much as two launches."""
+    """The same operation without torch's dispatcher, which would cost as much as two launches."""
 
     @staticmethod
     def forward(
@@ -118,7 +118,7 @@ class _Attention(torch.autograd.Function):
 
 
 def attention(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int) -> Tensor:
-    """Attention of every token to the tokens of its own sequence.
+    """Let every token attend to the tokens of its own sequence.
 
     Args:
         qkv: [T, H, 3, D], contiguous.

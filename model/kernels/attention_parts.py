@@ -22,7 +22,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def load_tile(Base, row, rows_end, row_stride, columns, COLUMNS: tl.constexpr):
-    """[rows, columns] of a row-major tensor; zeros outside."""
+    """Load [rows, columns] of a row-major tensor, with zeros where it ends."""
     inside = (row < rows_end)[:, None] & (columns < COLUMNS)[None, :]
     at = row.to(tl.int64)[:, None] * row_stride + columns[None, :]
     return tl.load(Base + at, inside, 0.0)
@@ -54,7 +54,7 @@ def dot(a, b, ACC: tl.constexpr):
 
 @triton.jit
 def biased_scores(q, k, query, key, keys_end, slope, scale, ACC: tl.constexpr):
-    """Scores times log2(e), so that exp2 gives the weights; -inf on keys behind the sequence."""
+    """Compute log2(e) times the scores, for exp2 to give the weights; -inf behind the end."""
     scores = dot(q, tl.trans(k), ACC) * (scale * _LOG2_E)
     distance = tl.abs(query[:, None] - key[None, :]).to(ACC)
     scores -= (slope * _LOG2_E) * distance
@@ -62,7 +62,7 @@ def biased_scores(q, k, query, key, keys_end, slope, scale, ACC: tl.constexpr):
 
 
 def options(qkv: Tensor, slopes: Tensor | None) -> dict[str, Any]:
-    """Launch options that follow from QKV [T, H, 3, D] and whether there are slopes."""
+    """Return the launch options that follow from QKV [T, H, 3, D] and whether there are slopes."""
     head_dim = qkv.shape[3]
     return dict(
         scale=1.0 / math.sqrt(head_dim),
@@ -76,5 +76,5 @@ def options(qkv: Tensor, slopes: Tensor | None) -> dict[str, Any]:
 
 
 def accumulators(qkv: Tensor, *shape: int) -> Tensor:
-    """Uninitialised memory for sums, on the device of `qkv`."""
+    """Make uninitialised memory for sums, on the device of `qkv`."""
     return torch.empty(shape, dtype=accumulator(qkv), device=qkv.device)

@@ -118,7 +118,7 @@ def _tiles(qkv: Tensor, max_length: int, *, backward: bool) -> dict[str, Any]:
 
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
-    """The one to compile for."""
+    """Return the GPU's compute capability, or of the one that is compiled for without a GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)
     arch = 90 if INTERPRETED.value else int(triton.runtime.driver.active.get_current_target().arch)
@@ -126,7 +126,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def forward(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int) -> Tensor:
-    """QKV [T, H, 3, D] to the output [T, H, D]."""
+    """Turn QKV [T, H, 3, D] into the output [T, H, D]."""
     tokens, heads, _, head_dim = qkv.shape
     sequences = offsets.shape[0] - 1
     out = qkv.new_empty(tokens, heads, head_dim)
@@ -141,7 +141,7 @@ def forward(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
 def backward(
     d_out: Tensor, qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
 ) -> Tensor:
-    """The gradient of `qkv`, in its layout; `d_out` [T, H, D] is contiguous."""
+    """Return the gradient of `qkv`, in its layout; `d_out` [T, H, D] is contiguous."""
     tokens, heads = qkv.shape[:2]
     sequences = offsets.shape[0] - 1
     d_qkv = torch.empty_like(qkv)

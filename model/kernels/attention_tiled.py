@@ -26,7 +26,7 @@ from .attention_parts import (
 
 @triton.jit
 def _place(Offsets, tiles, HEADS: tl.constexpr, ROWS: tl.constexpr):
-    """Which tile of which head of which sequence this program has, and the sequence's bounds."""
+    """Find this program's head, sequence and tile, the sequence's bounds, and the tile's rows."""
     program = tl.program_id(0)
     head, rest = program % HEADS, program // HEADS
     sequence, tile = rest // tiles, rest % tiles
@@ -79,7 +79,7 @@ def _backward_queries(
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     KEYS: tl.constexpr, QUERIES: tl.constexpr, ALIBI: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the queries; also the row sums that the keys' kernel needs."""
+    """Compute the gradient of the queries, and the row sums that the keys' kernel needs."""
     head, sequence, tile, start, end, query = _place(Offsets, tiles, HEADS, QUERIES)
     last = tl.load(Offsets + sequences)
     columns = tl.arange(0, BLOCK_D)
@@ -116,7 +116,7 @@ def _backward_keys(
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     KEYS: tl.constexpr, QUERIES: tl.constexpr, ALIBI: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the keys and values. Here the tiles are of keys."""
+    """Compute the gradients of the keys and values. Here a tile is of keys."""
     head, sequence, tile, start, end, key = _place(Offsets, tiles, HEADS, KEYS)
     columns = tl.arange(0, BLOCK_D)
     Q, DQ = QKV + head * 3 * D, DQKV + head * 3 * D
@@ -151,7 +151,7 @@ def _tiles(head_dim: int) -> dict[str, Any]:
 def forward(
     qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
 ) -> tuple[Tensor, Tensor]:
-    """QKV [T, H, 3, D] to the output [T, H, D] and the rows' log-sums (base 2), fp32 [H, T]."""
+    """Turn QKV [T, H, 3, D] into the output [T, H, D] and log-sums (base 2), fp32 [H, T]."""
     tokens, heads, _, head_dim = qkv.shape
     sequences = offsets.shape[0] - 1
     out = qkv.new_empty(tokens, heads, head_dim)
@@ -175,7 +175,7 @@ def backward(
     log_sums: Tensor,
     max_length: int,
 ) -> Tensor:
-    """The gradient of `qkv`, in its layout; `d_out` [T, H, D] is contiguous."""
+    """Return the gradient of `qkv`, in its layout; `d_out` [T, H, D] is contiguous."""
     tokens, heads, _, head_dim = qkv.shape
     sequences = offsets.shape[0] - 1
     d_qkv = torch.empty_like(qkv)

@@ -49,7 +49,7 @@ def _cross_entropy_backward(
     Logits, Labels, LogSums, DLosses,
     columns_in_all, ignored, BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The gradient in the place of the logits."""
+    """Write the gradient over the logits."""
     row = tl.program_id(0).to(tl.int64)
     logits = Logits + row * columns_in_all
     label = tl.load(Labels + row)
@@ -64,7 +64,7 @@ def _cross_entropy_backward(
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Losses [K] of logits [K, V], for which the backward pass needs no memory but the logits'."""
+    """Losses [K] of logits [K, V]. The backward pass needs no memory but the logits' own."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, ignored: int) -> Tensor:

@@ -18,7 +18,7 @@ from .launch import FUSED, VARYING, triton_accumulator
 
 @triton.jit
 def _mix(x):
-    """MurmurHash3's finalizer, uint32."""
+    """Apply MurmurHash3's finalizer to uint32 numbers."""
     x = (x ^ (x >> 16)) * 0x85EBCA6B
     x = (x ^ (x >> 13)) * 0xC2B2AE35
     return x ^ (x >> 16)
@@ -26,7 +26,7 @@ def _mix(x):
 
 @triton.jit
 def kept_units(key, site, columns, THRESHOLD: tl.constexpr):
-    """`hashed_dropout.keep_mask` for one row: key int64, columns int32 [N]."""
+    """Compute `hashed_dropout.keep_mask` for one row: key int64, columns int32 [N]."""
     low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     a = _mix(low ^ (site.to(tl.uint32) * 0x9E3779B9))
     b = _mix(high ^ a)
@@ -50,7 +50,7 @@ def _dropout(
 
 
 class Dropout(torch.autograd.Function):
-    """`operations.dropout`. Keeps nothing: the gradient passes through the same mask."""
+    """`operations.dropout` as autograd sees it. No mask is stored: the gradient computes it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float, keys: Tensor, site: int) -> Tensor:

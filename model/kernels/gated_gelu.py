@@ -19,7 +19,7 @@ _COLUMNS = 1024
 
 @triton.jit
 def _gelu_and_slope(gate, ACC: tl.constexpr):
-    """GELU in its erf form, and its derivative, which share one exponential.
+    """Compute GELU in its erf form and its derivative, which share one exponential.
 
     In fp32 the normal distribution is Abramowitz and Stegun's 7.1.26 (absolute error below 1.5e-7):
     with the library's erf these kernels would wait for arithmetic, not for memory.
@@ -101,7 +101,7 @@ def _launch_gated_gelu(
 
 
 class GatedGelu(torch.autograd.Function):
-    """`operations.gated_gelu` on the output of one matmul; the gradient is one tensor, too."""
+    """`operations.gated_gelu` on the output of one matmul, whose gradient is one tensor, too."""
 
     @staticmethod
     def forward(

@@ -26,7 +26,7 @@ MIX_1, MIX_2 = 0x85EBCA6B, 0xC2B2AE35
 
 
 def row_keys(sequence_keys: Tensor, sequence_offsets: Tensor, tokens: int) -> Tensor:
-    """What the masks of each packed row are a hash of.
+    """Return what the masks of each packed row are a hash of.
 
     Args:
         sequence_keys: int64 [S].
@@ -42,7 +42,7 @@ def row_keys(sequence_keys: Tensor, sequence_offsets: Tensor, tokens: int) -> Te
 
 
 def threshold(probability: float) -> int:
-    """Hashes below this many of 2^32 are dropped."""
+    """Return the hash, of 2^32, below which a unit is dropped."""
     return round(probability * 2**32)
 
 
@@ -57,14 +57,15 @@ def dropout(
         site: which dropout this is, different for each in the model.
         first_column: of this tensor-parallel rank's columns among all.
     """
-    kept = keep_mask(keys, site, x.shape[-1], probability, first_column).view(x.shape)
+    kept = keep_mask(keys, site, x.shape[-1], probability, first_column)  # [T, N]
+    kept = kept.view(x.shape)  # [T, ..., N]
     return torch.where(kept, x * (1.0 / (1.0 - probability)), 0.0)
 
 
 def keep_mask(
     keys: Tensor, site: int | Tensor, columns: int, probability: float, first_column: int = 0
 ) -> Tensor:
-    """bool [T, columns]: which units stay."""
+    """Say which units stay: bool [T, columns]."""
     a = _mix((keys & _M) ^ (site * GOLDEN_32 & _M))
     b = _mix(((keys >> 32) & _M) ^ a)
     column = torch.arange(first_column, first_column + columns, device=keys.device)
@@ -75,7 +76,7 @@ def keep_mask(
 
 
 def _mix(x: Tensor) -> Tensor:
-    """MurmurHash3's finalizer on uint32 numbers held in int64."""
+    """Apply MurmurHash3's finalizer to uint32 numbers held in int64."""
     x = ((x ^ (x >> 16)) * MIX_1) & _M
     x = ((x ^ (x >> 13)) * MIX_2) & _M
     return x ^ (x >> 16)

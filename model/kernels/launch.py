@@ -20,18 +20,18 @@ FUSED = dict(enable_fp_fusion=True)
 
 
 def accumulator(tensor: Tensor) -> torch.dtype:
-    """The dtype of sums over elements of `tensor`: fp32, or fp64 for fp64 (gradient checks)."""
+    """Return the dtype for sums over `tensor`: fp32, or fp64 for fp64 (gradient checks)."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def triton_accumulator(tensor: Tensor) -> tl.dtype:
-    """`accumulator` as Triton names it."""
+    """Return `accumulator` as Triton names it."""
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 for the CPU, where the interpreter runs one program at a time."""
+    """Count a GPU's multiprocessors; 1 for the CPU, where one program runs at a time."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 1

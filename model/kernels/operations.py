@@ -26,7 +26,7 @@ def residual_norm(
     site: int,
     kernels: str,
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm(residual + dropout(x + bias)), rounded to the dtype of `x` before the norm.
+    """Compute LayerNorm(residual + dropout(x + bias)), the sum rounded to the dtype of `x`.
 
     Args:
         x, residual: [T, 1, N], contiguous; bias: [N].
@@ -78,7 +78,7 @@ def gated_gelu(
     first_column: int,
     kernels: str,
 ) -> Tensor:
-    """dropout(gelu(gate) * value), GELU in its erf form.
+    """Compute dropout(gelu(gate) * value), with GELU in its erf form.
 
     Args:
         gate_and_value: [T, 1, 2F], gate first; or both apart, [T, 1, F] each.
@@ -96,7 +96,7 @@ def gated_gelu(
             inner = GatedGeluApart.apply(*gate_and_value, probability, keys, site, first_column)
         return inner
     if isinstance(gate_and_value, Tensor):
-        gate, value = gate_and_value.chunk(2, dim=-1)
+        gate, value = gate_and_value.chunk(2, dim=-1)  # [T, 1, 2F] to [T, 1, F] each
     else:
         gate, value = gate_and_value
     if kernels == "compile":
@@ -121,7 +121,7 @@ def _gated_gelu(
 
 
 def dropout(x: Tensor, probability: float, keys: Tensor | None, site: int, kernels: str) -> Tensor:
-    """`hashed_dropout.dropout`; `keys` may be None where the probability is 0."""
+    """Compute `hashed_dropout.dropout`; `keys` may be None where the probability is 0."""
     if not probability:
         return x
     assert keys is not None
@@ -135,7 +135,7 @@ def dropout(x: Tensor, probability: float, keys: Tensor | None, site: int, kerne
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignored: int, kernels: str) -> Tensor:
-    """Sum over the rows of logsumexp(row) - row[label], fp32 scalar, in nats.
+    """Sum logsumexp(row) - row[label] over the rows: fp32 scalar, in nats.
 
     Args:
         logits: [K, V]. The Triton kernel puts the gradient into this very memory: give it away.

@@ -87,7 +87,7 @@ def _residual_norm_backward(
 
 
 class ResidualNorm(torch.autograd.Function):
-    """`operations.residual_norm`. Keeps the sum before the norm and two numbers per row."""
+    """`operations.residual_norm` as autograd sees it. It keeps the sum and two numbers per row."""
 
     @staticmethod
     def forward(

@@ -8,10 +8,10 @@ WHOLE_SEQUENCE = 128
 
 
 def is_whole(max_length: int, head_dim: int) -> bool:
-    """Whether one program of the Triton kernel holds a whole (sequence, head)."""
+    """Say whether one program of the Triton kernel holds a whole (sequence, head)."""
     return _power_of_2(max_length) * max(64, _power_of_2(head_dim)) <= WHOLE_SEQUENCE * 64
 
 
 def _power_of_2(number: int) -> int:
-    """The smallest power of two that is not below `number`."""
+    """Round `number` up to a power of two."""
     return 1 << (number - 1).bit_length()
