@@ -7,7 +7,8 @@ back: a kernel that cannot run here is an error that says why.
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 
@@ -15,6 +16,40 @@ from model.attention import BACKENDS, best_backend, check_backend
 from model.config import ModelConfig
 from model.kernels import KERNELS, best_kernels, check_kernels
 from recipes.common.errors import Faults
+from recipes.common.settings import one_of
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """Which kernels compute, for the settings of every command that trains."""
+
+    attention: Annotated[str, one_of("auto", *BACKENDS)] = "auto"
+    """Attention backend; auto: triton on a GPU in bf16, unless the model drops attention weights,
+    otherwise sdpa."""
+    kernels: Annotated[str, one_of("auto", *KERNELS)] = "auto"
+    """Kernels of the operations around the matmuls; auto: triton on a GPU, torch on the CPU."""
+
+    def resolve(
+        self, model: ModelConfig, precision: str, faults: Faults, *, assumed_gpus: bool = False
+    ) -> KernelChoice:
+        """The choice with names in the place of `auto`.
+
+        Args:
+            precision: "bf16" or "fp32".
+            faults: takes what was asked for and cannot run here.
+            assumed_gpus: choose for GPUs that are not here, and may not be asked.
+        """
+        device_type = "cuda" if torch.cuda.is_available() or assumed_gpus else "cpu"
+        dropout = model.attention_dropout
+        attention, kernels = self.attention, self.kernels
+        if attention == "auto":
+            attention = best_backend(device_type, precision, dropout)
+        if kernels == "auto":
+            kernels = best_kernels(device_type)
+        if not assumed_gpus:
+            faults.attempt(lambda: check_backend(attention, device_type, dropout))
+            faults.attempt(lambda: check_kernels(kernels, device_type))
+        return KernelChoice(attention, kernels)
 
 
 def add_kernel_options(parser: argparse.ArgumentParser) -> None:
@@ -46,14 +81,8 @@ def choose_kernels(
     Returns:
         What was asked for and cannot run here.
     """
-    device_type = "cuda" if torch.cuda.is_available() or assumed_gpus else "cpu"
-    dropout = model.attention_dropout
-    if options.attention == "auto":
-        options.attention = best_backend(device_type, precision, dropout)
-    if options.kernels == "auto":
-        options.kernels = best_kernels(device_type)
     faults = Faults()
-    if not assumed_gpus:
-        faults.attempt(lambda: check_backend(options.attention, device_type, dropout))
-        faults.attempt(lambda: check_kernels(options.kernels, device_type))
+    choice = KernelChoice(options.attention, options.kernels)
+    choice = choice.resolve(model, precision, faults, assumed_gpus=assumed_gpus)
+    options.attention, options.kernels = choice.attention, choice.kernels
     return faults
