@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import subprocess
@@ -242,8 +243,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def git_revision() -> str:
-    """Commit of this repository, with `+changes` on a dirty tree; "unknown" outside of git."""
+    """Commit of this repository, with `+changes` on a dirty tree; "unknown" outside of git.
+
+    As it was at the first call: what is committed while a run goes on is not what it runs.
+    """
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:

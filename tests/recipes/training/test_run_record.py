@@ -221,3 +221,10 @@ def test_an_output_that_cannot_be_made(tmp_path, monkeypatch):
     assert why_no_directory(tmp_path / "new" / "run") is None
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     assert f"{tmp_path} cannot be written" in str(why_no_directory(tmp_path / "new" / "run"))
+
+
+def test_the_revision_stays_that_of_the_start(monkeypatch):
+    """An export after days names the code that runs, not what was committed meanwhile."""
+    before = run_record.git_revision()
+    monkeypatch.setattr(run_record.subprocess, "run", lambda *_, **__: pytest.fail("asked again"))
+    assert run_record.git_revision() == before
