@@ -15,8 +15,6 @@ Every step is a command of its own, shown as it starts; the same command goes on
 from __future__ import annotations
 
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ from recipes.common.entry import run
 from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
 from recipes.common.locks import lock
+from recipes.common.processes import run_in_front
 from recipes.corpus.text_sources import EMBEDDED
 from recipes.reporting import equal_time
 from recipes.tasks.glue_tasks import TASKS, Task
@@ -98,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lock(options.output, "comparing models in it")
     for number, step in enumerate(steps, 1):
         print(f"\n== {number}/{len(steps)}  {shlex.join(step[1:])}", flush=True)
-        status = run_step(step)
+        status = run_in_front(step, ROOT)
         if status:
             mended = "mend what is named above, and " * (status == UserError.status)
             goes_on = f"ended with status {status}; {mended}the same command goes on"
@@ -152,22 +151,6 @@ def commands(options: Any, size: Size, tasks: Sequence[Task]) -> list[list[str]]
 
 def _recipe(name: str, *words: object) -> list[str]:
     return [sys.executable, str(RECIPES / f"{name}.py"), *map(str, words)]
-
-
-def run_step(command: Sequence[str]) -> int:
-    """Run a command to its end and return its status; the signals to stop reach it.
-
-    Ctrl-C goes to all processes of a terminal; what is sent to this one alone is passed on.
-    """
-    before = [signal.signal(signal.SIGINT, lambda *_: None)]
-    process = subprocess.Popen(command, cwd=ROOT)
-    before.append(signal.signal(signal.SIGTERM, lambda *_: process.terminate()))
-    try:
-        status = process.wait()
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)
-    return 128 - status if status < 0 else status
 
 
 def resolve(options: Any) -> list[Task]:

@@ -35,11 +35,12 @@ from recipes.common.entry import run
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_directory  # noqa: E402
 from recipes.common.locks import lock  # noqa: E402
+from recipes.common.processes import last_error, received_signals
 from recipes.reporting.score_table import load_results, write_scores  # noqa: E402
 from recipes.tasks import finetune_options  # noqa: E402
 from recipes.tasks.classification_data import find_task_data  # noqa: E402
 from recipes.tasks.glue_tasks import TASKS, Task, find_task  # noqa: E402
-from recipes.tasks.jobs import Job, last_error, received_signals, result_of, run_jobs, slots  # noqa: E402
+from recipes.tasks.jobs import Job, result_of, run_jobs, slots  # noqa: E402
 from recipes.training.export import read_tokenizer  # noqa: E402
 
 FINETUNE = Path(__file__).with_name("finetune.py")

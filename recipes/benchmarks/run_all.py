@@ -10,9 +10,6 @@ lies among the results.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -25,6 +22,7 @@ from typing import Any
 import torch
 
 from recipes.benchmarks.records import Rows, write_figure
+from recipes.common import processes
 from recipes.common.cli import MINUTES
 from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
@@ -130,22 +128,14 @@ def run_one(
     if options.data is not None and "--data" in module_options(module):
         words += ["--data", str(options.data)]
     began = time.monotonic()
-    with log.open("wb") as file:
-        # Its own process group: compiling modes start workers, and a kill must reach them.
-        process = subprocess.Popen(
-            words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            status = process.wait(min(share + GRACE_SECONDS, ends - time.monotonic()))
-            said = "done" if status == 0 else f"exit status {status}"
-        except subprocess.TimeoutExpired:
-            status, said = 1, "ended at the time limit"
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    log.unlink(missing_ok=True)
+    # Compiling modes start workers, which are ended with them.
+    status = processes.wait(
+        processes.start(words, log), min(share + GRACE_SECONDS, ends - time.monotonic())
+    )
+    said = {0: "done", None: "ended at the time limit"}.get(status, f"exit status {status}")
     seconds = time.monotonic() - began
-    if status and record.exists():
+    if status != 0 and record.exists():
         try:  # a killed mode has not drawn what it measured
             write_figure(module.figure(json.loads(record.read_bytes())), record.with_suffix(".png"))
         except Exception as error:

@@ -6,15 +6,11 @@ One that dies takes nothing with it, and a signal ends all that they have starte
 from __future__ import annotations
 
 import os
-import re
 import shlex
-import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +18,9 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
+from recipes.common import processes
 from recipes.common.errors import UserError
+from recipes.common.processes import last_error, last_line
 from recipes.reporting.score_table import describe, read_result
 from recipes.tasks import finetune_options
 from recipes.tasks.glue_tasks import Task
@@ -30,8 +28,6 @@ from recipes.training.run_log import duration
 
 CPU_JOBS = 4
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 10
-"""Time that a job gets to end by itself before it is killed."""
 
 State = Literal["waiting", "running", "done", "failed", "skipped"]
 
@@ -95,7 +91,7 @@ class Running:
 
     job: Job
     slot: Slot
-    process: subprocess.Popen
+    process: processes.Child
     began: float
     before: dict[str, Any] | None
     """The result that was there when it started."""
@@ -153,10 +149,10 @@ def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], signals: Sequence[int]
             time.sleep(POLL_SECONDS)
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
-                _kill_group(each.process, signal.SIGKILL)  # what the job may have left behind
+                processes.kill(each.process)  # what the job may have left behind
                 _finished(total, each.job, _outcome(each))
     finally:
-        stop([each.process for each in running])
+        processes.stop([each.process for each in running])
         for bar in (*bars, total):
             bar.close()
 
@@ -180,17 +176,8 @@ def _start(job: Job, slot: Slot) -> Running:
     job.state = "running"
     job.log.parent.mkdir(parents=True, exist_ok=True)
     before = result_of(job)
-    with job.log.open("wb") as log:
-        log.write(f"$ {shlex.join(job.command)}\n".encode())
-        log.flush()
-        process = subprocess.Popen(
-            job.command,
-            env=os.environ | slot.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a process group of its own, ended as a whole
-        )
+    job.log.write_text(f"$ {shlex.join(job.command)}\n")
+    process = processes.start(job.command, job.log, environment=slot.environment())
     return Running(job, slot, process, time.monotonic(), before)
 
 
@@ -227,64 +214,5 @@ def _doing(slot: Slot, running: Sequence[Running]) -> str:
     for each in running:
         if each.slot is slot:
             passed = duration(time.monotonic() - each.began)
-            return f"{slot.name:<8}{each.job.name:<14}{passed:>7}  {_last_line(each.job.log)[:90]}"
+            return f"{slot.name:<8}{each.job.name:<14}{passed:>7}  {last_line(each.job.log)[:90]}"
     return f"{slot.name:<8}-"
-
-
-def _last_line(log: Path) -> str:
-    """The last line that says something; the command alone where nothing was said."""
-    return _last_lines(log)[-1]
-
-
-def last_error(log: Path) -> str:
-    """The last line that names an error, which others may follow; else the last line."""
-    said = _last_lines(log)
-    named = [line for line in said if re.match(r"error: |[\w.]*(Error|Exception)\b", line)]
-    return (named or said)[-1]
-
-
-def _last_lines(log: Path) -> list[str]:
-    with log.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 4096))
-        lines = file.read().decode(errors="replace").split("\n")
-    # Of a progress bar, what a terminal would show last.
-    said = [line.split("\r")[-1].strip() or line.strip() for line in lines]
-    return [line for line in said if line] or [""]
-
-
-def stop(processes: Sequence[subprocess.Popen]) -> None:
-    """End processes with everything they started, those that do not listen by SIGKILL."""
-    for process in processes:
-        _kill_group(process, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    for process in processes:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, deadline - time.monotonic()))
-        _kill_group(process, signal.SIGKILL)
-        process.wait()
-
-
-def _kill_group(process: subprocess.Popen, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
-
-
-@contextmanager
-def received_signals() -> Iterator[list[int]]:
-    """The signals to stop (Ctrl-C, SIGTERM, SIGHUP) that have arrived, instead of their effect.
-
-    An exception from a handler could fall between the start of a job and its being noted down.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

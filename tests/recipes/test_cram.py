@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -83,16 +78,16 @@ def test_every_fault_is_named_at_once(tmp_path):
 def test_a_failed_step_ends_the_whole_with_its_status(tmp_path, monkeypatch, capsys):
     started = []
 
-    def run_step(command):
+    def run_in_front(command, directory):
         started.append(Path(command[1]).stem)
         return 75 if len(started) == 3 else 0
 
-    monkeypatch.setattr(cram, "run_step", run_step)
+    monkeypatch.setattr(cram, "run_in_front", run_in_front)
     assert cram.main(["--minutes", "1", "--output", str(tmp_path)]) == 75
     assert started == ["prepare_data", "pretrain", "pretrain"]
     assert "status 75; the same command goes on" in capsys.readouterr().err
     # A wrong setting ends the same command again.
-    monkeypatch.setattr(cram, "run_step", lambda command: 2)
+    monkeypatch.setattr(cram, "run_in_front", lambda command, directory: 2)
     assert cram.main(["--minutes", "1", "--output", str(tmp_path)]) == 2
     assert "status 2; mend what is named above, and the same" in capsys.readouterr().err
 
@@ -118,29 +113,6 @@ def test_wrong_options_of_pretraining_are_named_before_anything_is_prepared(tmp_
 
 
 def test_two_comparisons_do_not_share_a_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(cram, "run_step", lambda command: 3)
+    monkeypatch.setattr(cram, "run_in_front", lambda command, directory: 3)
     with held(tmp_path, locks.LOCK), pytest.raises(UserError, match="comparing models in it"):
         cram.main(["--minutes", "1", "--output", str(tmp_path)])
-
-
-def test_a_signal_reaches_the_step_that_runs(tmp_path):
-    began = tmp_path / "began"
-    step = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-        "open(sys.argv[1], 'w').close()\n"
-        "time.sleep(60)\n"
-    )
-
-    def end_this_process() -> None:
-        while not began.exists():
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=end_this_process)
-    thread.start()
-    assert cram.run_step([sys.executable, "-c", step, str(began)]) == 75
-    thread.join()
-    killed = "import os; os.kill(os.getpid(), 9)"
-    assert cram.run_step([sys.executable, "-c", killed]) == 128 + 9
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
