@@ -39,7 +39,7 @@ whole() { # setting, least, most, then the words to look at, or none for its val
 }
 
 # What the scripts pass on themselves cannot be among a setting's options, where it would come last
-# and win, unseen by what looks after the job.
+# and win, unseen by what looks after the job; nor can --dry-run, which ends well without a run.
 reserved() { # setting, then option names; looks at the array `options`
   local setting=$1 word name
   shift
@@ -47,7 +47,7 @@ reserved() { # setting, then option names; looks at the array `options`
     [[ $word != -- ]] || break
     word=${word%%=*}
     for name; do
-      [[ ${word//_/-} != "$name" ]] || fault "$setting: $name is given by this script"
+      [[ ${word//_/-} != "$name" ]] || fault "$setting: $name cannot be given here: the script decides it"
     done
   done
 }
@@ -123,7 +123,7 @@ pretrain() { # model, DeepSpeed JSON
   check_training "$model" "$config" "$data"
   [[ -d $output || ! -e $output ]] || fault "OUTPUT=$output: is a file; name a directory"
   words PRETRAIN_OPTIONS
-  reserved PRETRAIN_OPTIONS --model --data --output --deepspeed-config
+  reserved PRETRAIN_OPTIONS --model --data --output --deepspeed-config --dry-run
   stop_at_faults
   mkdir -p "$output"
   newest=$(newest_checkpoint "$output")

@@ -64,7 +64,7 @@ if [[ -f $config ]]; then
 fi
 [[ ${SWEEP_STAGE:-run} == run ]] || fault "SWEEP_STAGE=$SWEEP_STAGE: this script sets it; unset it"
 words PRETRAIN_OPTIONS
-reserved PRETRAIN_OPTIONS --model --data --output --deepspeed-config --duration --minutes
+reserved PRETRAIN_OPTIONS --model --data --output --deepspeed-config --duration --minutes --dry-run
 stop_at_faults
 
 if [[ -z ${SWEEP_STAGE:-} ]]; then

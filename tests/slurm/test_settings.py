@@ -118,6 +118,15 @@ def test_each_setting_is_refused_alone(scripts):
         assert (status, len(faults), scripts.calls()) == (2, 1, []), (setting, faults)
 
 
+@pytest.mark.parametrize("script", ["pretrain_base", "pretrain_large", "scaling_sweep"])
+def test_a_job_is_no_dry_run(scripts, script):
+    """It would end well: the finetuning is submitted, the sweep's point is done, without a run."""
+    right = {"MODEL": "rapidbert-tiny", "DEEPSPEED_CONFIG": "ds_configs/tiny_cpu.json"}
+    status, faults = scripts.run(script, **right, PRETRAIN_OPTIONS="--seed 3 --dry_run")
+    wrong = "PRETRAIN_OPTIONS: --dry-run cannot be given here: the script decides it"
+    assert (status, faults, scripts.calls()) == (2, [wrong], [])
+
+
 def test_options_keep_all_lines_and_quoted_spaces(scripts):
     options = "--duration 100\n  --eval-every 5\t--export-at '0.5'\n\n--seed=3 \"a b\" '' $HOME *\n"
     status, faults = scripts.run("pretrain_base", PRETRAIN_OPTIONS=options, FINETUNE="No")
