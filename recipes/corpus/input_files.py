@@ -7,6 +7,7 @@ written is never input. Nothing is passed over silently: `Ignored` counts by rea
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -41,6 +42,7 @@ LINE_BYTES = 1 << 16  # enough for most first lines
 HEAD_BYTES = 1 << 20  # read to tell formats and copies apart
 BINARY_HEAD = 8192  # a NUL byte in so many marks what is no text, as git has it
 
+_LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _RUN_FILES = {"config.json", "log.jsonl"}
 _PREPARATION_FILES = {"manifest.json", "progress.json"}
 
@@ -241,8 +243,11 @@ def _walk(
                     is_directory = stat.S_ISDIR(path.stat().st_mode)
                 except PermissionError:
                     raise
-                except OSError:
-                    ignored.add(path, "a link to nothing")
+                except OSError as error:
+                    if error.errno in _LEADS_NOWHERE:
+                        ignored.add(path, "a link to nothing")
+                    else:  # a file that is there, on a file system that fails
+                        faults.append(f"{path}: {error.strerror}")
                     continue
                 if name.startswith("."):
                     ignored.add(path, "hidden", "directory" if is_directory else None)

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 import os
@@ -214,3 +215,18 @@ def test_a_pipe_cannot_be_read_twice(tmp_path):
         listener.bind(str(tmp_path / "s.txt"))
         with pytest.raises(UserError, match="not a regular file"):
             find_files(tmp_path / "s.txt", Layout())
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_file_that_the_system_fails_to_look_at_is_not_passed_over(tree, monkeypatch, number):
+    """A parallel file system in trouble must not shorten the corpus."""
+    look = Path.stat
+
+    def failing(path, **options):
+        if path.name == "two.txt":
+            raise OSError(number, os.strerror(number), str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", failing)
+    with pytest.raises(UserError, match=f"two.txt: {os.strerror(number)}"):
+        find_files(tree, Layout())
