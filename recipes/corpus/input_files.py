@@ -238,8 +238,8 @@ def _walk(
                 continue
             for name in names:
                 path = directory / name
-                link = linked or path.is_symlink()
                 try:
+                    link = linked or path.is_symlink()
                     is_directory = stat.S_ISDIR(path.stat().st_mode)
                 except PermissionError:
                     raise
