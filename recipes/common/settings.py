@@ -75,6 +75,7 @@ def parse(
     if not {"-h", "--help"}.intersection(words):
         words = _without_unknown(words, known, wrong)
         # A word for each that is missing, so that the values of the others are looked at as well.
+        wrong += _without_values(settings, words)
         missing = [name for name, needed in known.items() if needed and not _given(name, words)]
         wrong += [f"{name} is needed" for name in missing]
         words += [word for name in missing for word in (name, "?")]
@@ -235,6 +236,19 @@ def _without_unknown(words: Sequence[str], known: Mapping[str, bool], wrong: Fau
         elif of_known:
             kept.append(word)
     return kept
+
+
+def _without_values(settings: type[DataclassInstance], words: Sequence[str]) -> Iterator[str]:
+    """Name the lists that an unset variable has left empty: `--input $FILES`."""
+    types = get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        kind, name = types[field.name], option(field.name)
+        if dataclasses.is_dataclass(kind):
+            yield from _without_values(kind, words)  # type: ignore[arg-type]  # as in _options
+        elif get_origin(kind) is tuple:
+            following = [words[at + 1 : at + 2] for at, word in enumerate(words) if word == name]
+            if any(not after or after[0].startswith("--") for after in following):
+                yield f"{name}: is empty"
 
 
 def _given(name: str, words: Sequence[str]) -> bool:

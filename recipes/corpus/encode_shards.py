@@ -35,14 +35,14 @@ BATCH_CHARACTERS = 4 << 20  # whichever comes first: long documents would add up
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is the same for every portion.
+class Encoding:
+    """How portions become shards: what is the same for all of them.
 
     Attributes:
         output: directory of the shards.
         tokenizer: path of the model.
         text_key: key or column that holds the text.
-        held_out: what becomes of documents of the training input.
+        held_out: decides what becomes of documents of the training input.
         max_bad_fraction: largest share of unusable records, 0 to 1.
     """
 
@@ -54,8 +54,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One portion and the shard it becomes, `<split>-<number>`."""
+class ShardPlan:
+    """One portion of the input and the shard that it becomes, `<split>-<number>`."""
 
     split: str
     number: int
@@ -63,6 +63,7 @@ class Task:
 
     @property
     def name(self) -> str:
+        """The shard's name, without an ending."""
         return f"{self.split}-{self.number:05d}"
 
 
@@ -71,7 +72,7 @@ class Encoded:
     """The books of one finished portion.
 
     Attributes:
-        name: of the task.
+        name: of the shard.
         shards: manifest entry by split; a split without documents has none.
         token_counts: occurrences of each id by split, int64 [vocab_size].
         text_bytes: UTF-8 bytes of the documents written.
@@ -92,7 +93,7 @@ class _Stopped(Exception):
 
 
 def encode_portion(
-    task: Task, job: Job, tokenizer: Tokenizer, stop: Event | None = None
+    shard: ShardPlan, encoding: Encoding, tokenizer: Tokenizer, stop: Event | None = None
 ) -> Encoded:
     """Encode one portion into its shards.
 
@@ -100,11 +101,13 @@ def encode_portion(
         UserError: an input is damaged, or too many of its records are unusable.
         OSError: a shard cannot be written.
     """
-    result = Encoded(task.name)
+    result = Encoded(shard.name)
     started = time.process_time()
     writers: dict[str, ShardWriter] = {}
     with ExitStack() as stack:
-        documents = task.portion.documents(job.text_key, result.skipped, job.max_bad_fraction)
+        documents = shard.portion.documents(
+            encoding.text_key, result.skipped, encoding.max_bad_fraction
+        )
         for batch in _batches(documents):
             if stop is not None and stop.is_set():
                 raise _Stopped
@@ -112,15 +115,15 @@ def encode_portion(
                 if len(tokens) == 0:  # nothing but what the normalisation removes
                     result.skipped.count(EMPTY)
                     continue
-                split = task.split
+                split = shard.split
                 if split == "train":
                     key = document_hash(text)
-                    if job.held_out.is_left_out(key):
+                    if encoding.held_out.is_left_out(key):
                         result.skipped.count(HELD_OUT)
                         continue
-                    split = "validation" if job.held_out.is_validation(key) else split
+                    split = "validation" if encoding.held_out.is_validation(key) else split
                 if split not in writers:
-                    prefix = job.output / f"{split}-{task.number:05d}"
+                    prefix = encoding.output / f"{split}-{shard.number:05d}"
                     writers[split] = stack.enter_context(ShardWriter(prefix, tokenizer.vocab_size))
                     result.token_counts[split] = np.zeros(tokenizer.vocab_size, dtype=np.int64)
                 writers[split].add(tokens)
@@ -131,30 +134,32 @@ def encode_portion(
     return result
 
 
-def encode_portions(tasks: Sequence[Task], job: Job, workers: int) -> Iterator[Encoded]:
+def encode_portions(
+    shards: Sequence[ShardPlan], encoding: Encoding, workers: int
+) -> Iterator[Encoded]:
     """Encode portions in parallel and yield each as it finishes, in any order.
 
     Closing the iterator, or an exception, stops the workers within a batch of documents.
 
     Args:
-        workers: processes; with one, or for one task, no process is started.
+        workers: processes; with one, or for one shard, no process is started.
 
     Raises:
         UserError: an input is damaged, or a worker was killed.
         OSError: a shard cannot be written.
     """
-    if workers == 1 or len(tasks) == 1:
-        tokenizer = Tokenizer(job.tokenizer)
-        for task in tasks:
-            yield encode_portion(task, job, tokenizer)
+    if workers == 1 or len(shards) == 1:
+        tokenizer = Tokenizer(encoding.tokenizer)
+        for shard in shards:
+            yield encode_portion(shard, encoding, tokenizer)
         return
     context = multiprocessing.get_context("spawn")  # forking after threads were started can hang
     stop = context.Event()
     pool = ProcessPoolExecutor(
-        min(workers, len(tasks)), context, initializer=_start_worker, initargs=(job, stop)
+        min(workers, len(shards)), context, initializer=_start_worker, initargs=(encoding, stop)
     )
     try:
-        futures = [pool.submit(_encode_in_worker, task) for task in tasks]
+        futures = [pool.submit(_encode_in_worker, shard) for shard in shards]
         # The pool starts a process after it has listed those whose death it watches for; one
         # submission more makes it list the last one too.
         pool.submit(int)
@@ -170,19 +175,19 @@ def encode_portions(tasks: Sequence[Task], job: Job, workers: int) -> Iterator[E
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(job: Job, stop: Event) -> None:
+def _start_worker(encoding: Encoding, stop: Event) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker = (job, Tokenizer(job.tokenizer), stop)
+    _worker = (encoding, Tokenizer(encoding.tokenizer), stop)
 
 
-def _encode_in_worker(task: Task) -> Encoded:
-    job, tokenizer, stop = _worker
-    return encode_portion(task, job, tokenizer, stop)
+def _encode_in_worker(shard: ShardPlan) -> Encoded:
+    encoding, tokenizer, stop = _worker
+    return encode_portion(shard, encoding, tokenizer, stop)
 
 
-_worker: tuple[Job, Tokenizer, Event]
+_worker: tuple[Encoding, Tokenizer, Event]
 
 
 def _exit_with_parent() -> None:

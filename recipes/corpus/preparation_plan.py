@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import UserError
-from recipes.corpus.encode_shards import Task
+from recipes.common.errors import Faults, UserError
+from recipes.corpus.encode_shards import ShardPlan
 from recipes.corpus.input_files import DOCUMENTS_PER, Ignored, Layout
 from recipes.corpus.preparation_checks import check_documents
+from recipes.corpus.preparation_settings import DEFAULT_VOCAB_SIZE, Settings
 from recipes.corpus.text_records import TEXTUAL, Span
 from recipes.corpus.text_sources import (
     Portion,
@@ -25,19 +26,18 @@ from recipes.corpus.text_sources import (
 )
 from recipes.corpus.tokenizer import Tokenizer
 
-DEFAULT_VOCAB_SIZE = 30522
-
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the result.
 
     Attributes:
-        options: the settings, as JSON types; a preparation continues only with the same.
+        options: the settings that decide it, as JSON types; a preparation continues only with the
+            same. Older preparations are recognised by these names and values.
         tokenizer: the one to use; None to train one.
-        tasks: one per shard; those of the validation input last.
-        input_digest: SHA-256 of names, sizes and cuts: notices that an input has changed.
-        input_times: SHA-256 of when each file was written last: notices a change in place.
+        shards: in the order of the input, those of the validation input last.
+        input_digest: SHA-256 of names, sizes and cuts: tells that an input has changed.
+        input_times: SHA-256 of the times of the last writing: tells of a change in place.
         held_out_fraction: of the documents; 0 with a validation input of its own.
         ignored: files that are not read.
         messages: what the user should know about the inputs found.
@@ -45,7 +45,7 @@ class Plan:
 
     options: Mapping[str, Any]
     tokenizer: Tokenizer | None
-    tasks: tuple[Task, ...]
+    shards: tuple[ShardPlan, ...]
     input_digest: str
     input_times: str
     held_out_fraction: float
@@ -53,23 +53,28 @@ class Plan:
     messages: tuple[str, ...]
 
     def portions(self, split: str) -> tuple[Portion, ...]:
-        return tuple(task.portion for task in self.tasks if task.split == split)
+        """The parts of the input that are read for a split."""
+        return tuple(shard.portion for shard in self.shards if shard.split == split)
+
+    @property
+    def kinds(self) -> set[str]:
+        """Kinds of the inputs, such as `jsonl` and `text`."""
+        return {span.kind for shard in self.shards for span in shard.portion.spans}
 
 
-def make_plan(args: argparse.Namespace) -> Plan:
+def make_plan(settings: Settings, faults: Sequence[str] = ()) -> Plan:
     """Check the settings, find the inputs and cut them into shards.
+
+    Args:
+        faults: found so far, to be named beside those found here.
 
     Raises:
         UserError: every fault found, one message each.
     """
-    faults = [*args.faults, *_option_faults(args)]
-    tokenizer = None
-    if args.tokenizer is not None:
-        try:
-            tokenizer = Tokenizer(args.tokenizer)
-        except UserError as error:
-            faults += error.faults
-    spans, ignored, messages = _find_spans(args, faults)
+    found = Faults([*faults, *_option_faults(settings)])
+    path = settings.vocabulary.tokenizer
+    tokenizer = None if path is None else found.attempt(lambda: Tokenizer(path))
+    spans, ignored, messages = _find_spans(settings, found)
     train, validation = spans["train"], spans["validation"]
     held_out_sources = set(map(source, validation))
     kept = tuple(span for span in train if source(span) not in held_out_sources)
@@ -78,42 +83,57 @@ def make_plan(args: argparse.Namespace) -> Plan:
         messages.append(f"validation only: {', '.join(shown)}")
     if not kept:
         raise UserError("all of --input is also --validation-input: nothing is left to train on")
-    tasks = [
-        Task(split, number, portion)
+    text = settings.text
+    shards = [
+        ShardPlan(split, number, portion)
         for split, of_split in (("train", kept), ("validation", validation))
-        for number, portion in enumerate(portions(of_split, args.shards, args.max_documents))
+        for number, portion in enumerate(portions(of_split, settings.shards, text.max_documents))
     ]
     for split in spans:
-        of_split = [task.portion for task in tasks if task.split == split]
-        check_documents(of_split, args.text_key, args.max_bad_fraction)
-    digest = hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()
+        of_split = [shard.portion for shard in shards if shard.split == split]
+        check_documents(of_split, text.text_key, text.max_bad_fraction)
+    digest = hashlib.sha256(json.dumps([asdict(shard) for shard in shards]).encode()).hexdigest()
     return Plan(
-        _options(args, tokenizer),
+        _options(settings, tokenizer),
         tokenizer,
-        tuple(tasks),
+        tuple(shards),
         digest,
         _input_times(kept + validation),
-        0.0 if validation else args.validation_fraction,
+        0.0 if validation else settings.validation.validation_fraction,
         ignored,
         tuple(messages),
     )
 
 
+def print_plan(plan: Plan, output: Path) -> None:
+    """Print what a preparation into `output` would do."""
+    for name, value in plan.options.items():
+        print(f"{name:>20} = {json.dumps(value)}")
+    for split in dict.fromkeys(shard.split for shard in plan.shards):
+        of_split = plan.portions(split)
+        size = sum(portion.size for portion in of_split)
+        print(f"{split:>20} : {len(of_split)} shards of {size / 1e6:,.1f} MB on disk")
+    if plan.held_out_fraction:
+        print(f"{'':>20}   {plan.held_out_fraction:.2%} of the training documents are held out")
+    print(f"{'output':>20} = {output} (nothing written: --dry-run)")
+
+
 def _find_spans(
-    args: argparse.Namespace, faults: list[str]
+    settings: Settings, faults: Faults
 ) -> tuple[dict[str, tuple[Span, ...]], Ignored, list[str]]:
-    """The spans of either split, what is not read, and messages.
+    """Find the spans of either split, the files that are not read, and what to say about them.
 
     Raises:
         UserError: `faults`, and those found here.
     """
+    text, held_out = settings.text, settings.validation.validation_input
     messages: list[str] = []
     spans: dict[str, tuple[Span, ...]] = {"train": (), "validation": ()}
     ignored = Ignored()
-    layout = Layout(args.format, args.documents_per)
-    for split, names in (("train", args.input), ("validation", args.validation_input)):
+    layout = Layout(text.format, text.documents_per)
+    for split, names in (("train", text.input), ("validation", held_out)):
         try:
-            found = find_inputs(names, args.config, split, layout, args.output)
+            found = find_inputs(names, text.config, split, layout, settings.output)
         except UserError as error:
             faults += error.faults
             continue
@@ -121,42 +141,34 @@ def _find_spans(
         ignored.merge(found.ignored)
         if found.ignored.total:
             messages.append(found.ignored.describe())
-    kinds = {span.kind for of_split in spans.values() for span in of_split}
-    if (
-        args.documents_per != "paragraph"
-        and kinds
-        and DOCUMENTS_PER[args.documents_per] not in kinds
-    ):
-        faults.append(f"--documents-per {args.documents_per}: only for plain text, and no input is")
-    if args.format is not None and kinds and not kinds & {*TEXTUAL, "parquet"}:
-        faults.append(f"--format {args.format}: only for files, and no input is one")
-    if faults:
-        raise UserError(*faults)
-    if not args.validation_input and all(map(is_hub_name, args.input)):
-        if all("validation" in hub_splits(name, args.config) for name in args.input):
-            spans["validation"] = find_inputs(args.input, args.config, "validation").spans
+    faults += _kind_faults(settings, {span.kind for found in spans.values() for span in found})
+    faults.stop()
+    if not held_out and all(map(is_hub_name, text.input)):
+        if all("validation" in hub_splits(name, text.config) for name in text.input):
+            spans["validation"] = find_inputs(text.input, text.config, "validation").spans
             messages.append("validation: the dataset's own validation split")
     return spans, ignored, messages
 
 
-def _options(args: argparse.Namespace, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    normalizer = args.normalizer or ("nmt_nfkc" if args.cased else "nmt_nfkc_cf")
-    vocab_size = getattr(args, "vocab_size", DEFAULT_VOCAB_SIZE)
+def _options(settings: Settings, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    text, validation, vocabulary = settings.text, settings.validation, settings.vocabulary
+    normalizer = vocabulary.normalizer or ("nmt_nfkc" if vocabulary.cased else "nmt_nfkc_cf")
+    vocab_size = vocabulary.vocab_size or DEFAULT_VOCAB_SIZE
     return {
-        "input": args.input,
-        "config": args.config,
-        "text_key": args.text_key,
-        "format": args.format,
-        "documents_per": args.documents_per,
-        "validation_input": args.validation_input,
-        "validation_fraction": args.validation_fraction,
+        "input": list(text.input),
+        "config": text.config,
+        "text_key": text.text_key,
+        "format": text.format,
+        "documents_per": text.documents_per,
+        "validation_input": list(validation.validation_input),
+        "validation_fraction": validation.validation_fraction,
         "tokenizer": tokenizer and tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size if tokenizer else vocab_size,
         "cased": not tokenizer.lower_case if tokenizer else not normalizer.endswith("_cf"),
         "normalizer": None if tokenizer else normalizer,
-        "tokenizer_sample_mb": args.tokenizer_sample_mb,
-        "shards": args.shards,
-        "max_documents": args.max_documents,
+        "tokenizer_sample_mb": vocabulary.tokenizer_sample_mb,
+        "shards": settings.shards,
+        "max_documents": text.max_documents,
     }
 
 
@@ -166,15 +178,28 @@ def _input_times(spans: Iterable[Span]) -> str:
     return hashlib.sha256(json.dumps(times).encode()).hexdigest()
 
 
-def _option_faults(args: argparse.Namespace) -> Iterator[str]:
-    if args.output.exists() and not args.output.is_dir():
-        yield f"--output {args.output}: is a file; name a directory"
-    if args.tokenizer is not None and (hasattr(args, "vocab_size") or args.cased):
+def _option_faults(settings: Settings) -> Iterator[str]:
+    """Name the options that contradict each other or the output."""
+    output, text, vocabulary = settings.output, settings.text, settings.vocabulary
+    cased, normalizer = vocabulary.cased, vocabulary.normalizer
+    if output.exists() and not output.is_dir():
+        yield f"--output {output}: is a file; name a directory"
+    if vocabulary.tokenizer is not None and (vocabulary.vocab_size is not None or cased):
         yield "--tokenizer brings its own vocabulary: --vocab-size and --cased do not apply"
-    if args.tokenizer is not None and args.normalizer:
+    if vocabulary.tokenizer is not None and normalizer:
         yield "--tokenizer brings its own normaliser: --normalizer does not apply"
-    if args.cased and args.normalizer and args.normalizer.endswith("_cf"):
-        keeps = args.normalizer.removesuffix("_cf")
-        yield f"--cased keeps case, --normalizer {args.normalizer} folds it; {keeps} keeps it"
-    if args.config is not None and not any(map(is_hub_name, args.input + args.validation_input)):
-        yield f"--config {args.config}: only for hub datasets, and no input is one"
+    if cased and normalizer and normalizer.endswith("_cf"):
+        keeps = normalizer.removesuffix("_cf")
+        yield f"--cased keeps case, --normalizer {normalizer} folds it; {keeps} keeps it"
+    names = text.input + settings.validation.validation_input
+    if text.config is not None and not any(map(is_hub_name, names)):
+        yield f"--config {text.config}: only for hub datasets, and no input is one"
+
+
+def _kind_faults(settings: Settings, kinds: set[str]) -> Iterator[str]:
+    """Name the options that are for other kinds of input than the ones found."""
+    per, format = settings.text.documents_per, settings.text.format
+    if per != "paragraph" and kinds and DOCUMENTS_PER[per] not in kinds:
+        yield f"--documents-per {per}: only for plain text, and no input is"
+    if format is not None and kinds and not kinds & {*TEXTUAL, "parquet"}:
+        yield f"--format {format}: only for files, and no input is one"

@@ -18,6 +18,7 @@ import numpy as np
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.corpus.encode_shards import Encoded
+from recipes.corpus.preparation_plan import Plan
 from recipes.corpus.text_records import Skipped
 from recipes.corpus.token_shards import MANIFEST_NAME
 
@@ -40,7 +41,7 @@ class Progress:
         input_digest: of the inputs as they were found.
         input_times: of when they were written last.
         fingerprint: of the tokenizer.
-        finished: the record of each finished portion by the name of its task.
+        finished: the record of each finished portion by the name of its shard.
         token_counts: occurrences of each id by split, [vocab_size].
     """
 
@@ -79,9 +80,14 @@ class Progress:
         return total
 
 
-def is_prepared(
-    output: Path, options: Mapping[str, Any], input_digest: str, input_times: str
-) -> bool:
+def start_progress(output: Path, plan: Plan, fingerprint: str) -> Progress:
+    """Open the books of a preparation with the tokenizer of this fingerprint."""
+    progress = Progress(plan.options, plan.input_digest, plan.input_times, fingerprint)
+    progress.save(output)
+    return progress
+
+
+def is_prepared(output: Path, plan: Plan) -> bool:
     """Whether a directory is complete.
 
     Raises:
@@ -93,16 +99,14 @@ def is_prepared(
     manifest = _read_json(path)
     source = manifest["source"]
     found = (manifest["options"], source["input_digest"], source.get("input_times"))
-    _refuse_other(output, found, (options, input_digest, input_times))
+    _refuse_other(output, found, plan)
     infos = (info for split in manifest["splits"].values() for info in split["shards"])
     _refuse_damaged(output, infos)
     return True
 
 
-def read_progress(
-    output: Path, options: Mapping[str, Any], input_digest: str, input_times: str
-) -> Progress | None:
-    """The books of a preparation to continue, or None where there is none.
+def read_progress(output: Path, plan: Plan) -> Progress | None:
+    """Read the books of a preparation to continue; None where there is none.
 
     Raises:
         UserError: it was started otherwise, or finished shards are missing or of the wrong size.
@@ -117,7 +121,7 @@ def read_progress(
         return None
     progress = Progress(**{"input_times": None, **_read_json(path)})
     found = (progress.options, progress.input_digest, progress.input_times)
-    _refuse_other(output, found, (options, input_digest, input_times))
+    _refuse_other(output, found, plan)
     infos = (info for done in progress.finished.values() for info in done["shards"].values())
     _refuse_damaged(output, infos)
     return progress
@@ -131,24 +135,22 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other(
-    output: Path,
-    found: tuple[Mapping[str, Any], str, str | None],
-    wanted: tuple[Mapping[str, Any], str, str],
+    output: Path, found: tuple[Mapping[str, Any], str, str | None], plan: Plan
 ) -> None:
     """Refuse to mix; what a preparation of an older version did not note cannot be compared."""
-    (options, digest, times), (wanted_options, wanted_digest, wanted_times) = found, wanted
+    options, digest, times = found
     if "normalizer" not in options:
         trained = "nmt_nfkc" if options.get("cased") else "nmt_nfkc_cf"
         options = {**options, "normalizer": None if options.get("tokenizer") else trained}
     options = _LATER_OPTIONS | dict(options)
     faults = [
         f"{output}: was started with {name} = {options.get(name)!r}, now it is {value!r}"
-        for name, value in wanted_options.items()
+        for name, value in plan.options.items()
         if options.get(name) != value
     ]
-    if not faults and digest != wanted_digest:
+    if not faults and digest != plan.input_digest:
         faults = [f"{output}: the input files have changed since (other names or sizes)"]
-    if not faults and times not in (None, wanted_times):
+    if not faults and times not in (None, plan.input_times):
         faults = [f"{output}: the input files were written again since, with the same sizes"]
     if faults:
         raise UserError(*faults, "name another --output, or start again with --overwrite")

@@ -32,15 +32,9 @@ SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_PIECES))
 SPECIAL_IDS = {"pad": PAD_ID, "unk": UNK_ID, "cls": CLS_ID, "sep": SEP_ID, "mask": MASK_ID}
 
-# Normalisers, SentencePiece's names, the default first.
+# Normalisers by SentencePiece's names, the default first.
 IDENTITY = "identity"
-NORMALIZERS = {
-    "nmt_nfkc_cf": "folds case, makes spaces of tabs, line breaks and joiners (U+200C)",
-    "nmt_nfkc": "the same, but keeps case",
-    "nfkc_cf": "folds case, keeps joiners, which Persian and the scripts of India need",
-    "nfkc": "the same, but keeps case",
-    IDENTITY: "keeps every character, for code and whatever has to come back as it was",
-}
+NORMALIZERS = ("nmt_nfkc_cf", "nmt_nfkc", "nfkc_cf", "nfkc", IDENTITY)
 
 MIN_VOCAB_SIZE = len(SPECIAL_PIECES) + 256 + 1  # special pieces, the bytes, one character
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from lock_scenarios import held
 
-from recipes import cram, glue, prepare_data, pretrain
+from recipes import cram, glue, pretrain
 from recipes.common import locks
 from recipes.common.errors import UserError
+from recipes.common.settings import parse
+from recipes.corpus.preparation_settings import Settings as Preparation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,8 +31,9 @@ def test_both_models_get_the_same_but_for_what_makes_them_different(tmp_path, si
     for command in commands:
         assert Path(command[1]).is_file()
     (words,) = of("prepare_data", commands)
-    prepared = prepare_data._parser().parse_args(words)
-    assert prepared.input == ["a/b"] and prepared.vocab_size == size.vocab_size
+    prepared = parse(Preparation, words)
+    assert prepared.text.input == ("a/b",)
+    assert prepared.vocabulary.vocab_size == size.vocab_size
     ours, bert = (vars(pretrain.parse_arguments(words)) for words in of("pretrain", commands))
     differ = {name for name in ours if ours[name] != bert[name]}
     assert differ == {"model", "output", "mask_probability"}

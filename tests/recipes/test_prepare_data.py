@@ -1,35 +1,27 @@
 import errno
 import gzip
+import hashlib
 import json
 import math
 import os
-import random
 import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
+import preparation_scenarios as scenarios
 import pytest
+from preparation_scenarios import documents, stored
 from sentencepiece import sentencepiece_model_pb2
 
 from recipes.common.errors import UserError
-from recipes.corpus.held_out import HeldOut, document_hash
 from recipes.corpus.preparation_progress import Progress
-from recipes.corpus.text_records import Skipped
-from recipes.corpus.text_sources import find_inputs, portions
 from recipes.corpus.token_shards import ShardWriter, open_shards
 from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
-from recipes.prepare_data import _sample, entropy_nats, main
+from recipes.prepare_data import main
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = "river stone window garden letter music silver winter summer paper bridge candle".split()
-
-
-def documents(count, seed=0):
-    draw = random.Random(seed)
-    return [f"{n} " + " ".join(draw.choices(WORDS, k=draw.randint(5, 30))) for n in range(count)]
 
 
 @pytest.fixture
@@ -47,23 +39,11 @@ def corpus(tmp_path, monkeypatch):
 
 
 def prepare(corpus, output, *more):
-    options = ["--vocab-size", "320", "--shards", "6", "--workers", "1", *more]
-    return main(["--input", str(corpus), "--output", str(output), *options])
+    return scenarios.prepare(corpus, output, "--shards", "6", *more)
 
 
 def snapshot(output):
     return {path.name: path.read_bytes() for path in output.iterdir()}
-
-
-def stored(output, split):
-    shards = open_shards(output, split, verify_checksums=True)
-    return [
-        shard.tokens[start : start + length].tolist()
-        for shard in shards.shards
-        for start, length in zip(
-            np.asarray(shard.pointers) // shard.tokens.itemsize, shard.lengths, strict=True
-        )
-    ]
 
 
 def test_every_document_is_stored_whole_once_and_the_books_agree(corpus, tmp_path, capsys):
@@ -190,17 +170,6 @@ def test_an_existing_tokenizer_is_used_as_it_is(corpus, tmp_path):
         main([*options, "--tokenizer", str(model), "--vocab-size", "320"])
 
 
-def test_the_tokenizer_sees_all_of_the_input_but_not_what_is_held_out(corpus):
-    cut = portions(find_inputs([str(corpus)]).spans, 6)
-    below = 2**64 // 10
-    everything = list(_sample(cut, "text", 10**9, HeldOut(below)))
-    assert sorted(everything) == sorted(t for t in documents(3000) if document_hash(t) >= below)
-    some = list(_sample(cut, "text", 60_000, HeldOut(below)))
-    assert 45_000 <= sum(map(len, some)) < 60_000 + 200 * len(cut)
-    for portion in cut:
-        assert len(set(some) & set(portion.documents("text", Skipped()))) > 10
-
-
 def test_a_validation_input_is_kept_out_of_training(corpus, tmp_path, capsys):
     output = tmp_path / "data"
     assert prepare(corpus, output, "--validation-input", str(corpus / "c.txt")) == 0
@@ -298,12 +267,6 @@ def test_a_dry_run_writes_nothing(corpus, tmp_path, capsys):
     assert len(list((tmp_path / "data").glob("train-*.bin"))) == planned > 4
 
 
-def test_entropy_of_known_distributions():
-    assert entropy_nats([5, 0, 5]) == pytest.approx(math.log(2))
-    assert entropy_nats(np.array([0, 9])) == 0
-    assert entropy_nats([1] * 100) == pytest.approx(math.log(100))
-
-
 def test_text_is_kept_exactly_where_the_normalizer_says_so(tmp_path):
     code = [f"def f{n}(x):\n    if x:\n\t\treturn  x\u200c  # \u2581\n  " for n in range(300)]
     path = tmp_path / "code.jsonl"
@@ -393,7 +356,11 @@ def test_a_second_preparation_into_one_directory_is_refused(corpus, tmp_path, mo
     for refused in second:
         assert refused.returncode == 2
         assert "another process is preparing data into it right now (pid" in refused.stderr
-    stored(output, "train")  # every file is there, with the manifest's checksums
+    manifest = json.loads((output / "manifest.json").read_text())
+    for info in manifest["splits"]["train"]["shards"]:
+        for suffix in ("bin", "idx"):
+            written = (output / f"{info['prefix']}.{suffix}").read_bytes()
+            assert hashlib.sha256(written).hexdigest() == info[f"{suffix}_sha256"]
     assert prepare(corpus, output, "--overwrite") == 0
     assert (output / ".lock").read_text().startswith(f"pid {os.getpid()} on ")
     after = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True)

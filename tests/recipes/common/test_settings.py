@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+import math
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -17,6 +20,7 @@ from recipes.common.settings import (
     help_of,
     number_in,
     one_of,
+    option,
     parse,
     split_rest,
 )
@@ -138,3 +142,56 @@ def test_help_shows_every_option_with_its_sentence(capsys):
 def test_words_behind_a_bare_dash_are_for_another_command():
     assert split_rest(["--a", "--", "--b", "--", "c"]) == (["--a"], ["--b", "--", "c"])
     assert split_rest(["--a"]) == (["--a"], [])
+
+
+@pytest.mark.parametrize("words", [["--input"], ["--input", "--log-every", "3"]])
+def test_a_list_without_values_is_what_an_unset_variable_leaves(words):
+    assert faults_of(*MINIMAL, *words) == ["--input: is empty"]
+
+
+COMMANDS = sorted(
+    path.stem
+    for path in (Path(__file__).parents[3] / "recipes").glob("*.py")
+    if "parse(Settings, " in path.read_text()
+)
+ODD = ["1e-320", "nan", "inf", "-inf", "1e400", "-1", "-0.5", "0", "1e3", " ", "x", "0x10"]
+ODD += ["NaN", "Infinity", "1e308", "9" * 30, "70k", "70k-step", "1_0", "\u0663", "1\n2", "\0"]
+
+
+def number_fields(settings: type) -> Iterator[tuple[str, Any, Any]]:
+    """(name, what reads a word, default) of every field that is a number or has numbers."""
+    for field in fields(settings):
+        hint = get_type_hints(settings, include_extras=True)[field.name]
+        if is_dataclass(hint):
+            yield from number_fields(hint)
+            continue
+        if get_origin(hint) is not Annotated:  # a list, or a number or None
+            hint = next(iter(get_args(hint)), hint)
+        kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if kind in (int, float):
+            known = hint is not kind  # else it would take nan and inf
+            yield field.name, get_args(hint)[1] if known else None, field.default
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_of_every_command_has_a_finite_range(command):
+    settings = importlib.import_module(f"recipes.{command}").Settings
+    for name, spec, default in number_fields(settings):
+        assert spec is not None, f"{option(name)}: any number; say which with number_in()"
+        for given in default if isinstance(default, tuple) else (default,):
+            if given is not None and given is not MISSING:
+                assert spec.instance_from_str([str(given)]) == given
+        for odd in ODD:
+            read = spec.instance_from_str([odd])
+            if isinstance(read, int | float):
+                assert math.isfinite(read) and odd not in ("nan", "NaN", "x", " ", "1\n2")
+            else:
+                assert "must be a " in read.reason
+
+
+def test_the_commands_with_numbers_are_found():
+    """So that the test above cannot pass by finding nothing."""
+    settings = importlib.import_module("recipes.prepare_data").Settings
+    names = {name for name, _, _ in number_fields(settings)}
+    assert {"vocab_size", "validation_fraction", "workers", "max_documents"} <= names
+    assert "prepare_data" in COMMANDS

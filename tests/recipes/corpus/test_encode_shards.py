@@ -12,8 +12,8 @@ import pytest
 
 from recipes.common.errors import UserError
 from recipes.corpus.encode_shards import (
-    Job,
-    Task,
+    Encoding,
+    ShardPlan,
     encode_portion,
     encode_portions,
 )
@@ -30,10 +30,10 @@ def tokenizer(tmp_path_factory):
     return train_tokenizer(DOCUMENTS, tmp_path_factory.mktemp("t") / "tokenizer.model", 290)
 
 
-def make_job(tmp_path, tokenizer, held_out_below=0, max_bad_fraction=0.01):
+def make_encoding(tmp_path, tokenizer, held_out_below=0, max_bad_fraction=0.01):
     output = tmp_path / "shards"
     output.mkdir()
-    return Job(output, tokenizer.path, "text", HeldOut(held_out_below), max_bad_fraction)
+    return Encoding(output, tokenizer.path, "text", HeldOut(held_out_below), max_bad_fraction)
 
 
 def write(path, documents):
@@ -49,11 +49,11 @@ def stored(output, prefix, tokenizer):
 
 
 def test_megatron_reads_what_was_encoded(tmp_path, tokenizer):
-    job = make_job(tmp_path, tokenizer)
+    encoding = make_encoding(tmp_path, tokenizer)
     portion = write(tmp_path / "a.jsonl", [*DOCUMENTS, " ", "\u200b"])
-    result = encode_portion(Task("train", 3, portion), job, tokenizer)
+    result = encode_portion(ShardPlan("train", 3, portion), encoding, tokenizer)
     expected = [tokenizer.encode(text) for text in DOCUMENTS]
-    assert stored(job.output, "train-00003", tokenizer) == expected
+    assert stored(encoding.output, "train-00003", tokenizer) == expected
     assert result.shards["train"]["documents"] == len(DOCUMENTS)
     assert result.skipped.counts == {"empty": 2}  # the second holds only what is normalised away
     flat = np.concatenate(expected)
@@ -63,40 +63,40 @@ def test_megatron_reads_what_was_encoded(tmp_path, tokenizer):
 
 def test_documents_are_held_out_by_hash(tmp_path, tokenizer):
     below = 2**64 // 10
-    job = make_job(tmp_path, tokenizer, held_out_below=below)
+    encoding = make_encoding(tmp_path, tokenizer, held_out_below=below)
     portion = write(tmp_path / "a.jsonl", DOCUMENTS + DOCUMENTS[:50])
-    result = encode_portion(Task("train", 0, portion), job, tokenizer)
+    result = encode_portion(ShardPlan("train", 0, portion), encoding, tokenizer)
     held_out = [text for text in DOCUMENTS + DOCUMENTS[:50] if document_hash(text) < below]
     assert 30 < len(held_out) < 100
     assert result.shards["validation"]["documents"] == len(held_out)
-    validation = stored(job.output, "validation-00000", tokenizer)
+    validation = stored(encoding.output, "validation-00000", tokenizer)
     assert validation == [tokenizer.encode(text) for text in held_out]
-    train = stored(job.output, "train-00000", tokenizer)
+    train = stored(encoding.output, "train-00000", tokenizer)
     assert not {tuple(ids) for ids in train} & {tuple(ids) for ids in validation}
     # The validation input is never held out from itself.
-    result = encode_portion(Task("validation", 7, portion), job, tokenizer)
+    result = encode_portion(ShardPlan("validation", 7, portion), encoding, tokenizer)
     assert list(result.shards) == ["validation"]
     assert result.shards["validation"]["documents"] == len(DOCUMENTS) + 50
 
 
 def test_a_failing_portion_stops_the_others_and_leaves_only_whole_shards(tmp_path, tokenizer):
-    job = make_job(tmp_path, tokenizer)
+    encoding = make_encoding(tmp_path, tokenizer)
     (tmp_path / "broken.jsonl").write_text("{\n" * 5000)
     broken = Portion((Span("jsonl", str(tmp_path / "broken.jsonl")),))
     good = [write(tmp_path / f"{n}.jsonl", DOCUMENTS * 5) for n in range(4)]
-    tasks = [Task("train", number, p) for number, p in enumerate([broken, *good])]
+    shards = [ShardPlan("train", number, p) for number, p in enumerate([broken, *good])]
     with pytest.raises(UserError, match=r"unusable.*not valid JSON \(first: .*broken\.jsonl:1\)"):
-        list(encode_portions(tasks, job, workers=2))
-    left = {path.name for path in job.output.iterdir()}
+        list(encode_portions(shards, encoding, workers=2))
+    left = {path.name for path in encoding.output.iterdir()}
     assert not any(name.endswith(".partial") for name in left)
     assert {n[:-4] for n in left if n.endswith(".bin")} == {n[:-4] for n in left if ".idx" in n}
 
 
 def test_a_killed_worker_is_an_error_not_a_hang(tmp_path, tokenizer):
-    job = make_job(tmp_path, tokenizer)
+    encoding = make_encoding(tmp_path, tokenizer)
     os.mkfifo(tmp_path / "pipe.jsonl")  # its reader waits for ever
     portion = Portion((Span("jsonl", str(tmp_path / "pipe.jsonl")),))
-    tasks = [Task("train", number, portion) for number in range(2)]
+    shards = [ShardPlan("train", number, portion) for number in range(2)]
 
     def kill_one_child():
         with open(tmp_path / "pipe.jsonl", "wb"):  # opens when a worker reads
@@ -109,13 +109,13 @@ def test_a_killed_worker_is_an_error_not_a_hang(tmp_path, tokenizer):
     thread = threading.Thread(target=kill_one_child)
     thread.start()
     with pytest.raises(UserError, match="a worker process was killed"):
-        list(encode_portions(tasks, job, workers=2))
+        list(encode_portions(shards, encoding, workers=2))
     killed.set()
     thread.join()
 
 
 def test_workers_end_with_their_parent(tmp_path, tokenizer):
-    job = make_job(tmp_path, tokenizer)
+    encoding = make_encoding(tmp_path, tokenizer)
     os.mkfifo(tmp_path / "pipe.jsonl")
     code = f"""
 from pathlib import Path
@@ -123,8 +123,9 @@ from recipes.corpus.encode_shards import *
 from recipes.corpus.text_records import Span
 if __name__ == "__main__":
     portion = Portion((Span("jsonl", {str(tmp_path / "pipe.jsonl")!r}),))
-    job = Job(Path({str(job.output)!r}), Path({str(job.tokenizer)!r}), "text", HeldOut(), 0.0)
-    list(encode_portions([Task("train", number, portion) for number in range(2)], job, 2))
+    paths = Path({str(encoding.output)!r}), Path({str(encoding.tokenizer)!r})
+    shards = [ShardPlan("train", number, portion) for number in range(2)]
+    list(encode_portions(shards, Encoding(*paths, "text", HeldOut(), 0.0), 2))
 """
     (tmp_path / "parent.py").write_text(code)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from preparation_scenarios import documents, stored
 
 from recipes import prepare_data
 from recipes.common.errors import UserError
@@ -11,7 +12,6 @@ from recipes.corpus.held_out import HeldOut, document_hash, find_held_out, hash_
 from recipes.corpus.text_records import Span
 from recipes.corpus.text_sources import Portion
 from recipes.corpus.tokenizer import Tokenizer
-from tests.recipes.test_prepare_data import documents, stored
 
 
 def jsonl(texts):

@@ -2,16 +2,10 @@ import gzip
 import json
 
 import pytest
+from preparation_scenarios import documents, prepare, stored
 
-from recipes import prepare_data
 from recipes.common.errors import UserError
 from recipes.corpus.preparation_checks import odd_results
-from tests.recipes.test_prepare_data import documents, stored
-
-
-def prepare(path, output, *more):
-    options = ["--vocab-size", "320", "--workers", "1", *more]
-    return prepare_data.main(["--input", str(path), "--output", str(output), *options])
 
 
 @pytest.mark.parametrize("count", [500, 20_000])
