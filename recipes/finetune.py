@@ -38,9 +38,10 @@ from recipes.common.entry import run
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.locks import lock
-from recipes.engine import engine
-from recipes.engine.engine import BatchPlan, World
+from recipes.engine.batch_plan import BatchPlan
+from recipes.engine.engine import build_engine, set_learning_rate, update_weights
 from recipes.engine.rendezvous import launched_world_size
+from recipes.engine.world import World, initialize_world, on_first_rank, shut_down
 from recipes.tasks.classification_batches import ClassificationBatch
 from recipes.tasks.evaluation import check_memory, cut_notes, encode_all, evaluate, predict_test
 from recipes.tasks.finetune_options import (
@@ -67,7 +68,7 @@ def main() -> int:
             initialize_parallel()
             build_model(work)
         finally:
-            engine.shut_down()
+            shut_down()
         train, dev = encode_all(work)
         notes = [*work.start_notes, *work.data.notes, *cut_notes(work, {"training": train, **dev})]
         print(json.dumps({**work.settings, "notes": notes}, indent=1))
@@ -75,11 +76,11 @@ def main() -> int:
     if is_done(work):
         print(f"{work.result}: done already with these settings")
         return 0
-    world = engine.initialize_world()
+    world = initialize_world()
     try:
         finetune(work, world)
     finally:
-        engine.shut_down()
+        shut_down()
     return 0
 
 
@@ -89,7 +90,7 @@ def finetune(work: Finetuning, world: World) -> None:
     began = time.perf_counter()
     train, dev = encode_all(work)
     check_memory(work, train, world)
-    engine.on_first_rank(lambda: take_directory(work), work.directory)
+    on_first_rank(lambda: take_directory(work), work.directory)
     notes = [*work.data.notes, *cut_notes(work, {"training": train, **dev})]
     if world.rank == 0:
         said = [*work.start_notes, *notes]
@@ -98,7 +99,7 @@ def finetune(work: Finetuning, world: World) -> None:
     model = build_model(work)
     per_rank = -(-task.batch_size // world.data_parallel_size)
     plan = BatchPlan(task.batch_size, per_rank, 1, world.data_parallel_size)
-    trainer = engine.build_engine(model, work.deepspeed, plan, world, **optimizer(task))
+    trainer = build_engine(model, work.deepspeed, plan, world, **optimizer(task))
     total_steps = task.epochs * train.batches_per_epoch(task.batch_size)
     log = RunLog(work.directory, total_steps=total_steps, rank=world.rank, hparams=work.settings)
     step = examples = tokens = 0
@@ -206,7 +207,7 @@ def train_step(
         Mean loss over the whole batch's examples, and the 2-norm of its gradient. Where that is not
         finite on any rank, no rank has changed its weights.
     """
-    engine.set_learning_rate(trainer, lr)
+    set_learning_rate(trainer, lr)
     loss = trainer(
         batch.input_ids,
         batch.sequence_offsets,
@@ -217,7 +218,7 @@ def train_step(
     )
     # DeepSpeed averages over the ranks; this makes it the mean over the whole batch.
     trainer.backward(loss * (world.data_parallel_size / batch.global_examples), scale_wrt_gas=False)
-    update = engine.step(trainer)
+    update = update_weights(trainer)
     assert update is not None  # one micro-batch is a step
     total = loss.detach().clone()
     dist.all_reduce(total)

@@ -52,11 +52,12 @@ from recipes.common.cli import (
 from recipes.common.entry import run
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_file, write_whole
-from recipes.engine import engine
-from recipes.engine.engine import BatchPlan, plan_batches, precision
+from recipes.common.gpus import MEMORY_BANDWIDTH, PEAK_BF16_FLOPS, peak_flops
+from recipes.engine.batch_plan import BatchPlan, plan_batches
+from recipes.engine.ds_config import precision, read_config
 from recipes.planning.memory import MemoryEstimate, estimate, state_bytes
 from recipes.training.schedule import duration_in_sequences
-from recipes.training.throughput import PEAK_BF16_FLOPS, mfu, peak_flops
+from recipes.training.throughput import mfu
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path("docs/results/throughput.json")
@@ -64,16 +65,6 @@ MICRO_BATCH_KEY = "train_micro_batch_size_per_gpu"
 CARDS_GB = (40, 80, 94, 141)
 GPUS_PER_NODE = 8
 
-# Bytes per second by the device name that the driver reports, from the data sheets.
-MEMORY_BANDWIDTH = {
-    "NVIDIA A100-SXM4-40GB": 1.555e12,
-    "NVIDIA A100-SXM4-80GB": 2.039e12,
-    "NVIDIA A100 80GB PCIe": 1.935e12,
-    "NVIDIA H100 80GB HBM3": 3.35e12,
-    "NVIDIA H100 PCIe": 2.0e12,
-    "NVIDIA H100 NVL": 3.9e12,
-    "NVIDIA H200": 4.8e12,
-}
 # What is reached of the data sheets' numbers on an H200: 700 of 989 TFLOP/s over the matmuls of a
 # step (790 in a single one of 8192 x 8192 x 8192), 4.3 of 4.8 TB/s in copies.
 MATMUL_SHARE, COPY_SHARE = 700 / 989, 4.3 / 4.8
@@ -414,7 +405,7 @@ def resolve(options: Any) -> Question:
     if path is None and model:
         size = model.name.rpartition("-")[2]
         path = ROOT / "ds_configs" / ("tiny_cpu.json" if size == "tiny" else f"{size}.json")
-    deepspeed = path and faults.attempt(lambda: engine.read_config(path))
+    deepspeed = path and faults.attempt(lambda: read_config(path))
     if model and (refusal := model.why_not_length(options.sequence_length)):
         faults.append(f"--sequence-length {options.sequence_length}: {refusal}")
     record = faults.attempt(lambda: read_record(options.record, options))
@@ -426,7 +417,7 @@ def resolve(options: Any) -> Question:
         BatchPlan(1, 1, 1, 1),
         sequence_length=options.sequence_length,
         mask_probability=options.mask_probability,
-        attention=best_backend("cuda", engine.precision(deepspeed), model.attention_dropout),
+        attention=best_backend("cuda", precision(deepspeed), model.attention_dropout),
         kernels=best_kernels("cuda"),
         recompute=options.recompute,
     ).activations

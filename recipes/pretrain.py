@@ -56,13 +56,22 @@ from recipes.common.cli import (
 from recipes.common.entry import run
 from recipes.common.errors import Faults, SaveError, UserError
 from recipes.common.files import why_no_directory
+from recipes.common.gpus import describe_peak
 from recipes.corpus.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
 from recipes.corpus.token_shards import TokenShards, open_shards
 from recipes.corpus.tokenizer import Tokenizer
-from recipes.engine import engine
-from recipes.engine.engine import BatchPlan, World
+from recipes.engine.batch_plan import BatchPlan, plan_batches
+from recipes.engine.ds_config import precision, read_config
+from recipes.engine.engine import (
+    Update,
+    build_engine,
+    check_replicas,
+    set_learning_rate,
+    update_weights,
+)
 from recipes.engine.kernel_choice import add_kernel_options, choose_kernels
 from recipes.engine.rendezvous import launched_world_size
+from recipes.engine.world import World, initialize_world, shut_down
 from recipes.planning import memory as device_memory
 from recipes.training import published_run, run_record
 from recipes.training.checkpoint import Checkpoints, Progress
@@ -83,7 +92,7 @@ from recipes.training.schedule import (
     duration_in_sequences,
 )
 from recipes.training.stragglers import RankTimes
-from recipes.training.throughput import ThroughputMeter, describe_peak
+from recipes.training.throughput import ThroughputMeter
 
 # Base and Large as published; XL and the toy scaled by width. Tiny belongs to a batch of 16.
 PEAK_LEARNING_RATE = {"tiny": 1e-3, "base": 5e-4, "large": 2e-4, "xl": 1e-4}
@@ -126,7 +135,7 @@ def main() -> int:
     watchdog = Watchdog(options.step_timeout)
     watchdog.pause()
     needed = needed_memory(settings)
-    world = engine.initialize_world(options.tensor_parallel)
+    world = initialize_world(options.tensor_parallel)
     try:
         size = settings.plan.micro_batch
         device_memory.check_devices(needed, size, world, options.gpu_memory_gb)
@@ -134,9 +143,9 @@ def main() -> int:
         status = train(settings, world, watchdog)
     except UserError:
         faulthandler.dump_traceback_later(SHUTDOWN_SECONDS, exit=True)  # others may not have failed
-        engine.shut_down()
+        shut_down()
         raise
-    engine.shut_down()
+    shut_down()
     watchdog.close()
     return status
 
@@ -158,7 +167,7 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
     model = RapidBertForMaskedLM(
         settings.model, ModelOptions(options.attention, options.kernels, options.recompute)
     )
-    trainer = engine.build_engine(model, settings.deepspeed, plan, world, **optimizer(options))
+    trainer = build_engine(model, settings.deepspeed, plan, world, **optimizer(options))
     done = checkpoints.resume(trainer, expected=expected)
     budget = budget_left(settings, done)
     if world.rank == 0 and done.step:
@@ -195,7 +204,7 @@ def train(settings: Run, world: World, watchdog: Watchdog) -> int:
             wait_for_checkpoint()
             if begin:
                 log.flush()
-                engine.check_replicas(trainer, world)
+                check_replicas(trainer, world)
                 checkpoints.save(trainer, done)
             if wait:
                 wait_for_checkpoint()
@@ -351,7 +360,7 @@ def train_step(
     options: Any,
     world: World,
     times: RankTimes,
-) -> tuple[Tensor, engine.Update]:
+) -> tuple[Tensor, Update]:
     """One optimizer step on the global batch.
 
     Returns:
@@ -359,7 +368,7 @@ def train_step(
         what became of the weights. Where loss or gradient are not finite on any rank, neither
         weights nor optimizer have changed on any.
     """
-    engine.set_learning_rate(trainer, lr)
+    set_learning_rate(trainer, lr)
     total = torch.zeros((), device=world.device)
     # DeepSpeed averages gradients over the ranks; with this factor the average is the gradient of
     # the sum over all masked tokens of the global batch divided by their number.
@@ -380,7 +389,7 @@ def train_step(
         poison = loss.detach() * 0 + 1
         trainer.backward(loss * (scale * poison), scale_wrt_gas=False)
         total += loss.detach()
-        update = engine.step(trainer)
+        update = update_weights(trainer)
     assert update is not None
     dist.all_reduce(total, group=world.data_parallel_group)
     return total / max(1, counts["masked_tokens"]), update
@@ -525,7 +534,7 @@ def resolve(options: Any, world_size: int) -> Run:
     faults = Faults(_option_faults(options))
     collect = faults.attempt
     model = collect(lambda: preset(options.model))
-    deepspeed = collect(lambda: engine.read_config(options.deepspeed_config))
+    deepspeed = collect(lambda: read_config(options.deepspeed_config))
     if options.minutes is not None:
         options.duration = None
     sequences = options.duration and collect(lambda: duration_in_sequences(options.duration))
@@ -546,7 +555,7 @@ def resolve(options: Any, world_size: int) -> Run:
             f"--tensor-parallel {options.tensor_parallel} does not divide {world_size} processes"
         )
     plan = deepspeed and collect(
-        lambda: engine.plan_batches(
+        lambda: plan_batches(
             deepspeed["train_batch_size"],
             deepspeed["train_micro_batch_size_per_gpu"],
             max(1, world_size // options.tensor_parallel),
@@ -556,13 +565,13 @@ def resolve(options: Any, world_size: int) -> Run:
         model = replace(model, vocab_size=train.vocab_size)
         faults += _model_faults(model, options)
     if model and deepspeed:
-        precision = engine.precision(deepspeed)
-        faults += choose_kernels(model, precision, options, assumed_gpus=bool(options.gpus))
+        number_format = precision(deepspeed)
+        faults += choose_kernels(model, number_format, options, assumed_gpus=bool(options.gpus))
     if options.paper:
         faults += published_run.faults(
             options,
             plan.global_batch if plan else None,
-            engine.precision(deepspeed) if deepspeed else None,
+            precision(deepspeed) if deepspeed else None,
         )
     faults.stop()
     assert model and deepspeed and train and validation and plan

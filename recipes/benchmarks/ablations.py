@@ -42,7 +42,7 @@ from recipes.benchmarks.training_step import (
     training_data,
 )
 from recipes.corpus.mlm_batches import PackedBatch
-from recipes.engine.engine import World
+from recipes.engine.world import World
 from recipes.report import COLORS
 
 BY_DEVICE = True

@@ -46,8 +46,10 @@ from recipes.common.cli import whole
 from recipes.common.errors import Faults
 from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
 from recipes.corpus.token_shards import open_shards
-from recipes.engine import engine
-from recipes.engine.engine import World
+from recipes.engine.batch_plan import plan_batches
+from recipes.engine.ds_config import precision, read_config
+from recipes.engine.engine import build_engine
+from recipes.engine.world import World, initialize_world, shut_down
 from recipes.report import COLORS
 from recipes.training.checkpoint import Checkpoints, Progress
 from recipes.training.stragglers import RankTimes
@@ -81,12 +83,12 @@ class Training:
             ["--model", model, "--data", str(data), "--output", "-", "--deepspeed-config", "-"]
         )
         self.options.learning_rate = 1e-4
-        plan = engine.plan_batches(SEQUENCES * world.world_size, SEQUENCES, world.world_size)
+        plan = plan_batches(SEQUENCES * world.world_size, SEQUENCES, world.world_size)
         torch.manual_seed(0)
         network = RapidBertForMaskedLM(preset(model), ModelOptions("sdpa"))
         self.parameters = preset(model).parameters()
         optimizer = pretrain.optimizer(self.options)
-        self.engine = engine.build_engine(network, deepspeed, plan, world, **optimizer)
+        self.engine = build_engine(network, deepspeed, plan, world, **optimizer)
         self._batches = MlmBatches(
             open_shards(data, "train"),
             sequence_length=SEQUENCE_LENGTH,
@@ -308,10 +310,10 @@ def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
 def benchmark(options: Namespace, record: Record) -> None:
     faults = Faults()
     faults.attempt(lambda: preset(options.model))
-    deepspeed = faults.attempt(lambda: engine.read_config(options.deepspeed_config))
+    deepspeed = faults.attempt(lambda: read_config(options.deepspeed_config))
     faults.stop()
     assert deepspeed
-    world = engine.initialize_world()
+    world = initialize_world()
     start_up = seconds_since_start()
     record.of_another_rank = world.rank != 0
     record["size"] = "toy" if options.model.endswith("-tiny") else "full"
@@ -328,7 +330,7 @@ def benchmark(options: Namespace, record: Record) -> None:
                 if world.rank == 0:
                     shutil.rmtree(directory, ignore_errors=True)
     finally:
-        engine.shut_down()
+        shut_down()
 
 
 def _measure(
@@ -355,7 +357,7 @@ def _measure(
             "parameters": training.parameters,
             "processes": world.world_size,
             "zero_stage": deepspeed.get("zero_optimization", {}).get("stage", 0),
-            "precision": engine.precision(deepspeed),
+            "precision": precision(deepspeed),
             "repeats": options.repeats,
             "load_average": load_average,
         },

@@ -27,7 +27,7 @@ from recipes.benchmarks.training_step import (
 )
 from recipes.common.cli import SEQUENCE_LENGTH
 from recipes.corpus.token_shards import TokenShards
-from recipes.engine.engine import World
+from recipes.engine.world import World
 from recipes.report import COLORS
 
 BY_DEVICE = True

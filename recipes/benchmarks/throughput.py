@@ -38,10 +38,10 @@ from recipes.benchmarks.training_step import (
 )
 from recipes.common.cli import shorten, whole
 from recipes.common.errors import UserError
+from recipes.common.gpus import describe_peak
 from recipes.corpus.token_shards import TokenShards
-from recipes.engine.engine import World
+from recipes.engine.world import World
 from recipes.report import COLORS
-from recipes.training.throughput import describe_peak
 
 BY_DEVICE = True
 

@@ -28,14 +28,17 @@ from recipes import pretrain
 from recipes.benchmarks.input import write_synthetic_data
 from recipes.benchmarks.records import NotHere, Record, seconds_per_call, spread
 from recipes.common.errors import UserError
+from recipes.common.gpus import peak_flops
 from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
 from recipes.corpus.token_shards import TokenShards, open_shards
-from recipes.engine import engine
-from recipes.engine.engine import BatchPlan, World
+from recipes.engine.batch_plan import BatchPlan
+from recipes.engine.ds_config import precision, read_config
+from recipes.engine.engine import build_engine
 from recipes.engine.kernel_choice import choose_kernels
 from recipes.engine.rendezvous import launched_world_size
+from recipes.engine.world import World, initialize_world, shut_down
 from recipes.training.stragglers import RankTimes
-from recipes.training.throughput import executed_flops_utilization, mfu, peak_flops
+from recipes.training.throughput import executed_flops_utilization, mfu
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 SEQUENCE_LENGTH = 128
@@ -64,7 +67,7 @@ class Setup:
             "attention": self.attention,
             "kernels": self.kernels,
             "recompute": self.recompute,
-            "precision": engine.precision(self.deepspeed),
+            "precision": precision(self.deepspeed),
             "deepspeed": self.deepspeed if self.with_deepspeed else None,
         }
 
@@ -76,8 +79,8 @@ def recommended(model: str, record: Record) -> tuple[Setup, int]:
     options = pretrain.parse_arguments(words)
     sizes = {} if record.gpu else {"vocab_size": TOY_VOCABULARY}
     built = preset(model, **sizes)
-    deepspeed = engine.read_config(config)
-    choose_kernels(built, engine.precision(deepspeed), options)
+    deepspeed = read_config(config)
+    choose_kernels(built, precision(deepspeed), options)
     setup = Setup(built, deepspeed, options.attention, options.kernels)
     return setup, setup.deepspeed["train_micro_batch_size_per_gpu"]
 
@@ -115,11 +118,11 @@ def one_process() -> Iterator[World]:
         raise UserError(
             "benchmarks measure one device in one process; slurm/scaling_sweep.sh measures many"
         )
-    world = engine.initialize_world()
+    world = initialize_world()
     try:
         yield world
     finally:
-        engine.shut_down()
+        shut_down()
 
 
 def check_attention_timed(backend: str, device: torch.device) -> None:
@@ -169,9 +172,9 @@ class Trainer:
         optimizer = pretrain.optimizer(self.options)
         plan = BatchPlan(global_batch, micro_batch, self.accumulation, 1)
         self.engine = (
-            engine.build_engine(model, setup.deepspeed, plan, world, **optimizer)
+            build_engine(model, setup.deepspeed, plan, world, **optimizer)
             if setup.with_deepspeed
-            else PlainEngine(model, engine.precision(setup.deepspeed), plan, world, **optimizer)
+            else PlainEngine(model, precision(setup.deepspeed), plan, world, **optimizer)
         )
         self._steps = itertools.cycle(
             batches[first : first + self.accumulation]

@@ -23,7 +23,9 @@ import torch.distributed as dist
 from model.config import ModelConfig
 from model.kernels.tiling import is_whole
 from recipes.common.errors import UserError
-from recipes.engine.engine import BatchPlan, World, precision
+from recipes.engine.batch_plan import BatchPlan
+from recipes.engine.ds_config import precision
+from recipes.engine.world import World
 
 RESERVE = 3 * 10**9
 """Allowance for the CUDA context, NCCL's and cuBLAS's buffers, and fragmentation."""

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from model.classifier import RapidBertForSequenceClassification
 from recipes.common.errors import UserError
-from recipes.engine.engine import World, precision
+from recipes.engine.ds_config import precision
+from recipes.engine.world import World
 from recipes.planning.memory import activation_bytes, device_bytes, state_bytes
 from recipes.tasks.classification_batches import EncodedExamples
 from recipes.tasks.classification_data import Examples

@@ -32,7 +32,7 @@ from recipes.common.cli import (
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import sha256, why_no_directory
 from recipes.corpus.tokenizer import Tokenizer
-from recipes.engine import engine
+from recipes.engine.ds_config import NUMERIC_KEYS, precision, read_config
 from recipes.engine.kernel_choice import add_kernel_options, choose_kernels
 from recipes.tasks.classification_data import Examples, TaskData, load_task
 from recipes.tasks.glue_tasks import TASKS, Task, find_task
@@ -136,9 +136,9 @@ def resolve(options: Any, world_size: int) -> Finetuning:
     path = options.deepspeed_config or (
         Path(__file__).resolve().parents[2] / "ds_configs" / default
     )
-    deepspeed = faults.attempt(lambda: engine.read_config(path, batch_sizes=False))
+    deepspeed = faults.attempt(lambda: read_config(path, batch_sizes=False))
     if start and deepspeed is not None:
-        faults += choose_kernels(start[0], engine.precision(deepspeed), options)
+        faults += choose_kernels(start[0], precision(deepspeed), options)
     data = None
     local = options.data is not None or _own_data(options)
     if named and (local or not faults):  # no download in vain
@@ -178,8 +178,8 @@ def resolve(options: Any, world_size: int) -> Finetuning:
         "max_length": options.max_length,
         "warmup_fraction": WARMUP_FRACTION,
         "train_examples": len(data.train),
-        "precision": engine.precision(deepspeed),
-        "deepspeed": {key: deepspeed.get(key) for key in engine.NUMERIC_KEYS},
+        "precision": precision(deepspeed),
+        "deepspeed": {key: deepspeed.get(key) for key in NUMERIC_KEYS},
         "tokenizer": description["tokenizer"],
         "model": config.to_dict(),
     }

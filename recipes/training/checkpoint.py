@@ -39,7 +39,7 @@ from torch import Tensor
 from model.weights import not_finite
 from recipes.common.errors import SaveError, UserError, refused
 from recipes.common.files import PARTIAL, sha256, sync_directory, write_whole
-from recipes.engine.engine import World, agree
+from recipes.engine.world import World, agree
 from recipes.training import optimizer_state
 
 MANIFEST = "manifest.json"

@@ -24,7 +24,8 @@ from model.weights import Head, gather_state, not_finite, to_public
 from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL, sha256, sync_directory, write_whole
 from recipes.corpus.tokenizer import Tokenizer
-from recipes.engine.engine import full_precision_parameters, on_first_rank
+from recipes.engine.engine import full_precision_parameters
+from recipes.engine.world import on_first_rank
 from recipes.training.checkpoint import published
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.vocab")

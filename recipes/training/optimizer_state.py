@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from recipes.engine.engine import World
+from recipes.engine.world import World
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """fp32 weight, and Adam's moments."""

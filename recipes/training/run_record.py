@@ -16,7 +16,8 @@ from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.locks import lock
 from recipes.corpus.sequence_order import SequenceIndex
-from recipes.engine.engine import NUMERIC_KEYS, World, on_first_rank, precision
+from recipes.engine.ds_config import NUMERIC_KEYS, precision
+from recipes.engine.world import World, on_first_rank
 from recipes.training.checkpoint import has_checkpointed, identities
 from recipes.training.schedule import adamw_weight_decay
 

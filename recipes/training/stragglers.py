@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from recipes.engine.engine import World
+from recipes.engine.world import World
 
 SLOW = 1.5
 """Times the median."""

@@ -33,8 +33,8 @@ from model.masked_lm import RapidBertForMaskedLM
 from recipes import pretrain
 from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
 from recipes.corpus.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, train_tokenizer
-from recipes.engine import engine
-from recipes.engine.engine import World
+from recipes.engine.engine import build_engine, full_precision_parameters
+from recipes.engine.world import World, initialize_world
 from recipes.training.stragglers import RankTimes
 
 _SIZES: dict[str, Any] = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64)
@@ -224,14 +224,14 @@ def trained(output: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
 def build(arguments: list[str]) -> tuple[pretrain.Run, World, Any]:
     """A run up to its engine: settings, world and DeepSpeed's engine around a fresh model."""
     settings = pretrain.resolve(pretrain.parse_arguments(arguments), int(os.environ["WORLD_SIZE"]))
-    world = engine.initialize_world(settings.options.tensor_parallel)
+    world = initialize_world(settings.options.tensor_parallel)
     torch.manual_seed(settings.options.seed)
     options = settings.options
     model = RapidBertForMaskedLM(
         settings.model, ModelOptions(options.attention, options.kernels, options.recompute)
     )
     optimizer = pretrain.optimizer(settings.options)
-    trainer = engine.build_engine(model, settings.deepspeed, settings.plan, world, **optimizer)
+    trainer = build_engine(model, settings.deepspeed, settings.plan, world, **optimizer)
     return settings, world, trainer
 
 
@@ -248,4 +248,4 @@ def one_step(settings: pretrain.Run, world: World, trainer: Any, step: int) -> f
 
 def weights(trainer: Any) -> dict[str, Tensor]:
     """Copies of the optimizer's fp32 weights."""
-    return {name: w.clone() for name, w in engine.full_precision_parameters(trainer)}
+    return {name: w.clone() for name, w in full_precision_parameters(trainer)}

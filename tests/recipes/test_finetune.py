@@ -22,7 +22,7 @@ from model.weights import from_public, scatter_state
 from recipes import finetune
 from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer
-from recipes.engine import engine
+from recipes.engine.world import World, initialize_world, shut_down
 from recipes.tasks.evaluation import (
     check_memory,
     cut_notes,
@@ -39,7 +39,7 @@ FAST = ["--epochs", "20", "--learning-rate", "5e-3", "--batch-size", "16", "--lo
 
 def finetunings(calls: list[list[str]]) -> list[str]:
     """Several, one after the other, in one process; returns which were done already."""
-    world = engine.initialize_world()
+    world = initialize_world()
     done = []
     for call in calls:
         work = resolve(parse_arguments(call), world.world_size)
@@ -47,7 +47,7 @@ def finetunings(calls: list[list[str]]) -> list[str]:
             done.append(work.name)
         else:
             finetune.finetune(work, world)
-    engine.shut_down()
+    shut_down()
     return done
 
 
@@ -270,13 +270,13 @@ def test_a_loss_that_is_no_number_ends_without_a_result(finetune_place, out):
 
 
 def poisoned(options: list[str]) -> None:
-    world = engine.initialize_world()
+    world = initialize_world()
     work = resolve(parse_arguments(options), 1)
     work.weights["encoder.embedding.layernorm.weight"][0] = math.nan
     try:
         finetune.finetune(work, world)
     finally:
-        engine.shut_down()
+        shut_down()
 
 
 @pytest.mark.parametrize("task", ["cola", "stsb"])
@@ -315,7 +315,7 @@ def test_texts_that_are_cut_are_noted(finetune_place, out, capsys):
     assert f"{dev['dev'].cut} of 63 examples are cut to 9 tokens, the longest has" in notes[1]
 
 
-ALONE = engine.World(0, 0, 1, torch.device("cpu"), 0, 1, 1)
+ALONE = World(0, 0, 1, torch.device("cpu"), 0, 1, 1)
 
 
 def test_a_batch_that_memory_does_not_hold_is_refused_with_one_that_it_does(

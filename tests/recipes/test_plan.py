@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from recipes import plan
 from recipes.common.errors import UserError
-from recipes.engine.engine import plan_batches
+from recipes.engine.batch_plan import plan_batches
 from recipes.plan import best_plan, ceiling, communication_bytes, forecast, largest_micro_batch
 from recipes.planning.memory import check_fit
 

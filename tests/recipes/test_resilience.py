@@ -30,7 +30,8 @@ from pretrain_scenarios import (
 
 from recipes import pretrain
 from recipes.common.errors import UserError
-from recipes.engine import engine
+from recipes.engine.engine import check_replicas
+from recipes.engine.world import shut_down
 from recipes.training import checkpoint
 from recipes.training.checkpoint import Checkpoints, Progress
 from recipes.training.interruption import INTERRUPTED, STOPPED
@@ -114,7 +115,7 @@ def state_after(arguments: list[str], save_at: int, steps: int) -> tuple[dict, d
     for step in range(save_at, steps):
         one_step(settings, world, trainer, step)
     again = weights(trainer)
-    engine.shut_down()
+    shut_down()
     return straight, again
 
 
@@ -290,15 +291,15 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(data, tmp_path):
 
 def corrupted(arguments: list[str]) -> None:
     settings, world, trainer = build(arguments)
-    engine.check_replicas(trainer, world)
+    check_replicas(trainer, world)
     if world.rank == 2:
         parameter = next(trainer.module.parameters())
         bits = parameter.data.view(torch.int32).view(-1)
         bits[5] ^= 1
     try:
-        engine.check_replicas(trainer, world)
+        check_replicas(trainer, world)
     finally:
-        engine.shut_down()
+        shut_down()
 
 
 def test_one_flipped_bit_in_one_ranks_parameters_is_noticed(data, tmp_path):

@@ -1,8 +1,7 @@
-"""Batch arithmetic, the DeepSpeed JSON, launch environments, and what the engine computes."""
+"""What the engine computes, on one rank and on 200."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -12,8 +11,6 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
-from hypothesis import strategies as st
 from megatron.core import parallel_state
 from pretrain_scenarios import (
     build,
@@ -30,159 +27,19 @@ from model.config import PRESETS
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes import pretrain
-from recipes.common.errors import UserError
 from recipes.corpus.mlm_batches import MlmBatches
 from recipes.corpus.token_shards import open_shards
-from recipes.engine import engine
-from recipes.engine.engine import BatchPlan, plan_batches, read_config
+from recipes.engine.batch_plan import plan_batches
+from recipes.engine.engine import build_engine
+from recipes.engine.world import World, shut_down
 
 CONFIGS = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.json"))
-BATCHES = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return write_data(tmp_path_factory.mktemp("prepared") / "data")
-
-
-@given(st.integers(1, 10_000), st.integers(1, 600), st.integers(1, 300))
-def test_plans(requested, limit, ranks):
-    try:
-        plan = plan_batches(requested, limit, ranks)
-    except UserError as error:
-        nearest = int(str(error).split("train_batch_size to ")[1].split()[0].rstrip("."))
-        assert plan_batches(nearest, limit, ranks).global_batch == nearest
-        if " or use " in str(error):
-            plan_batches(requested, limit, int(str(error).split(" or use ")[1].split()[0]))
-        # Nothing was near: not even with any number of micro-batches of the largest size.
-        whole = max(1, round(requested / (limit * ranks))) * limit * ranks
-        assert abs(whole - requested) > requested / 10
-        return
-    assert 1 <= plan.micro_batch <= limit
-    assert plan.global_batch == plan.micro_batch * plan.accumulation * ranks
-    off = abs(plan.global_batch - requested)
-    assert off <= requested / 10
-    for micro_batch in (plan.micro_batch - 1, plan.micro_batch + 1):
-        if 1 <= micro_batch <= limit:
-            assert off <= abs(micro_batch * plan.accumulation * ranks - requested)
-    if plan.accumulation > 1:  # fewer micro-batches do not fit the memory, or fit less well
-        fewer = limit * (plan.accumulation - 1) * ranks
-        assert fewer < requested and off < requested - fewer
-
-
-@pytest.mark.parametrize(
-    ("limit", "expected"),
-    [
-        (512, {8: (512, 1), 16: (256, 1), 32: (128, 1), 64: (64, 1), 128: (32, 1), 200: (20, 1)}),
-        (256, {8: (256, 2), 16: (256, 1), 32: (128, 1), 64: (64, 1), 128: (32, 1), 200: (20, 1)}),
-    ],
-    ids=["base", "large"],
-)
-def test_the_published_batch_on_8_to_200_gpus(limit, expected):
-    for gpus, (micro_batch, accumulation) in expected.items():
-        plan = plan_batches(4096, limit, gpus)
-        assert plan == BatchPlan(4096, micro_batch, accumulation, gpus)
-        assert plan.global_batch == (4000 if gpus == 200 else 4096)
-    assert "rounded from 4096" in str(plan_batches(4096, limit, 200))
-
-
-def test_batches_that_the_limit_cuts_unevenly():
-    # One more micro-batch would be 30 sequences.
-    assert plan_batches(21, 1, 10) == BatchPlan(21, 1, 2, 10)
-    # Two micro-batches of 4 would be no nearer than one of 8.
-    assert plan_batches(100, 8, 12) == BatchPlan(100, 8, 1, 12)
-
-
-def test_more_ranks_than_sequences_shows_the_arithmetic_and_two_ways_out():
-    with pytest.raises(UserError) as caught:
-        plan_batches(64, 32, 200)
-    message = str(caught.value)
-    assert "64 / 200 ranks = 0.32" in message
-    assert "train_batch_size to 200" in message
-    assert "use 70 ranks" in message  # one sequence each: 70 is within a tenth of 64
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_the_configurations_of_the_recipe(path):
-    config = read_config(path, batch_sizes=not path.name.startswith("finetune"))
-    expected = "fp32" if path.stem.endswith("_cpu") else "bf16"
-    assert engine.precision(config) == expected
-
-
-FAULTS = {
-    '"train_batchsize": 8': "'train_batchsize' (did you mean 'train_batch_size'?)",
-    '"optimizer": {"type": "Adam"}': "--learning-rate, --weight-decay",
-    '"scheduler": {}': "--warmup-fraction",
-    '"gradient_clipping": 1.0': "without clipping",
-    '"gradient_accumulation_steps": 2': "follows from the batch sizes",
-    '"tensorboard": {}': "writes TensorBoard itself",
-    '"fp16": {"enabled": true}': "bf16 or fp32",
-    '"torch_autocast": {"enabled": true}': "'torch_autocast' has no place",
-    '"bf16": {"enabled": "maybe"}': "bf16.enabled",
-    '"bf16": {"enabled": "false"}': "bf16.enabled must be bool",
-    '"bf16": {"enable": true}': "bf16.enable",
-    '"bf16": true': "bf16 must be an object",
-    '"zero_optimization": {"stages": 1}': "zero_optimization.stages",
-    '"zero_optimization": {"stage": 4}': "zero_optimization.stage must be 0, 1 or 2, got 4",
-    '"zero_optimization": {"stage": "1"}': "zero_optimization.stage must be 0, 1 or 2, got '1'",
-    '"zero_optimization": {"stage": 3}': "must be 0, 1 or 2, got 3; 3 shards the weights",
-    '"zero_optimization": {"offload_optimizer": {"device": "cpu"}}': "offload_optimizer",
-    '"zero_optimization": []': "zero_optimization must be an object",
-    '"data_types": {"grad_accum_dtype": "fp8"}': "data_types.grad_accum_dtype must be 'fp32' or",
-    '"data_types": {"grad_acum_dtype": "fp32"}': "'data_types.grad_acum_dtype'; known: grad_accum",
-    '"comms_logger": {"enabled": 1}': "comms_logger.enabled must be bool",
-    '"communication_data_type": "fp8"': "communication_data_type must be 'fp32' or 'bf16'",
-    '"prescale_gradients": "yes"': "prescale_gradients must be bool",
-    '"gradient_predivide_factor": true': "gradient_predivide_factor must be float",
-    '"steps_per_print": "never"': "steps_per_print must be int",
-    '"bf16": {"enabled": true}': "needs ZeRO",
-    '"bf16": {}, "bf16": {}': "key bf16 given twice",
-    '"zero_optimization": {"stage": 1, "stage": 2}': "key stage given twice",
-}
-
-
-@pytest.mark.parametrize("faulty", FAULTS, ids=lambda text: text.replace('"', ""))
-def test_a_faulty_configuration_is_refused(tmp_path, faulty):
-    path = tmp_path / "config.json"
-    path.write_text(f"{json.dumps(BATCHES)[:-1]}, {faulty}}}")
-    with pytest.raises(UserError) as caught:
-        read_config(path)
-    assert len(caught.value.faults) == 1
-    assert str(path) in str(caught.value) and FAULTS[faulty] in str(caught.value)
-
-
-@pytest.mark.parametrize("wrong", [0, -8, 8.0, "8", True, None, [8], 10**20, float("inf")])
-def test_batch_sizes_are_positive_whole_numbers(tmp_path, wrong):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**BATCHES, "train_batch_size": wrong}))
-    with pytest.raises(UserError, match="train_batch_size must be a positive whole number"):
-        read_config(path)
-
-
-def test_all_faults_of_a_configuration_at_once(tmp_path):
-    path = tmp_path / "config.json"
-    path.write_text('{"train_batch_size": 0, "optimizer": {}, "bf61": {}, "steps_per_print": []}')
-    with pytest.raises(UserError) as caught:
-        read_config(path)
-    assert len(caught.value.faults) == 5  # the micro-batch is missing
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[]", "must be a JSON object")],
-)
-def test_a_file_that_is_no_configuration(tmp_path, content, message):
-    path = tmp_path / "config.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        read_config(path)
-
-
-def test_a_missing_configuration_is_told_which_there_are(tmp_path, monkeypatch):
-    monkeypatch.chdir(CONFIGS[0].parents[1])
-    with pytest.raises(UserError, match="No such file or directory; there are .*base.json"):
-        read_config(tmp_path / "absent.json")
 
 
 def gradients(arguments: list[str]) -> tuple[float, list[int], dict[str, torch.Tensor]]:
@@ -201,7 +58,7 @@ def gradients(arguments: list[str]) -> tuple[float, list[int], dict[str, torch.T
 
     trainer.step = look_before_stepping
     loss = one_step(settings, world, trainer, 0)
-    engine.shut_down()
+    shut_down()
     return loss, masked, found
 
 
@@ -250,7 +107,7 @@ def masters(arguments: list[str]) -> bool:
         other = precise[name].clone()
         dist.broadcast(other, src=0)
         assert torch.equal(other, precise[name])
-    engine.shut_down()
+    shut_down()
     return finer
 
 
@@ -272,10 +129,10 @@ def engine_of_rank(rank: int, data: Path, config: Path) -> tuple[Any, ...]:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo", verbose=False)
     parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
-    world = engine.World(rank, rank % 8, 200, torch.device("cpu"), rank, 200, 1)
+    world = World(rank, rank % 8, 200, torch.device("cpu"), rank, 200, 1)
     model = RapidBertForMaskedLM(settings.model)
     optimizer = pretrain.optimizer(settings.options)
-    trainer = engine.build_engine(model, settings.deepspeed, settings.plan, world, **optimizer)
+    trainer = build_engine(model, settings.deepspeed, settings.plan, world, **optimizer)
     return (
         trainer.train_batch_size(),
         trainer.train_micro_batch_size_per_gpu(),

@@ -27,8 +27,8 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes.common.errors import UserError
 from recipes.corpus.token_shards import MANIFEST_NAME
-from recipes.engine import engine
-from recipes.engine.engine import BatchPlan, plan_batches
+from recipes.engine.batch_plan import BatchPlan, plan_batches
+from recipes.engine.world import shut_down
 from recipes.planning import memory
 from recipes.planning.memory import MemoryEstimate
 
@@ -173,7 +173,7 @@ def states(arguments: list[str]) -> tuple[int, int, int]:
     held = {p.data_ptr(): p.nbytes for g in inner.param_groups for p in g["params"]}
     own = {p.data_ptr() for p in trainer.module.parameters()}
     masters = sum(size for pointer, size in held.items() if pointer not in own)
-    engine.shut_down()
+    shut_down()
     return weights, gradients, moments + masters
 
 

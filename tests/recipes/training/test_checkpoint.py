@@ -31,7 +31,7 @@ from model.parallel import initialize_parallel
 from recipes import pretrain
 from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL
-from recipes.engine import engine
+from recipes.engine.world import shut_down
 from recipes.training import checkpoint, export, optimizer_state
 from recipes.training.checkpoint import MANIFEST, Checkpoints, Progress
 
@@ -135,7 +135,7 @@ def resumed(arguments: list[str]) -> Progress:
     """How far the run is that goes on here."""
     settings, world, trainer = build(arguments)
     done = opened(settings, world).resume(trainer, expected=True)
-    engine.shut_down()
+    shut_down()
     return done
 
 
@@ -235,7 +235,7 @@ def poisoned_state(arguments: list[str], kind: str) -> list[str]:
         except UserError as error:
             refusals.append(f"{type(error).__name__}: {error}")
     checkpoints.wait()
-    engine.shut_down()
+    shut_down()
     return refusals
 
 
@@ -260,7 +260,7 @@ def resumed_and_saved(arguments: list[str], step: int) -> None:
     checkpoints.resume(trainer, expected=True)
     checkpoints.save(trainer, Progress(step))
     checkpoints.wait()
-    engine.shut_down()
+    shut_down()
 
 
 @pytest.mark.parametrize("step", [4, 5])
@@ -359,7 +359,7 @@ def saved_every_step(arguments: list[str], keep: int, keep_every: int) -> None:
         one_step(settings, world, trainer, step)
         checkpoints.save(trainer, Progress(step + 1))
     checkpoints.wait()
-    engine.shut_down()
+    shut_down()
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def interrupted_writer(arguments: list[str]) -> str:
     checkpoints.save(trainer, Progress(1))
     with pytest.raises(SaveError, match="division by zero") as refusal:
         checkpoints.wait()
-    engine.shut_down()
+    shut_down()
     return str(refusal.value)
 
 
@@ -417,7 +417,7 @@ def taken_over(arguments: list[str]) -> tuple[str, bytes]:
     with pytest.raises(SaveError, match="another start of this run has taken over") as refusal:
         stale.wait()
     assert (current.directory / "step-000000001" / MANIFEST).read_bytes() == before
-    engine.shut_down()
+    shut_down()
     return str(refusal.value), before
 
 
@@ -488,7 +488,7 @@ def exported(arguments: list[str]) -> tuple[float, float]:
     with torch.no_grad():
         logits = loaded.to(dtype).logits(*batch)
         logit_error = float((trainer.module.eval().logits(*batch) - logits).abs().max())
-    engine.shut_down()
+    shut_down()
     return weight_error, logit_error
 
 

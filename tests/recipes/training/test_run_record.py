@@ -16,8 +16,8 @@ from pretrain_scenarios import Outcome, command_line, run_world, values, write_c
 from recipes import pretrain
 from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
-from recipes.engine import engine
 from recipes.engine.rendezvous import launched_world_size
+from recipes.engine.world import initialize_world, shut_down
 from recipes.training import run_record
 
 
@@ -33,12 +33,12 @@ def started(*command_lines: list[str]) -> list[bool | str]:
         options = pretrain.parse_arguments(arguments)
         settings = pretrain.resolve(options, launched_world_size())
         if not torch.distributed.is_initialized():
-            world = engine.initialize_world()
+            world = initialize_world()
         try:
             results.append(run_record.start(settings, world))
         except UserError as error:
             results.append(str(error))
-    engine.shut_down()
+    shut_down()
     return results
 
 

@@ -5,14 +5,8 @@ import pytest
 import torch
 
 from model.config import preset, training_flops
-from recipes.training.throughput import (
-    PEAK_BF16_FLOPS,
-    ThroughputMeter,
-    describe_peak,
-    executed_flops_utilization,
-    mfu,
-    peak_flops,
-)
+from recipes.common.gpus import PEAK_BF16_FLOPS
+from recipes.training.throughput import ThroughputMeter, executed_flops_utilization, mfu
 
 CPU = torch.device("cpu")
 
@@ -79,55 +73,6 @@ def test_mfu_and_executed_flops_by_hand():
     # 6·1e8·1e6 = 6e14 of 2·3e14; 1.2e15 in 4 s = 3e14 of 2·3e14
     assert mfu(100_000_000, 1e6, 2, 3e14) == pytest.approx(1.0)
     assert executed_flops_utilization(1.2e15, 4.0, 2, 3e14) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    ("name", "tflops"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA A100 80GB PCIe", 312),
-        ("NVIDIA A10", 125),
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA H100 NVL", 835),
-        ("NVIDIA H200", 989),
-        ("NVIDIA B200", 2250),
-        ("NVIDIA L4", 121),
-        ("NVIDIA L40", 181.05),
-        ("NVIDIA L40S", 362.05),
-    ],
-)
-def test_peaks_of_like_named_devices_are_told_apart(name, tflops):
-    assert peak_flops(name) == pytest.approx(tflops * 1e12)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cpu",
-        "",
-        "NVIDIA",
-        "NVIDIA H100",
-        "NVIDIA A10G",
-        "NVIDIA A100-SXM-64GB",
-        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
-        "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "Tesla V100-SXM2-32GB",
-    ],
-)
-def test_a_device_not_in_the_table_is_unknown_and_said_to_be(name):
-    assert peak_flops(name) is None
-    assert describe_peak(name) == f"peak of {name} unknown: no MFU"
-
-
-def test_the_known_peak_is_announced():
-    assert describe_peak("NVIDIA H200") == "peak of NVIDIA H200: 989 TFLOP/s (dense bf16)"
-
-
-def test_no_peak_is_a_sparse_one():
-    # Tensor cores of the last decade give 1 PFLOP/s dense at most before Blackwell and MI300.
-    over = {name for name, peak in PEAK_BF16_FLOPS.items() if peak > 1e15}
-    assert over == {"NVIDIA B200", "NVIDIA GB200", "AMD Instinct MI300X"}
 
 
 def test_a_window_by_hand():
