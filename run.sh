@@ -35,14 +35,13 @@ setup() {
   [[ -z ${WHEELS:-} ]] || wanted+=$(echo; cd "$WHEELS" && echo ./*.whl)
   [[ -f $stamp && $(<"$stamp") == "$wanted"* ]] && return
   echo "run.sh: installing into $venv (about two minutes) ..."
-  # Wheels are installed by the other interpreter's pip; Debian's cannot give an environment its own.
+  # pip from outside: Debian's cannot give an environment its own.
   [[ -x $python ]] || "$base" -m venv ${WHEELS:+--without-pip} "$venv" || {
     echo "run.sh: $base cannot make a virtual environment (Debian: apt install python3-venv)." >&2
     exit 1
   }
   if [[ -n ${WHEELS:-} ]]; then
-    # Not the package itself, which would need build tools: commands run from this directory.
-    "$base" recipes/wheels.py install "$WHEELS" --into "$python"
+    install_wheels
     printf '%s\n' "$wanted" >"$stamp"
     return
   fi
@@ -59,6 +58,87 @@ setup() {
   { "${install[@]}" "$torch" && "${install[@]}" -c constraints.txt -e '.[dev]'; } \
     2> >(grep -v '^WARNING: Location' >&2)
   printf '%s\n' "$wanted" >"$stamp"
+}
+
+# Everything in the folder, and behind it PyTorch of the interpreter that runs this.
+install_wheels() {
+  local pip=("$base" -m pip --python "$python" --disable-pip-version-check)
+  compgen -G "$WHEELS/*.whl" >/dev/null || {
+    echo "run.sh: no wheels in $WHEELS; './run.sh wheels' fills it." >&2
+    exit 2
+  }
+  if ! compgen -G "$WHEELS/torch-*.whl" >/dev/null; then
+    local torch
+    torch=$("$base" -c 'import importlib.util as u; print(u.find_spec("torch").origin)' 2>/dev/null) || {
+      echo "run.sh: neither $WHEELS nor $base has PyTorch; set PYTHON to an interpreter that has it," \
+        "or fill the folder with --with-torch." >&2
+      exit 2
+    }
+    # The line of a .pth file goes to the end of the search path: the wheels come first.
+    dirname "$(dirname "$torch")" \
+      >"$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth"
+  fi
+  "${pip[@]}" install --quiet --no-index --no-deps --ignore-installed "$WHEELS"/*.whl
+  "${pip[@]}" check || echo "run.sh: not all is there (above); the commands that need it will say so"
+}
+
+# Fill a folder with the wheels that another machine lacks: uv resolves for its Python, pip brings
+# them. PyTorch is left out, with what only it needs, unless asked for: it is gigabytes.
+wheels() {
+  local output=.whl have=/dev/null version work names=() excluded=(torch)
+  version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  while (($#)); do
+    case $1 in
+      --with-torch) excluded=() && shift ;;
+      --python) version=${2:?--python needs a version} && shift 2 ;;
+      --output) output=${2:?--output needs a folder} && shift 2 ;;
+      --have) have=${2:?--have needs a file} && shift 2 ;;
+      --only) shift && while (($#)) && [[ $1 != --* ]]; do names+=("$1") && shift; done ;;
+      *)
+        echo "run.sh: wheels takes --python 3.12, --output FOLDER, --have FILE (pip list" \
+          "--format=freeze of the other machine), --only NAME ..., --with-torch; not '$1'." >&2
+        exit 2
+        ;;
+    esac
+  done
+  [[ $have == /dev/null ]] || grep -q '==' "$have" || {
+    echo "run.sh: $have: no line like name==version; 'pip list --format=freeze' prints them." >&2
+    exit 2
+  }
+  work=$(mktemp -d)
+  # shellcheck disable=SC2064  # the folder of now
+  trap "rm -rf '$work'" EXIT
+  "$base" -m venv "$work/venv"
+  local pip=("$work/venv/bin/python" -m pip --disable-pip-version-check --quiet)
+  "${pip[@]}" install uv
+  # Versions that are there stay where they will do: uv prefers what its output file has.
+  sed -E 's/[_.]+(.*==)/-\1/; :a; s/^([^=]*)[_.]([^=]*==)/\1-\2/; ta' "$have" | tr '[:upper:]' '[:lower:]' >"$work/there"
+  cp "$work/there" "$work/wanted"
+  awk -F== 'FILENAME == ARGV[1] { have[$1]; next } !($1 in have)' "$work/there" constraints.txt \
+    >"$work/constraints"
+  ((${#excluded[@]} == 0)) || sed -i '/^torch==/d' "$work/constraints"
+  printf '%s\n' "${excluded[@]}" >"$work/excluded"
+  printf '%s\n' "${names[@]}" >"$work/only.in"
+  "$work/venv/bin/uv" pip compile --quiet --no-header --no-annotate --output-file "$work/wanted" \
+    --python-version "$version" --python-platform "$(uname -m)-manylinux_2_28" \
+    --constraints "$work/constraints" --excludes "$work/excluded" \
+    "$( ((${#names[@]})) && echo "$work/only.in" || echo pyproject.toml)"
+  awk -F== '{ version = $2; while (sub(/\.0$/, "", version)) {} }
+    FILENAME == ARGV[1] { have[$1] = version; next } have[$1] != version' \
+    "$work/there" "$work/wanted" >"$work/missing"
+  mkdir -p "$output"
+  rm -f "$output"/*.whl
+  # DeepSpeed is published as source alone; it is pure Python until it compiles its operations.
+  if grep '^deepspeed==' "$work/missing" >"$work/source"; then
+    DS_BUILD_OPS=0 "${pip[@]}" wheel --no-deps --wheel-dir "$output" -r "$work/source"
+  fi
+  grep -v '^deepspeed==' "$work/missing" >"$work/binary" || true
+  local platforms=() minor
+  for minor in {28..17}; do platforms+=(--platform "manylinux_2_${minor}_$(uname -m)"); done
+  [[ ! -s $work/binary ]] || "${pip[@]}" download --no-deps --only-binary :all: --dest "$output" \
+    --implementation cp --python-version "$version" "${platforms[@]}" \
+    --platform "manylinux2014_$(uname -m)" -r "$work/binary"
+  du -ah --apparent-size "$output" | sort -h
 }
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
@@ -116,7 +196,7 @@ case $command in
   test) exec "$python" -m pytest -n 2 --dist loadfile "$@" ;;
   bench) exec "$python" recipes/benchmark.py all --output docs/results "$@" ;;
   cram) exec "$python" recipes/cram.py "$@" ;;
-  wheels) exec "$base" recipes/wheels.py download "$@" ;;
+  wheels) wheels "$@" ;;
   lint)
     "$venv/bin/ruff" format --check .
     "$venv/bin/ruff" check .
