@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,8 +59,12 @@ def _newest_file(directory: Path) -> Iterator[None]:
     now = event_file_writer.time
     if newest >= int(now.time()):
         first = iter([newest + 1])  # the name is what the clock is asked for first
-        clock = SimpleNamespace(time=lambda: next(first, now.time()))
-        event_file_writer.time = clock
+        here = threading.get_ident()  # the threads of other curves look at the clock as well
+
+        def clock() -> float:
+            return next(first, now.time()) if threading.get_ident() == here else now.time()
+
+        event_file_writer.time = SimpleNamespace(time=clock)
     try:
         yield
     finally:
