@@ -51,7 +51,7 @@ def launch_environment() -> dict[str, str]:
     found = {name: os.environ[name] for name in LAUNCH_VARIABLES if name in os.environ}
     if "RANK" in found:
         if faults := _launch_faults(found):
-            raise UserError(*faults, _way_out(found))
+            raise UserError(*faults, *(() if launchers() else (_way_out(found),)))
         return found
     if not os.environ.get("SLURM_NTASKS", "").isdecimal() or int(os.environ["SLURM_NTASKS"]) <= 1:
         return {}
@@ -91,7 +91,10 @@ def _launch_faults(found: dict[str, str]) -> list[str]:
         faults += [f"{name} is not set, but WORLD_SIZE={world_size}" for name in absent]
     devices = torch.cuda.device_count()
     if devices and int(found.get("LOCAL_RANK", 0)) >= devices:
-        faults.append(f"LOCAL_RANK={found['LOCAL_RANK']}, but this machine shows {devices} GPUs")
+        faults.append(
+            f"LOCAL_RANK={found['LOCAL_RANK']}, but this machine shows {devices} GPUs: start at most "
+            f"{devices} processes on it"
+        )
     return faults
 
 

@@ -80,7 +80,9 @@ def check_memory(work: Finetuning, train: EncodedExamples, world: World) -> None
 def free_bytes(world: World) -> list[int]:
     """Memory that each rank may use; ranks of one host without GPUs share its memory."""
     on_gpu = world.device.type == "cuda"
-    free = device_bytes(world.device) if on_gpu else host_bytes()
+    free = device_bytes(world.device)
+    if not on_gpu:  # a container's limit, and what others have left of the machine
+        free = min(free, host_bytes())
     everyone: list[Any] = [None] * world.world_size
     dist.all_gather_object(everyone, (socket.gethostname(), free))
     hosts = [host for host, _ in everyone]

@@ -29,6 +29,7 @@ from recipes.tasks.evaluation import (
     encode_all,
     evaluate,
     evaluation_batch,
+    free_bytes,
 )
 from recipes.tasks.finetune_options import is_done, parse_arguments, resolve
 from recipes.tasks.glue_tasks import TASKS
@@ -342,6 +343,16 @@ def test_a_batch_that_memory_does_not_hold_is_refused_with_one_that_it_does(
     check(fitting, states + 10**6)
     with pytest.raises(UserError, match="give a shorter --max-length"):
         check(1, states)
+
+
+@pytest.mark.parametrize(("limit", "available"), [(10**9, 10**10), (10**10, 10**9)])
+def test_a_containers_limit_and_what_is_left_of_the_machine_both_count(
+    monkeypatch, limit, available
+):
+    initialize_parallel()
+    monkeypatch.setattr("recipes.tasks.evaluation.device_bytes", lambda device: limit)
+    monkeypatch.setattr("recipes.tasks.evaluation.host_bytes", lambda: available)
+    assert free_bytes(ALONE) == [10**9]
 
 
 def test_long_texts_are_evaluated_in_smaller_batches():

@@ -121,6 +121,16 @@ def test_a_rank_without_a_gpu_of_its_own_is_refused(launched, monkeypatch):
         launched(RANK="0", LOCAL_RANK="2")
 
 
+def test_what_a_launcher_has_set_is_not_blamed_on_the_shell(launched, monkeypatch):
+    """More processes than GPUs, the commonest: there is nothing to unset."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(rendezvous, "launchers", lambda: [os.getppid()])
+    with pytest.raises(UserError) as caught:
+        launched(RANK="0", LOCAL_RANK="2")
+    (fault,) = caught.value.faults
+    assert fault.endswith("this machine shows 2 GPUs: start at most 2 processes on it")
+
+
 def test_variables_without_a_rank_are_no_launch(launched):
     assert launched(MASTER_ADDR="node1", MASTER_PORT="29500", WORLD_SIZE="4") == {}
 
