@@ -92,8 +92,8 @@ def _launch_faults(found: dict[str, str]) -> list[str]:
     devices = torch.cuda.device_count()
     if devices and int(found.get("LOCAL_RANK", 0)) >= devices:
         faults.append(
-            f"LOCAL_RANK={found['LOCAL_RANK']}, but this machine shows {devices} GPUs: start at most "
-            f"{devices} processes on it"
+            f"LOCAL_RANK={found['LOCAL_RANK']}, but this machine shows {devices} GPUs: "
+            f"start at most {devices} processes on it"
         )
     return faults
 
