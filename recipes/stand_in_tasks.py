@@ -3,409 +3,65 @@
     python recipes/stand_in_tasks.py --output data/demo-glue
 
 They let the whole benchmark run offline in minutes, on what a small encoder can really learn from
-that text: whether words are in their order, and how much two texts share. Files, columns and label
-names are those of GLUE's downloads, so that the same readers read them; files `STAND_IN` say what
+that text: whether words are in their order, and how much two texts share. Files `STAND_IN` say what
 they are, and everything that shows a score repeats it.
 
-Labels are balanced and independent of the texts' lengths by construction, and training and dev
-examples come from different documents. But the text is the one that the demonstration pretrains
-on, dev documents included: the scores tell that the recipe works, not how well an encoder knows
-English.
+The text is the one that the demonstration pretrains on, dev documents included: the scores tell
+that the recipe works, not how well an encoder knows English.
 """
 
 from __future__ import annotations
 
-import re
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
     import recipes  # noqa: F401  (first: it sees to UTF-8)
 
-import numpy as np  # noqa: E402
+from recipes.common.entry import run
+from recipes.common.numbers import whole
+from recipes.common.settings import Seed, number_in, parse
+from recipes.corpus.python_docs import python_documents
+from recipes.tasks.classification_data import STAND_IN_FILE
+from recipes.tasks.stand_ins import write_tasks
 
-from recipes.common.cli import SEED, ArgumentParser, whole  # noqa: E402
-from recipes.common.entry import run  # noqa: E402
-from recipes.common.errors import UserError  # noqa: E402
-from recipes.common.files import why_no_directory, write_whole  # noqa: E402
-from recipes.common.locks import LOCK, lock  # noqa: E402
-from recipes.corpus.python_docs import python_documents  # noqa: E402
-from recipes.tasks.classification_data import STAND_IN_FILE  # noqa: E402
-
-SENTENCE_WORDS = range(8, 15)
-PHRASE_WORDS = range(5, 9)
-DEV_SHARE = 1 / 6  # of the documents; as many again, the last ones, are another genre
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
-_WORD = re.compile(r"[A-Za-z][A-Za-z'-]*[,;:]?")
-
-Words = list[str]
+Examples = Annotated[int, number_in(whole(6, 1_000_000))]
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """A sentence as its words; `opens` says whether it is the first one of its paragraph."""
+class Settings:
+    """Stand-ins for GLUE's tasks, from the text of Python."""
 
-    words: Words
-    document: int
-    opens: bool
-
-
-@dataclass
-class Text:
-    """The sentences of one split, and the generator that makes its examples."""
-
-    sentences: list[Sentence]
-    generator: np.random.Generator
-
-    def phrase(self, sentence: Sentence, length: int | None = None) -> Words:
-        """Neighbouring words, five to eight or `length`, bare of case and punctuation."""
-        length = length or int(self.generator.choice(PHRASE_WORDS))
-        start = self.generator.integers(len(sentence.words) - length + 1)
-        return bare(sentence.words[start : start + length])
-
-    def foreign_phrase(self, sentence: Sentence, phrase: Words) -> Words:
-        """A phrase of another document, other than `phrase` and as long."""
-        while True:
-            other = self.sentences[self.generator.integers(len(self.sentences))]
-            foreign = self.phrase(other, len(phrase))
-            if other.document != sentence.document and foreign != phrase:
-                return foreign
-
-    def scrambled(self, words: Words) -> Words:
-        """The words in another order, most of them away from their places."""
-        while True:
-            order = self.generator.permutation(len(words))
-            scrambled = [words[index] for index in order]
-            if scrambled != words and np.mean(order != np.arange(len(words))) > 0.6:
-                return scrambled
-
-    def blended(self, words: Words, others: Words, kept: float) -> Words:
-        """`words` with about the share `kept` left, the rest replaced by those of `others`."""
-        count = round(len(words) * (1 - kept))
-        blend = list(words)
-        for place in self.generator.permutation(len(words))[:count]:
-            blend[place] = others[place]
-        return blend
+    output: Path
+    """Directory, gets a folder per task."""
+    train: Examples = 4000
+    """Training examples per task, at most."""
+    dev: Examples = 400
+    """Dev examples per task, at most."""
+    seed: Seed = 0
+    """Seed of the choice of documents and of the examples."""
 
 
-def bare(words: Words) -> Words:
-    """Lower case, without punctuation."""
-    return [word.strip(".,;:").lower() for word in words]
-
-
-def read_sentences(documents: Sequence[str]) -> list[Sentence]:
-    """Plain sentences of 8 to 14 words, each text once."""
-    found: dict[str, Sentence] = {}
-    for number, document in enumerate(documents):
-        for paragraph in document.split("\n"):
-            for place, sentence in enumerate(_SENTENCE_END.split(paragraph)):
-                words = sentence.split()
-                plain = sentence.endswith(".") and all(map(_WORD.fullmatch, words[:-1]))
-                # Words that repeat too often have no other order.
-                varied = len(set(bare(words))) >= len(words) - 3
-                if plain and varied and len(words) in SENTENCE_WORDS:
-                    found.setdefault(sentence, Sentence(words, number, place == 0))
-    return list(found.values())
-
-
-# Makes the text or the two texts of an example; the label is a class, for STS-B 0 to 5.
-Build = Callable[[Text, Sentence, int], tuple[Words, ...]]
-
-
-def _acceptability(text: Text, sentence: Sentence, label: int) -> tuple[Words, ...]:
-    first, *inner, last = sentence.words
-    # The ends keep their places: the capital letter and the full stop would tell.
-    return ([first, *(inner if label else text.scrambled(inner)), last],)
-
-
-def _opening(text: Text, sentence: Sentence, label: int) -> tuple[Words, ...]:
-    return (sentence.words,)
-
-
-def _inference(text: Text, sentence: Sentence, label: int) -> tuple[Words, ...]:
-    phrase = text.phrase(sentence)
-    return phrase, (phrase, text.foreign_phrase(sentence, phrase), text.scrambled(phrase))[label]
-
-
-def _answer(text: Text, sentence: Sentence, label: int) -> tuple[Words, ...]:
-    phrase = text.phrase(sentence)
-    asked = text.foreign_phrase(sentence, phrase) if label else phrase
-    return ["what", "says", *asked, "?"], phrase
-
-
-def _entailment(text: Text, sentence: Sentence, label: int) -> tuple[Words, ...]:
-    phrase = text.phrase(sentence)
-    return phrase, text.foreign_phrase(sentence, phrase) if label else phrase
-
-
-def _duplicate(text: Text, sentence: Sentence, label: int) -> tuple[Words, ...]:
-    phrase = text.phrase(sentence)
-    asked = phrase if label else text.foreign_phrase(sentence, phrase)
-    return ["why", *phrase, "?"], ["how", *asked, "?"]
-
-
-def _paraphrase(text: Text, sentence: Sentence, label: int) -> tuple[Words, ...]:
-    phrase = text.phrase(sentence)
-    return phrase, text.blended(
-        phrase, text.foreign_phrase(sentence, phrase), 0.8 if label else 0.2
-    )
-
-
-def _similarity(text: Text, sentence: Sentence, label: int) -> tuple[Words, ...]:
-    phrase = text.phrase(sentence)
-    return phrase, text.blended(phrase, text.foreign_phrase(sentence, phrase), label / 5)
-
-
-@dataclass(frozen=True)
-class StandIn:
-    """One task.
-
-    Attributes:
-        labels: as the files have them, by class.
-        row: the columns of a line, by `index`, `label`, `first` and `second`.
-        header: the first line, None for none.
-        build: makes an example's texts.
-        made: what the labels mean here.
-        dev_row, dev_header: of the dev files, where they have other columns.
-    """
-
-    labels: tuple[str, ...]
-    row: str
-    header: str | None
-    build: Build
-    made: str
-    dev_row: str | None = None
-    dev_header: str | None = None
-
-
-_INFERENCE = ("entailment", "not_entailment")
-_MNLI_HEADER = "\t".join(
-    ("index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse")
-    + ("sentence1_parse", "sentence2_parse", "sentence1", "sentence2", "label1")
-)
-_MNLI_ROW = "{index}\t{index}\t{index}e\tpython\t-\t-\t-\t-\t{first}\t{second}\t{label}"
-
-STAND_INS = {
-    "CoLA": StandIn(
-        labels=("0", "1"),
-        row="python\t{label}\t{mark}\t{first}",
-        header=None,
-        build=_acceptability,
-        made="1: a sentence as written; 0: its inner words in another order.",
-    ),
-    "SST-2": StandIn(
-        labels=("0", "1"),
-        row="{first} \t{label}",
-        header="sentence\tlabel",
-        build=_opening,
-        made="1: the sentence opens its paragraph; 0: it is a later one, of the same length.",
-    ),
-    "MRPC": StandIn(
-        labels=("0", "1"),
-        row="{label}\t{index}\t{index}\t{first}\t{second}",
-        header="\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String",
-        build=_paraphrase,
-        made="A phrase, and it again with a fifth (1) or four fifths (0) of its words replaced.",
-    ),
-    "QQP": StandIn(
-        labels=("0", "1"),
-        row="{index}\t{index}\t{index}\t{first}\t{second}\t{label}",
-        header="id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
-        build=_duplicate,
-        made="Why and how, of the same phrase (1) or of one of another document (0).",
-    ),
-    "STS-B": StandIn(
-        labels=("0.000", "1.000", "2.000", "3.000", "4.000", "5.000"),
-        row="{index}\tpython\tdocs\t-\t{index}\t-\t-\t{first}\t{second}\t{label}",
-        header="index\tgenre\tfilename\tyear\told_index\tsource1\tsource2"
-        "\tsentence1\tsentence2\tscore",
-        build=_similarity,
-        made="A phrase, and it again with score fifths of its words kept, the others replaced.",
-    ),
-    "MNLI": StandIn(
-        labels=("entailment", "neutral", "contradiction"),
-        row=f"{_MNLI_ROW}\t{{label}}",
-        header=f"{_MNLI_HEADER}\tgold_label",
-        build=_inference,
-        made="A phrase, and the same (entailment), one of another document (neutral), or its words "
-        "in another order (contradiction). Mismatched: documents of the library's last modules.",
-        dev_row=_MNLI_ROW + 5 * "\t{label}",
-        dev_header=f"{_MNLI_HEADER}\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label",
-    ),
-    "QNLI": StandIn(
-        labels=_INFERENCE,
-        row="{index}\t{first}\t{second}\t{label}",
-        header="index\tquestion\tsentence\tlabel",
-        build=_answer,
-        made="Which phrase is asked for, and that phrase (entailment) or another document's.",
-    ),
-    "RTE": StandIn(
-        labels=_INFERENCE,
-        row="{index}\t{first}\t{second}\t{label}",
-        header="index\tsentence1\tsentence2\tlabel",
-        build=_entailment,
-        made="A phrase, and the same (entailment) or one of another document.",
-    ),
-}
-
-_MADE = """\
-STAND-IN, not GLUE: made by recipes/stand_in_tasks.py from the documentation that comes with Python.
-"""
-_MADE_SO = """\
-{made}
-Labels are balanced and do not depend on lengths; dev examples come from other documents than
-training examples. A demonstration is pretrained on this same text, the dev documents included.
-"""
-
-
-def examples(
-    task: StandIn, sentences: Sequence[Sentence], count: int, generator: np.random.Generator
-) -> list[tuple[int, tuple[str, ...]]]:
-    """`count` examples (class, texts), shuffled, each class as often as the others.
-
-    A sentence serves again, with a new phrase and a new partner, when there are more examples than
-    sentences; for tasks on whole sentences there are then fewer examples.
-    """
-    text = Text(list(sentences), generator)
-    classes = len(task.labels)
-    whole = task.build in (_acceptability, _opening)
-    if task.build is _opening:
-        anchors = _matched(text, count)
-    else:
-        order = generator.permutation(len(sentences))
-        count = min(count, len(order) // classes * classes) if whole else count
-        anchors = [(sentences[order[k % len(order)]], k % classes) for k in range(count)]
-    made = [
-        (label, tuple(" ".join(words) for words in task.build(text, sentence, label)))
-        for sentence, label in anchors
-    ]
-    return [made[index] for index in generator.permutation(len(made))]
-
-
-def _matched(text: Text, count: int) -> list[tuple[Sentence, int]]:
-    """Opening (1) and later (0) sentences in pairs of the same number of words."""
-    by_length: dict[tuple[int, bool], list[Sentence]] = defaultdict(list)
-    for index in text.generator.permutation(len(text.sentences)):
-        sentence = text.sentences[index]
-        by_length[len(sentence.words), sentence.opens].append(sentence)
-    pairs = [
-        pair
-        for length in SENTENCE_WORDS
-        for pair in zip(by_length[length, True], by_length[length, False], strict=False)
-    ]
-    chosen = [pairs[index] for index in text.generator.permutation(len(pairs))[: count // 2]]
-    return [
-        (sentence, label) for pair in chosen for sentence, label in zip(pair, (1, 0), strict=True)
-    ]
-
-
-def split(sentences: Sequence[Sentence], seed: int) -> dict[str, list[Sentence]]:
-    """Sentences for `train`, `dev` and `mismatched`, no document in two of them."""
-    documents = max((sentence.document for sentence in sentences), default=0) + 1
-    count = max(1, round(documents * DEV_SHARE))
-    # Documents follow the modules' paths, so that the last ones are of modules of their own.
-    order = np.random.default_rng((seed, 0)).permutation(documents - count)
-    dev = set(order[:count].tolist())
-    parts: dict[str, list[Sentence]] = {"train": [], "dev": [], "mismatched": []}
-    for sentence in sentences:
-        last = sentence.document >= documents - count
-        part = "mismatched" if last else "dev" if sentence.document in dev else "train"
-        parts[part].append(sentence)
-    return parts
-
-
-def write_tasks(
-    output: Path, documents: Sequence[str], *, train: int, dev: int, seed: int
-) -> dict[str, dict[str, int]]:
-    """Write all tasks; the same arguments give the same files.
-
-    Args:
-        output: gets a folder per task and the file `STAND_IN`.
-        documents: paragraphs on lines, as `python_documents` has them.
-        train, dev: examples per set, at most.
-
-    Returns:
-        The number of examples by folder and file.
-
-    Raises:
-        UserError: `output` has other tasks or is another process's, or the text is too little.
-    """
-    if refusal := why_no_directory(output):
-        raise UserError(f"--output {output}: {refusal}")
-    there = {path.name for path in output.iterdir()} - {LOCK} if output.is_dir() else set()
-    if there and not (output / STAND_IN_FILE).is_file():
-        raise UserError(f"{output}: in use by something else than stand-in tasks")
-    parts = split(read_sentences(documents), seed)
-    # Drawing a phrase of another document needs another document.
-    scarce = [part for part, of in parts.items() if len({s.document for s in of}) < 2]
-    if scarce:
-        raise UserError(f"too little text: no sentences of two documents for {', '.join(scarce)}")
-    output.mkdir(parents=True, exist_ok=True)
-    lock(output, "writing stand-in tasks into it")
-    # First, so that no interruption leaves tasks that could be taken for GLUE's.
-    write_whole(output / STAND_IN_FILE, _MADE.encode())
-    counts: dict[str, dict[str, int]] = {}
-    for number, (folder, task) in enumerate(STAND_INS.items()):
-        (output / folder).mkdir(exist_ok=True)
-        made_so = _MADE + _MADE_SO.format(made=task.made)
-        write_whole(output / folder / STAND_IN_FILE, made_so.encode())
-        files = {"train.tsv": ("train", train), "dev.tsv": ("dev", dev)}
-        if folder == "MNLI":
-            files = {"train.tsv": ("train", train), "dev_matched.tsv": ("dev", dev)}
-            files["dev_mismatched.tsv"] = ("mismatched", dev)
-        counts[folder] = {}
-        for place, (name, (part, count)) in enumerate(files.items()):
-            # A stream per file: a change of one task or size leaves the other files as they are.
-            generator = np.random.default_rng((seed, 1, number, place))
-            made = examples(task, parts[part], count, generator)
-            write_whole(output / folder / name, _tsv(task, made, part).encode())
-            counts[folder][name] = len(made)
-    return counts
-
-
-def _tsv(task: StandIn, made: Sequence[tuple[int, tuple[str, ...]]], part: str) -> str:
-    header, row = task.header, task.row
-    if part != "train":
-        header, row = task.dev_header or header, task.dev_row or row
-    lines = [] if header is None else [header]
-    for index, (label, texts) in enumerate(made):
-        fields: dict[str, Any] = dict(zip(("first", "second"), texts, strict=False))
-        mark = "" if label else "*"  # CoLA's third column: the linguists' asterisk
-        lines.append(row.format(index=index, label=task.labels[label], mark=mark, **fields))
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    parser = ArgumentParser(description="Stand-ins for GLUE's tasks, from the text of Python.")
-    add = parser.add_argument
-    add("--output", type=Path, required=True, help="directory, gets a folder per task")
-    add(
-        "--train",
-        type=whole(6, 1_000_000),
-        default=4000,
-        help="training examples per task, at most",
-    )
-    add("--dev", type=whole(6, 1_000_000), default=400, help="dev examples per task, at most")
-    add("--seed", type=SEED, default=0, help="of the choice of documents and the examples")
-    options = parser.parse_args()
+def main(words: Sequence[str] | None = None) -> int:
+    """Write the tasks and print how many examples they have; returns the exit code."""
+    settings = parse(Settings, words)
     counts = write_tasks(
-        options.output,
+        settings.output,
         python_documents(),
-        train=options.train,
-        dev=options.dev,
-        seed=options.seed,
+        train=settings.train,
+        dev=settings.dev,
+        seed=settings.seed,
     )
     print("STAND-IN TASKS: not GLUE")
     for folder, files in counts.items():
         print(f"{folder:<6}" + ", ".join(f"{name} {count:,}" for name, count in files.items()))
-    print(f"{options.output}: {STAND_IN_FILE} in each folder says what its labels mean")
+    print(f"{settings.output}: {STAND_IN_FILE} in each folder says what its labels mean")
+    return 0
 
 
 if __name__ == "__main__":
