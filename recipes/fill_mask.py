@@ -57,9 +57,10 @@ def fill(
     """Guess every `[MASK]` in `sentences`.
 
     Raises:
-        UserError: sentences without a mask, all of them named.
+        UserError: sentences without a mask or in another encoding, all of them named.
     """
     faults = [f"no {MASK} in {text!r}" for text in sentences if MASK not in text]
+    faults += [f"not UTF-8: {text!r}" for text in sentences if not _is_unicode(text)]
     if faults:
         raise UserError(*faults)
     results = []
@@ -87,6 +88,15 @@ def fill(
             words = [tokenizer.pieces[number].replace(WORD_START, "") or " " for number in piece]
             results.append(Filled(text, list(zip(words, share, strict=True))))
     return results
+
+
+def _is_unicode(text: str) -> bool:
+    # A byte of another encoding on the command line is half of a surrogate pair in Python.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def held_out_sentences(data: Path | None, tokenizer: Tokenizer, count: int) -> list[str]:

@@ -585,6 +585,11 @@ def _option_faults(options: Any) -> list[str]:
     faults = list(options.faults)
     if refusal := why_no_directory(options.output):
         faults.append(f"--output {options.output}: {refusal}")
+    elif options.data and options.output.resolve() == options.data.resolve():
+        faults.append(
+            f"--output {options.output}: holds the data, and preparing them again would put "
+            "another tokenizer under the run; name another directory"
+        )
     if options.gpus is not None and not options.dry_run:
         faults.append("--gpus: only with --dry-run; a launcher starts")
     return faults

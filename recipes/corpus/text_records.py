@@ -150,6 +150,7 @@ _HEADS = {
     b"\x1f\x8b": "it begins like gzip: let its name end in .gz",
     b"\x28\xb5\x2f\xfd": "it begins like zstd: let its name end in .zst",
 }
+_NOT_UTF8 = "if it is an older encoding of Western Europe: iconv -f WINDOWS-1252 -t UTF-8"
 
 
 class Unusable(ValueError):
@@ -178,7 +179,7 @@ def text_of(raw: Any, kind: str, text_key: str) -> str:
     try:
         text = str(raw, "utf-8-sig") if isinstance(raw, bytes) else raw
     except UnicodeDecodeError:
-        hint = next((hint for head, hint in _HEADS.items() if raw.startswith(head)), "")
+        hint = next((hint for head, hint in _HEADS.items() if raw.startswith(head)), _NOT_UTF8)
         raise Unusable("not UTF-8", hint) from None
     if kind in ("jsonl", "json"):
         text = _json_text(text, text_key)
@@ -198,8 +199,14 @@ def text_of(raw: Any, kind: str, text_key: str) -> str:
 def _json_text(line: str, text_key: str) -> Any:
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        raise Unusable("not valid JSON") from None
+    except RecursionError:
+        raise Unusable("not valid JSON", "brackets too deep") from None
+    except json.JSONDecodeError as error:
+        another = error.msg == "Extra data" and line[error.pos] in "{["
+        hint = "several values on a line: --format json reads them" if another else ""
+        raise Unusable("not valid JSON", hint) from None
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        raise Unusable("not valid JSON", "a number in it has thousands of digits") from None
     if isinstance(record, str):
         return record
     if not isinstance(record, dict):
@@ -219,7 +226,8 @@ def value_at(record: Mapping[str, Any], key: str) -> Any:
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
     if value is None:
-        raise Unusable(f"without {key!r}", _keys(record))
+        there = f"{key!r} is null" if key in record else _keys(record)
+        raise Unusable(f"without {key!r}", there)
     return value
 
 

@@ -15,6 +15,7 @@ import io
 import json
 import lzma
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,7 +140,9 @@ def score(label: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"label {label!r} is not a number")
+        comma = isinstance(label, str) and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", label)
+        way_out = ": decimals stand behind a point, 0.5, not 0,5" if comma else ""
+        raise ValueError(f"label {label!r} is not a number{way_out}")
     return value
 
 
@@ -307,12 +310,20 @@ class _UniqueKeys(dict[str, Any]):
 def _positions(path: Path, header: Sequence[str], columns: Sequence[str]) -> list[int]:
     missing = [column for column in columns if column not in header]
     if missing:
-        raise UserError(f"{path}: {no_columns(missing, header)}")
+        raise UserError(f"{path}: {no_columns(missing, header)}{_other_separator(header)}")
     if twice := [column for column in columns if header.count(column) > 1]:
         raise UserError(
             f"{path}: {header.count(twice[0])} columns are named {twice[0]!r}; rename all but one"
         )
     return [header.index(column) for column in columns]
+
+
+def _other_separator(header: Sequence[str]) -> str:
+    """What to do about a header that is one field for us and several for its author."""
+    for separator, name in {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}.items():
+        if len(header) == 1 and separator in header[0]:
+            return f"; its fields stand between {name}: .csv has commas between them, .tsv tabs"
+    return ""
 
 
 def no_columns(missing: Sequence[str], there: Iterable[str]) -> str:

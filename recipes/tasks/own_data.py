@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -204,6 +205,7 @@ def _alike(names: Counter[str]) -> list[list[str]]:
     groups = defaultdict(list)
     for name in names:
         number = _number(name)
-        key = " ".join(name.casefold().split()) if number is None else number
+        # Letters with accents are one character or two, and look the same.
+        key = " ".join(normalize("NFKC", name).casefold().split()) if number is None else number
         groups[key].append(name)
     return [group for group in groups.values() if len(group) > 1]

@@ -129,3 +129,11 @@ def test_a_finetuned_model_is_told_that_it_guesses_no_words(exported, tmp_path):
     save_file({**load_file(weights), "classifier.weight": torch.zeros(2, 32)}, weights)
     with pytest.raises(UserError, match="finetuned on a task; name the pretrained model"):
         load_with_tokenizer(tmp_path)
+
+
+def test_bytes_of_another_encoding_are_refused(exported):
+    model, tokenizer, _ = exported
+    sentences = ["the caf\udce9 [MASK]", "none", "the [MASK]"]
+    with pytest.raises(UserError) as error:
+        fill(model, tokenizer, sentences, 1)
+    assert error.value.faults == ("no [MASK] in 'none'", r"not UTF-8: 'the caf\udce9 [MASK]'")

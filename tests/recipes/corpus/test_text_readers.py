@@ -310,9 +310,34 @@ def test_an_array_of_strings_is_one_of_documents(tmp_path):
     [
         ("text".encode("utf-16"), "like UTF-16: iconv"),
         (gzip.compress(b"text", mtime=0), "like gzip: let"),
+        ("Grüße".encode("latin-1"), "iconv -f WINDOWS-1252"),
     ],
 )
 def test_what_is_no_utf_8_is_recognised(tmp_path, data, hint):
     path = tmp_path / "a.txt"
     path.write_bytes(data)
     assert hint in read(path, "text-file")[1].describe("not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("line", "described"),
+    [
+        ('{"text": null, "id": 1}', "without 'text' (first: {}:1), 'text' is null"),
+        ('{"text": "a"}{"text": "b"}', "(first: {}:1), several values on a line: --format json"),
+        ('{"text": "a"} b', "not valid JSON (first: {}:1)"),
+        (f'{{"text": "a", "id": {"9" * 5000}}}', "a number in it has thousands of digits"),
+        ("[" * 100_000, "brackets too deep"),
+    ],
+)
+def test_json_that_cannot_be_used_is_told_why(tmp_path, line, described):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{line}\n{{"text": "whole"}}\n')
+    texts, skipped = read(path)
+    assert texts == ["whole"] and skipped.bad == 1
+    assert described.format(path) in skipped.describe_all()
+
+
+def test_several_values_on_a_line_are_read_as_the_hint_says(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}{"text": "b"}')
+    assert read(path, "json")[0] == ["a", "b"]

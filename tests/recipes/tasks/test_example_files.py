@@ -127,3 +127,19 @@ def test_a_file_of_unknown_kind_is_told_the_known_ones(tmp_path):
     for name in ("x.xlsx", "x.gz", "x"):
         with pytest.raises(UserError, match=r"of no known kind; \.csv, \.tsv, \.jsonl"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "separator", "name"),
+    [
+        (".csv", ";", "semicolons"),
+        (".csv", "\t", "tabs"),
+        (".csv", "|", "bars"),
+        (".tsv", ",", "commas"),
+    ],
+)
+def test_another_separator_is_recognised(tmp_path, suffix, separator, name):
+    file = tmp_path / f"x{suffix}"
+    file.write_text(f"text{separator}label\na{separator}1\n")
+    with pytest.raises(UserError, match=f"no column 'text'.*; its fields stand between {name}"):
+        read(file)

@@ -124,6 +124,7 @@ def test_words_are_no_scores_however_many(tmp_path):
     [
         (["1", "1.0", "2"] * 9, "labels '1', '1.0' are taken for different classes"),
         (["Up", "up ", "down", "UP"] * 9, "labels 'UP', 'Up', 'up' are taken for different"),
+        (["caf\u00e9", "cafe\u0301", "bar"] * 9, "'caf\u00e9' are taken for different classes"),
         (["up", "down", "NaN"] * 9, "9 labels 'NaN' are taken for a class, not for missing ones"),
         (["0.5", "1.5"] * 9, "2 distinct values of 'label' in 18 examples, all numbers, taken for"),
         ([*range(30)] * 9, "30 distinct values of 'label' in 270 examples, all numbers, taken"),
@@ -213,3 +214,10 @@ def test_scores_that_fp32_cannot_tell_apart_are_refused(tmp_path, train, dev, me
 def test_three_text_columns_are_refused(tmp_path):
     (fault,) = faults(load_files, "t", "d", text_columns=["a", "b", "c"], label_column="label")
     assert fault == "3 text columns given, one or two are needed"
+
+
+def test_a_decimal_comma_is_told_what_to_write(tmp_path):
+    records = [{"text": "a", "label": "0,5"}, {"text": "b", "label": "1,5"}]
+    file = write(tmp_path / "x.jsonl", *map(json.dumps, records))
+    fault = faults(load_text, file, file, regression=True)[0]
+    assert "label '0,5' is not a number: decimals stand behind a point, 0.5" in fault
