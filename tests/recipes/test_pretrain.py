@@ -323,6 +323,14 @@ def test_faults_of_the_options(data, tmp_path):
         assert name.replace("_", "-") in message
 
 
+def test_a_run_does_not_share_its_directory_with_its_data(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    (tmp_path / "link").symlink_to(data)
+    arguments = command_line(data, tmp_path / "link", config)
+    with pytest.raises(UserError, match=f"--output {tmp_path / 'link'}: holds the data"):
+        pretrain.resolve(pretrain.parse_arguments(arguments), 1)
+
+
 def test_defaults_are_the_published_ones(data, tmp_path):
     config = write_config(tmp_path, 8, 4)
     required = ["--data", data, "--output", tmp_path / "run", "--deepspeed-config", config]
