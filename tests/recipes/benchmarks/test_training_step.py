@@ -11,6 +11,7 @@ from model.config import PRESETS
 from recipes.benchmarks import training_step as training
 from recipes.benchmarks.records import Record, release_memory
 from recipes.benchmarks.training_step import Setup, Trainer, full_batch, step_rates
+from recipes.engine.engine import full_precision_parameters
 
 FP32 = {"zero_optimization": {"stage": 1}}
 BF16 = {**FP32, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -79,7 +80,7 @@ def _updates(config: dict, accumulation: int) -> dict[str, torch.Tensor]:
 
             def weights(trainer: Trainer = trainer) -> torch.Tensor:
                 if trainer.setup.with_deepspeed:
-                    parts = training.engine.full_precision_parameters(trainer.engine)
+                    parts = full_precision_parameters(trainer.engine)
                     return torch.cat([tensor.clone().flatten() for _, tensor in parts])
                 masters = trainer.engine._masters or trainer.engine._weights
                 return torch.cat([tensor.detach().clone().flatten() for tensor in masters])
