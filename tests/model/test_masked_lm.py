@@ -189,6 +189,7 @@ FAST = {
 }
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("path", "feed_forward"),

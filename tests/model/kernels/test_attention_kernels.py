@@ -1,4 +1,4 @@
-"""The attention kernels against fp64 attention, one sequence at a time, written out here."""
+"""The attention kernels, and every backend, against fp64 attention written out here."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import random
 
 import pytest
 import torch
+from exact import GPU, TIMES_OF_OTHERS
 from plain_bert import paper_slopes
 from torch import Tensor, nn
 
+from model.attention import BACKENDS, check_backend, packed_attention
 from model.kernels.attention import attention, attention_op
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_device")]
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -37,7 +39,18 @@ def packed(lengths: list[int], tail: int, heads: int, head_dim: int, dtype: torc
     return qkv.to(dtype).requires_grad_(), offsets
 
 
-def check(lengths, max_length, *, tail=5, heads=2, head_dim=64, dtype=torch.float32, alibi=True):
+def check(
+    lengths,
+    max_length,
+    *,
+    tail=5,
+    heads=2,
+    head_dim=64,
+    dtype=torch.float32,
+    alibi=True,
+    attend=attention,
+    times=1,
+):
     qkv, offsets = packed(lengths, tail, heads, head_dim, dtype)
     slopes = torch.tensor(paper_slopes(heads)) if alibi else None
     exact = qkv.detach().double().requires_grad_()
@@ -45,12 +58,12 @@ def check(lengths, max_length, *, tail=5, heads=2, head_dim=64, dtype=torch.floa
     weight = torch.randn(expected.shape, dtype=torch.float64).to(dtype)
     (expected * weight.double()).sum().backward()
 
-    found = attention(qkv, offsets, slopes, max_length)
+    found = attend(qkv, offsets, slopes, max_length)
     (found * weight).sum().backward()
     for one, other in ((found, expected), (qkv.grad, exact.grad)):
         assert one.dtype == dtype
         error = (one.detach().double() - other).norm() / other.norm()
-        assert error < TOLERANCE[dtype], float(error)
+        assert error < times * TOLERANCE[dtype], float(error)
         assert not one[int(offsets[-1]) :].any()
 
 
@@ -125,8 +138,7 @@ def test_a_sequence_that_is_too_long_is_no_number(max_length):
     assert found[5:].isnan().all()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="programs of the interpreter take turns")
+@pytest.mark.skipif(not GPU, reason="programs of the interpreter take turns")
 @pytest.mark.parametrize("max_length", [128, 512])
 def test_the_backward_pass_repeats_to_the_bit(max_length):
     qkv, offsets = packed([max_length, 97, 13] * 100, 0, 12, 64, torch.bfloat16)
@@ -135,6 +147,37 @@ def test_the_backward_pass_repeats_to_the_bit(max_length):
         found = attention(qkv, offsets, None, max_length)
         gradients.append(torch.autograd.grad(found.square().sum(), qkv)[0])
     assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("max_length", [128, 300], ids=["short", "tiled"])
+@pytest.mark.parametrize(("heads", "head_dim"), [(12, 64), (2, 128)] if GPU else [(2, 64)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_at_the_sizes_of_training(backend, heads, head_dim, max_length, dtype):
+    device = "cuda" if GPU else "cpu"
+    try:
+        check_backend(backend, device)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    if backend == "flash" and dtype == torch.float32:
+        pytest.skip("FlashAttention has no fp32")
+    if backend == "triton" and not GPU:
+        pytest.skip("its interpreter computes the tests above")
+
+    def attend(qkv: Tensor, offsets: Tensor, slopes: Tensor, longest: int) -> Tensor:
+        return packed_attention(qkv, offsets, longest, slopes=slopes, backend=backend)
+
+    lengths = [length for length in (1, 127, 128, 129, 16, 0, 300) if length <= max_length]
+    times = 1 if backend == "triton" else TIMES_OF_OTHERS
+    check(
+        lengths,
+        max_length,
+        heads=heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        attend=attend,
+        times=times,
+    )
 
 
 @pytest.mark.parametrize("max_length", [16, 150])

@@ -6,16 +6,16 @@ import math
 
 import pytest
 import torch
-from exact import DTYPES, ROWS, WIDTH, compare, leaf
+from exact import DTYPES, GPU, KERNELS, ROWS, WIDTH, compare, leaf
 
 from model.kernels import operations as ops
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_device")]
 
 
-@pytest.mark.parametrize("columns", [70, 9000])
+@pytest.mark.parametrize("columns", [70, 30_528 if GPU else 9000])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_cross_entropy(kernels, dtype, columns):
     torch.manual_seed(0)
     labels = torch.randint(columns, (ROWS,))
@@ -30,7 +30,7 @@ def test_cross_entropy(kernels, dtype, columns):
     def operation(logits):
         return ops.cross_entropy(logits * 1, labels, -100, kernels)  # a copy to give away
 
-    compare(formula, operation, [leaf(ROWS, columns, dtype=dtype)])
+    compare(formula, operation, kernels, [leaf(ROWS, columns, dtype=dtype)])
 
 
 def test_cross_entropy_of_extreme_logits():

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from exact import DTYPES, ROWS, WIDTH, compare, dropped, leaf, row_keys
+from exact import DTYPES, KERNELS, ROWS, WIDTH, compare, dropped, leaf, row_keys
 
 from model.kernels import operations as ops
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_device")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_dropout(kernels, dtype):
     compare(
         lambda x: dropped(x, 0.4, 0),
         lambda x: ops.dropout(x, 0.4, row_keys(), 0, kernels),
+        kernels,
         [leaf(ROWS, WIDTH, dtype=dtype)],
     )
     x = leaf(ROWS, WIDTH)

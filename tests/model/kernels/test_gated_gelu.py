@@ -6,17 +6,17 @@ import math
 
 import pytest
 import torch
-from exact import DTYPES, ROWS, WIDTH, compare, dropped, leaf, row_keys
+from exact import DTYPES, KERNELS, ROWS, WIDTH, compare, dropped, leaf, row_keys
 
 from model.kernels import operations as ops
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_device")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("probability", [0.0, 0.4])
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_gated_gelu(kernels, apart, probability, dtype):
     torch.manual_seed(0)
 
@@ -29,7 +29,7 @@ def test_gated_gelu(kernels, apart, probability, dtype):
         given = gate_and_value.chunk(2, dim=-1) if apart else gate_and_value
         return ops.gated_gelu(given, probability, row_keys(), 6, 100, kernels)
 
-    compare(formula, operation, [leaf(ROWS, 1, 2 * WIDTH, dtype=dtype)])
+    compare(formula, operation, kernels, [leaf(ROWS, 1, 2 * WIDTH, dtype=dtype)])
 
 
 def test_gated_gelu_wider_than_one_tile():

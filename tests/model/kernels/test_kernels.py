@@ -1,4 +1,4 @@
-"""The choice of kernels, and that a GPU's compiler takes them all."""
+"""The choice of kernels, a whole model with each, and that a GPU's compiler takes them all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import triton
+from exact import GPU, KERNELS
+from torch import Tensor
 
 from model import kernels
+from model.config import ModelOptions, preset
 from model.kernels import (
     attention_short,
     attention_tiled,
@@ -22,6 +26,7 @@ from model.kernels import (
     gated_gelu,
     residual_norm,
 )
+from model.masked_lm import RapidBertForMaskedLM
 
 ATTENTION = (attention_short, attention_tiled)
 AROUND = (cross_entropy, dropout, gated_gelu, residual_norm)
@@ -47,6 +52,36 @@ def test_what_cannot_run_is_named(monkeypatch):
     with pytest.raises(ValueError, match="'triton': they need a GPU .*; use 'torch' or 'compile'"):
         kernels.check_kernels("triton", "cpu")
     assert kernels.best_kernels("cpu") == "torch" and kernels.best_kernels("cuda") == "triton"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fast", [name for name in KERNELS if name != "torch"])
+def test_a_model_trains_with_each_as_with_plain_pytorch(fast, on_device):
+    """On a GPU at Base's widths. In fp32 a whole model's rounding adds up to less than 1e-4."""
+    toy = dict(hidden_size=48, num_heads=3, ffn_size=64, vocab_size=128)
+    config = preset("rapidbert-base", num_layers=2, **({} if GPU else toy))
+    lengths = [128, 1, 127, 77] if GPU else [7, 1, 12, 4]
+    tokens = sum(lengths)
+    positions = torch.arange(0, tokens, 3)
+
+    def train(options: ModelOptions) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = RapidBertForMaskedLM(config, options).to("cuda" if GPU else "cpu").train()
+        loss = model(
+            torch.arange(tokens) * 7 % config.vocab_size,
+            torch.tensor([0, *lengths]).cumsum(0).int(),
+            max(lengths),
+            positions,
+            positions % config.vocab_size,
+            sequence_keys=torch.arange(len(lengths)) * 2**40,
+        )
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        return [loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])]
+
+    plain = train(ModelOptions("reference", "torch"))
+    found = train(ModelOptions("triton" if fast == "triton" else "sdpa", fast))
+    for ours, theirs in zip(found, plain, strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
 # Shared memory that a block may have (CUDA programming guide, compute capabilities).

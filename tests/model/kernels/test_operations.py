@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 from model.kernels import operations as ops
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_device")]
 
 
 def test_layers_share_compiled_graphs(monkeypatch):

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from exact import DTYPES, ROWS, WIDTH, compare, dropped, leaf, row_keys
+from exact import DTYPES, KERNELS, ROWS, WIDTH, compare, dropped, leaf, row_keys
 
 from model.kernels import operations as ops
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_device")]
 
 
 def norm_formula(probability: float):
@@ -33,13 +33,13 @@ def residual_norm(kernels: str, probability: float):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("probability", [0.0, 0.4])
-@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_residual_norm(kernels, probability, dtype):
     torch.manual_seed(0)
     x, residual = leaf(ROWS, 1, WIDTH, dtype=dtype), leaf(ROWS, 1, WIDTH, dtype=dtype)
     inputs = [x, leaf(WIDTH, dtype=dtype), residual, *(leaf(WIDTH, dtype=dtype) for _ in "wb")]
     formula, operation = norm_formula(probability), residual_norm(kernels, probability)
-    compare(formula, operation, inputs, outputs=2)
+    compare(formula, operation, kernels, inputs, outputs=2)
 
 
 @pytest.mark.parametrize("used", [0, 1])
