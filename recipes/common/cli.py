@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from recipes.common import numbers
-from recipes.common.errors import UserError
+from recipes.common.errors import UserError, given_again
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -120,6 +120,12 @@ class ArgumentParser(argparse.ArgumentParser):
             _explain(word, known)
             for word in words[: 0 if self._subparsers else options]
             if word.startswith("--") and word.partition("=")[0] not in known
+        ]
+        self._unknown += [
+            given_again(name, times)
+            for name, action in self._option_string_actions.items()
+            if action.nargs == "+"
+            and (times := sum(word.partition("=")[0] == name for word in words[:options])) > 1
         ]
         self._refused = []
         parsed, unknown = super().parse_known_args(words, namespace or Options())

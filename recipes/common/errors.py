@@ -64,3 +64,8 @@ class Faults(list[str]):
         """Raises UserError if anything was found."""
         if self:
             raise UserError(*self)
+
+
+def given_again(name: str, times: int) -> str:
+    """The message that only the last list of several would count."""
+    return f"{name}: is there {times} times and the last would win; give all values behind one"

@@ -37,7 +37,7 @@ from typing import (
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from recipes.common.errors import Faults
+from recipes.common.errors import Faults, given_again
 from recipes.common.numbers import Range, number, whole
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _without_unknown(words: Sequence[str], known: Mapping[str, bool], wrong: Fau
 
 
 def _without_values(settings: type[DataclassInstance], words: Sequence[str]) -> Iterator[str]:
-    """Name the lists that an unset variable has left empty: `--input $FILES`."""
+    """Name the lists that are empty (`--input $FILES`, unset) or of which the last would win."""
     types = get_type_hints(settings)
     for field in dataclasses.fields(settings):
         kind, name = types[field.name], option(field.name)
@@ -249,6 +249,8 @@ def _without_values(settings: type[DataclassInstance], words: Sequence[str]) -> 
             following = [words[at + 1 : at + 2] for at, word in enumerate(words) if word == name]
             if any(not after or after[0].startswith("--") for after in following):
                 yield f"{name}: is empty"
+            if (times := sum(word.partition("=")[0] == name for word in words)) > 1:
+                yield given_again(name, times)
 
 
 def _given(name: str, words: Sequence[str]) -> bool:

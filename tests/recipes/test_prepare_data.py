@@ -380,3 +380,11 @@ def test_both_ways_to_start_it(tmp_path, command):
     assert failed.returncode == 2
     assert "vocab_size = 300, now it is 30522" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_an_input_given_twice_does_not_lose_the_first(tmp_path, capsys):
+    words = ["--input", "a.txt", "--input=b.txt", "--output", str(tmp_path / "out"), "--dry-run"]
+    with pytest.raises((SystemExit, UserError)) as caught:
+        main(words)
+    said = str(caught.value) + capsys.readouterr().err
+    assert "--input: is there 2 times and the last would win" in said

@@ -400,3 +400,13 @@ def test_every_command_sees_to_utf8_before_it_imports_libraries(recipe):
     ours = next(i for i, line in enumerate(imports) if line.split()[1].startswith("recipes"))
     for line in imports[:ours]:
         assert line.split()[1].partition(".")[0] in (*sys.stdlib_module_names, "__future__"), line
+
+
+@pytest.mark.parametrize("words", [["--names", "a", "--names", "b"], ["--names=a", "--names=b"]])
+def test_a_list_that_is_given_twice_does_not_lose_the_first(words, capsys):
+    parser = ArgumentParser()
+    parser.add_argument("--names", nargs="+")
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert "--names: is there 2 times and the last would win" in capsys.readouterr().err
+    assert parser.parse_args(["--names", "a", "b"]).names == ["a", "b"]
