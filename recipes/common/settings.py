@@ -43,6 +43,9 @@ from recipes.common.numbers import Range, number, whole
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+Positional = tyro.conf.Positional[tuple[str, ...]]
+"""A field that takes the words which belong to no option."""
+
 Settings = TypeVar("Settings", bound="DataclassInstance")
 Value = TypeVar("Value")
 
@@ -206,11 +209,11 @@ def _registry() -> ConstructorRegistry:
 
 def _options(settings: type[DataclassInstance]) -> Iterator[tuple[str, bool]]:
     """Every option, and whether it must be given."""
-    types = get_type_hints(settings)
+    types = get_type_hints(settings, include_extras=True)
     for field in dataclasses.fields(settings):
         if dataclasses.is_dataclass(inside := types[field.name]):
             yield from _options(inside)  # type: ignore[arg-type]  # a type here, not an instance
-        else:
+        elif inside != Positional:
             missing = dataclasses.MISSING
             yield option(field.name), field.default is missing and field.default_factory is missing
 

@@ -16,6 +16,7 @@ from recipes.common.numbers import number
 from recipes.common.settings import (
     Count,
     LearningRate,
+    Positional,
     flat,
     help_of,
     number_in,
@@ -147,6 +148,24 @@ def test_words_behind_a_bare_dash_are_for_another_command():
 @pytest.mark.parametrize("words", [["--input"], ["--input", "--log-every", "3"]])
 def test_a_list_without_values_is_what_an_unset_variable_leaves(words):
     assert faults_of(*MINIMAL, *words) == ["--input: is empty"]
+
+
+@dataclass(frozen=True)
+class Said:
+    """Says words."""
+
+    words: Positional = ()
+    """Words to say."""
+    times: Count = 1
+    """Times."""
+
+
+def test_words_of_no_option_can_be_a_field():
+    assert parse(Said, ["a b", "--times", "2"]) == Said(("a b",), 2)
+    assert parse(Said, ["--times", "2", "a", "b"]) == Said(("a", "b"), 2)
+    assert parse(Said, []) == Said()
+    with pytest.raises(UserError, match="unknown argument '--words'"):
+        parse(Said, ["--words", "a"])
 
 
 COMMANDS = sorted(

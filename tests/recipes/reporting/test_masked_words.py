@@ -6,16 +6,17 @@ import shutil
 
 import pytest
 import torch
+from preparation_scenarios import prepare
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
+from recipes import fill_mask
 from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
-from recipes.fill_mask import MASK, fill, held_out_sentences
-from recipes.prepare_data import main as prepare
+from recipes.reporting.masked_words import MASK, fill, held_out_sentences
 from recipes.training.export import load_model, load_with_tokenizer, write_export
 
 WORDS = "the quick brown fox jumps over a lazy dog while seven clever authors keep writing".split()
@@ -27,8 +28,8 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fill_mask")
     lines = [" ".join(WORDS[i % 7 :] + WORDS[: i % 7]) + "." for i in range(400)]
     (folder / "text.txt").write_text("\n\n".join(lines))
-    arguments = ["--input", str(folder / "text.txt"), "--output", str(folder / "data")]
-    prepare([*arguments, "--vocab-size", "300", "--validation-fraction", "0.1", "--workers", "1"])
+    options = ("--vocab-size", "300", "--validation-fraction", "0.1")
+    prepare(folder / "text.txt", folder / "data", *options)
     return folder / "data"
 
 
@@ -92,8 +93,6 @@ def test_held_out_sentences_mask_a_whole_word(exported, data):
         hidden = [word for word in sentence.rstrip(".").split() if word == MASK]
         assert len(hidden) == 1
         assert all(word in [*WORDS, MASK] for word in sentence.rstrip(".").split())
-    with pytest.raises(UserError, match="--data"):
-        held_out_sentences(None, tokenizer, 3)
 
 
 def test_a_tokenizer_that_keeps_text_is_asked_for_the_word_with_its_space(exported, tmp_path):
@@ -137,3 +136,27 @@ def test_bytes_of_another_encoding_are_refused(exported):
     with pytest.raises(UserError) as error:
         fill(model, tokenizer, sentences, 1)
     assert error.value.faults == ("no [MASK] in 'none'", r"not UTF-8: 'the caf\udce9 [MASK]'")
+
+
+def test_the_command_fills_given_and_held_out_sentences(exported, data, capsys):
+    model, tokenizer, export = exported
+    assert fill_mask.main(["--checkpoint", str(export), f"the {MASK} dog", "--top", "2"]) == 0
+    (filled,) = fill(model, tokenizer, [f"the {MASK} dog"], top=2)
+    guesses = "   ".join(f"{word} {share:.0%}" for word, share in filled.guesses)
+    assert capsys.readouterr().out == f"the {MASK} dog\n    {guesses}\n"
+    options = ["--checkpoint", str(export), "--data", str(data), "--count", "2"]
+    assert fill_mask.main(options) == 0
+    assert capsys.readouterr().out.splitlines()[::2] == held_out_sentences(data, tokenizer, 2)
+
+
+def test_the_command_names_all_faults_before_it_loads_the_model(tmp_path):
+    command = ["--checkpoint", str(tmp_path / "none")]
+    with pytest.raises(UserError) as refused:
+        fill_mask.main([*command, "--top", "0", "a dog", f"a {MASK}", "a fox"])
+    assert [fault.partition(":")[0] for fault in refused.value.faults] == [
+        "--top 0",
+        f"no {MASK} in 'a dog'",
+        f"no {MASK} in 'a fox'",
+    ]
+    with pytest.raises(UserError, match="or --data to take held-out ones from"):
+        fill_mask.main(command)
