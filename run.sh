@@ -148,22 +148,25 @@ processes() {
   if has_gpu; then nvidia-smi -L | grep -c GPU; else echo 2; fi
 }
 
+# DEMO_SEQUENCES and DEMO_TASKS make it smaller, for a first look in two minutes.
 demo() {
-  local data=data/demo output=runs/demo
+  local data=data/demo output=runs/demo sequences=${DEMO_SEQUENCES:-16000} tasks=()
+  read -ra tasks <<<"${DEMO_TASKS:-}"
+  ((${#tasks[@]} == 0)) || tasks=(--tasks "${tasks[@]}")
   say "1/5  text to tokenizer and token shards"
   "$python" recipes/prepare_data.py --output "$data" --vocab-size 4096 --validation-fraction 0.05
   say "2/5  pretraining, through the DeepSpeed launcher"
   "$venv/bin/deepspeed" --num_gpus "$(processes)" recipes/pretrain.py \
     --model rapidbert-tiny --data "$data" --output "$output" \
     --deepspeed_config ds_configs/tiny_cpu.json \
-    --duration 16000 --learning-rate 1.5e-3 \
+    --duration "$sequences" --learning-rate 1.5e-3 \
     --loader-workers 0 --log-every 50 --eval-every 250 --save-every 250
   say "3/5  held-out sentences with a word masked"
   "$python" recipes/fill_mask.py --checkpoint "$output" --data "$data"
   say "4/5  finetuning on eight tasks made from the same text: stand-ins, not GLUE"
   "$python" recipes/stand_in_tasks.py --output data/demo-glue
   # Higher than Table S1's learning rates, which are for models fifty times as large.
-  "$python" recipes/glue.py --checkpoint "$output" --data data/demo-glue --seeds 1 \
+  "$python" recipes/glue.py --checkpoint "$output" --data data/demo-glue --seeds 1 "${tasks[@]}" \
     -- --learning-rate 4e-4 --epochs 2 --batch-size 16
   # The control: the same architecture on the first task without pretraining.
   "$python" recipes/glue.py --checkpoint "$output" --data data/demo-glue --seeds 1 --tasks cola \

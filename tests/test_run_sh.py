@@ -1,0 +1,112 @@
+"""`run.sh` as a user types it, in a copy of the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the sources, with this environment as its `.venv`."""
+    copy = tmp_path / "checkout"
+    names = ("model", "recipes", "ds_configs", "run.sh", "pyproject.toml", "constraints.txt")
+    for name in names:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            copy.mkdir(exist_ok=True)
+            shutil.copy2(source, copy / name)
+    return copy
+
+
+def with_this_environment(checkout: Path) -> None:
+    """Makes `.venv` of links to this environment, stamped as installed."""
+    venv = checkout / ".venv"
+    venv.mkdir()
+    for path in Path(sys.prefix).iterdir():
+        if path.name != ".installed":
+            (venv / path.name).symlink_to(path)
+    python = subprocess.run([sys.executable, "-V"], capture_output=True, text=True).stdout
+    texts = [(checkout / name).read_text() for name in ("pyproject.toml", "constraints.txt")]
+    (venv / ".installed").write_text(python + "".join(texts))
+
+
+def run_sh(checkout: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(checkout / "run.sh"), *words],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+    )
+
+
+@pytest.mark.slow
+def test_the_demo_at_its_smallest(checkout):
+    with_this_environment(checkout)
+    ended = run_sh(checkout, DEMO_SEQUENCES="160", DEMO_TASKS="cola")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for stage in ("1/5", "2/5", "3/5", "4/5", "5/5"):
+        assert f"== {stage}" in ended.stdout
+    run = checkout / "runs" / "demo"
+    for path in ("export/model.safetensors", "log.jsonl", "glue/scores.md", "glue/scores.png"):
+        assert (run / path).stat().st_size > 0
+    assert "finished 10 steps, 160 sequences" in ended.stdout
+    assert "tensorboard --logdir runs" in ended.stdout
+
+
+def test_an_unknown_command_is_refused(checkout):
+    ended = run_sh(checkout, "tets")
+    assert ended.returncode == 2 and "unknown command 'tets'" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "words, fault",
+    [
+        (["--pyhton", "3.12"], "not '--pyhton'"),
+        (["--have", "nowhere.txt"], "no line like name==version"),
+        (["--python"], "--python needs a version"),
+    ],
+)
+def test_wheels_name_what_they_take(checkout, words, fault):
+    ended = run_sh(checkout, "wheels", *words)
+    assert ended.returncode != 0 and fault in ended.stderr
+
+
+@pytest.mark.slow
+def test_wheels_are_filled_for_another_python_and_installed_without_a_network(checkout, tmp_path):
+    """What is there stays, what is missing comes, and an environment without pip gets it."""
+    have = tmp_path / "there.txt"
+    have.write_text("Typing_Extensions==4.15.0\nrich==15.0.0\n")
+    words = ["--python", "3.12", "--only", "tyro", "tqdm", "--have", str(have), "--output"]
+    ended = run_sh(checkout, "wheels", *words, str(tmp_path / "whl"))
+    if ended.returncode and "No matching distribution" not in ended.stderr + ended.stdout:
+        offline = ("Temporary failure", "Could not find a version", "Failed to fetch", "NewConn")
+        if any(sign in ended.stderr for sign in offline):
+            pytest.skip("the package registry is out of reach")
+    assert ended.returncode == 0, ended.stderr
+    brought = {path.name.split("-")[0] for path in (tmp_path / "whl").glob("*.whl")}
+    assert {"tyro", "tqdm", "typeguard"} <= brought
+    assert not {"typing_extensions", "torch"} & brought
+    installed = run_sh(checkout, "setup", WHEELS=str(tmp_path / "whl"))
+    assert installed.returncode == 0, installed.stderr
+    program = "import tyro, torch; print(tyro.__file__); print(torch.__file__)"
+    found = subprocess.run(
+        [str(checkout / ".venv/bin/python"), "-c", program], capture_output=True, text=True
+    )
+    tyro, torch = found.stdout.split()
+    assert tyro.startswith(str(checkout)) and not torch.startswith(str(checkout)), found.stderr
+
+
+def test_wheels_that_are_not_there_are_named(checkout, tmp_path):
+    ended = run_sh(checkout, "setup", WHEELS=str(tmp_path))
+    assert ended.returncode == 2 and "no wheels in" in ended.stderr
