@@ -34,7 +34,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.common.errors import UserError
-from recipes.corpus.sequence_order import GOLDEN, Documents, SequenceIndex, hash64, mix64, shuffled
+from recipes.common.hashing import GOLDEN, hash64, mix64
+from recipes.corpus.sequence_order import Documents, SequenceIndex, shuffled
 from recipes.corpus.token_shards import TokenShards
 
 IGNORED_LABEL = -100  # what torch's cross entropy skips by default

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.corpus.sequence_order import hash64
+from recipes.common.hashing import hash64
 from recipes.corpus.tokenizer import Tokenizer
 
 LENGTH_MULTIPLE = 64

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -61,6 +62,7 @@ def test_files_are_megatrons_to_the_byte(tmp_path, monkeypatch, vocab_size, inde
         ours = (tmp_path / f"ours.{suffix}").read_bytes()
         assert ours == (tmp_path / f"theirs.{suffix}").read_bytes()
         assert len(ours) == info[f"{suffix}_bytes"]
+        assert hashlib.sha256(ours).hexdigest() == info[f"{suffix}_sha256"]
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 70000])
@@ -68,7 +70,7 @@ def test_we_read_what_megatron_writes(write_token_data, vocab_size):
     documents = random_documents(vocab_size)
     data_dir = write_token_data({"train": [documents]}, vocab_size)
     write_shard_with_megatron(data_dir / "train-00000", documents, vocab_size)
-    opened = open_shards(data_dir, "train", verify_checksums=True)
+    opened = open_shards(data_dir, "train")
     (shard,) = opened.shards
     assert opened.documents == len(documents)
     assert opened.tokens == len(shard.tokens)
@@ -142,16 +144,6 @@ def test_counts_that_contradict_the_manifest(token_data):
     documents, tokens = faults_of(token_data, "train")
     assert "97 documents, the manifest says 98" in documents
     assert "tokens of 2 bytes are not" in tokens
-
-
-def test_checksums_find_a_flipped_bit_when_asked(token_data):
-    path = token_data / "train-00001.bin"
-    content = bytearray(path.read_bytes())
-    content[10] ^= 1
-    path.write_bytes(content)
-    open_shards(token_data, "train")
-    (fault,) = faults_of(token_data, "train", verify_checksums=True)
-    assert "train-00001.bin: SHA-256" in fault
 
 
 def test_unprepared_directories_say_how_to_prepare_them(token_data, tmp_path):

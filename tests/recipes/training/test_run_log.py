@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipes.training.run_log import LOG_NAME, RunLog, duration, read_records, write_whole
+from recipes.training.run_log import LOG_NAME, RunLog, duration, read_records
 
 AXES = ("", "by_sequences", "by_tokens")
 SEQUENCES, TOKENS = 16, 1234  # per step
@@ -240,20 +240,6 @@ def test_the_console_line(tmp_path, capsys):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
-
-
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
-    path = tmp_path / "report.md"
-    write_whole(path, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("recipes.training.run_log.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["report.md"]
 
 
 def test_records_wait_for_space_on_a_full_disk(tmp_path, capsys):

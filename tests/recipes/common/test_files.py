@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from recipes.common.files import PartialFile, sha256, why_no_directory, why_no_file, write_whole
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "report.md"
+    write_whole(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("recipes.common.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_a_partial_file_has_its_name_only_when_it_is_published(tmp_path):
+    path = tmp_path / "a.bin"
+    file = PartialFile(path)
+    file.write(b"one ")
+    file.write(memoryview(b"two"))
+    file.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin.partial"]
+    file.publish()
+    file.discard()  # too late to take anything away
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+    assert path.read_bytes() == b"one two"
+    assert sha256(path) == sha256(path, sync=True) == hashlib.sha256(b"one two").hexdigest()
+
+
+def test_a_discarded_file_leaves_nothing(tmp_path):
+    file = PartialFile(tmp_path / "a.bin")
+    file.write(b"one")
+    file.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    assert why_no_directory(tmp_path / "new" / "one") is None
+    assert why_no_directory(tmp_path / "file") == "is a file; name a directory"
+    assert why_no_directory(tmp_path / "file" / "in") == f"{tmp_path / 'file'} is a file"
+    assert why_no_file(tmp_path / "file") is None and why_no_file(tmp_path / "new") is None
+    assert why_no_file(tmp_path) == "is a directory; name a file"
