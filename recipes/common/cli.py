@@ -98,7 +98,7 @@ class ArgumentParser(argparse.ArgumentParser):
             in `Options.faults`, for a command that names what else is wrong beside them.
     """
 
-    def __init__(self, *args, refuse: bool = True, **kwargs):
+    def __init__(self, *args: Any, refuse: bool = True, **kwargs: Any):
         kwargs.setdefault("formatter_class", _HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
@@ -108,7 +108,9 @@ class ArgumentParser(argparse.ArgumentParser):
         # -inf and -1e5 are numbers as well, for their option to refuse.
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_known_args(  # type: ignore[override]  # argparse overloads it by types
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
         words = list(sys.argv[1:] if args is None else args)
         # What follows a bare "--" is no option, whatever it looks like.
         options = words.index("--") if "--" in words else len(words)
@@ -145,7 +147,7 @@ class ArgumentParser(argparse.ArgumentParser):
                 # No default may stand in its place: it is what an unset shell variable leaves.
                 self._unknown.append(f"{'/'.join(action.option_strings)} '': is empty")
                 return None
-            return super()._get_value(action, text)  # type: ignore[misc]
+            return super()._get_value(action, text)
         except argparse.ArgumentError as error:
             name = "/".join(action.option_strings) or action.dest
             self._refused.append((action, f"{name} {shorten(text)}: {error.message}"))

@@ -19,7 +19,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from recipes.common.errors import UserError
 from recipes.corpus.held_out import HeldOut, document_hash
 from recipes.corpus.text_records import EMPTY, HELD_OUT, Skipped
 from recipes.corpus.text_sources import Portion
-from recipes.corpus.token_shards import ShardWriter
+from recipes.corpus.token_shards import ShardInfo, ShardWriter
 from recipes.corpus.tokenizer import Tokenizer, encode_documents
 
 BATCH_DOCUMENTS = 256
@@ -81,7 +80,7 @@ class Encoded:
     """
 
     name: str
-    shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shards: dict[str, ShardInfo] = field(default_factory=dict)
     token_counts: dict[str, np.ndarray] = field(default_factory=dict)
     text_bytes: int = 0
     cpu_seconds: float = 0.0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Literal
 
 from recipes.common.errors import UserError
 from recipes.corpus.text_records import Skipped
 from recipes.corpus.text_sources import Portion
+from recipes.corpus.token_shards import SplitInfo
 
 PROBED_PORTIONS = 8
 PROBED_RECORDS = 10_000  # of each, at most
@@ -41,9 +42,7 @@ def check_documents(portions: Sequence[Portion], text_key: str, max_bad_fraction
         )
 
 
-def odd_results(
-    splits: Mapping[str, Mapping[str, Any]], kinds: set[str], fraction: float
-) -> Iterator[str]:
+def odd_results(splits: Mapping[str, SplitInfo], kinds: set[str], fraction: float) -> Iterator[str]:
     """What the user should look at before training on a preparation.
 
     Args:
@@ -58,6 +57,7 @@ def odd_results(
         yield f"train is one document of {train['tokens']:,} tokens{hint}"
     elif mean < SHORT_TOKENS:
         yield f"documents are short: {mean:.1f} tokens on average{hint}"
+    unit: Literal["documents", "tokens"]
     for unit in ("documents", "tokens") if fraction else ():
         share = splits["validation"][unit] / sum(split[unit] for split in splits.values())
         if not fraction / HELD_OUT_FACTOR <= share <= fraction * HELD_OUT_FACTOR:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,13 +12,11 @@ from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.corpus.preparation_plan import Plan
 from recipes.corpus.preparation_progress import PROGRESS_NAME, Progress
-from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME
+from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, Manifest, SplitInfo
 from recipes.corpus.tokenizer import SPECIAL_IDS, Tokenizer
 
 
-def write_manifest(
-    output: Path, plan: Plan, progress: Progress, tokenizer: Tokenizer
-) -> dict[str, Any]:
+def write_manifest(output: Path, plan: Plan, progress: Progress, tokenizer: Tokenizer) -> Manifest:
     """Write the manifest, which makes the directory a prepared one; the books go.
 
     Raises:
@@ -27,7 +24,7 @@ def write_manifest(
     """
     skipped = progress.skipped()
     splits = {split: _split(split, plan, progress) for split in ("train", "validation")}
-    manifest = {
+    manifest: Manifest = {
         "format": MANIFEST_FORMAT,
         "options": plan.options,
         "tokenizer": {
@@ -56,7 +53,7 @@ def write_manifest(
     return manifest
 
 
-def _split(split: str, plan: Plan, progress: Progress) -> dict[str, Any]:
+def _split(split: str, plan: Plan, progress: Progress) -> SplitInfo:
     finished = (progress.finished[shard.name]["shards"] for shard in plan.shards)
     shards = [made[split] for made in finished if split in made]
     if not shards:
@@ -78,7 +75,7 @@ def entropy_nats(counts: Sequence[int] | np.ndarray) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def print_summary(output: Path, manifest: dict[str, Any], progress: Progress) -> None:
+def print_summary(output: Path, manifest: Manifest, progress: Progress) -> None:
     """Print what was made, how fast, and what was skipped."""
     source = manifest["source"]
     tokens = sum(split["tokens"] for split in manifest["splits"].values())

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from recipes.common.files import write_whole
 from recipes.corpus.encode_shards import Encoded
 from recipes.corpus.preparation_plan import Plan
 from recipes.corpus.text_records import Skipped
-from recipes.corpus.token_shards import MANIFEST_NAME
+from recipes.corpus.token_shards import MANIFEST_NAME, ShardInfo
 
 PROGRESS_NAME = "progress.json"
 
@@ -30,6 +30,15 @@ _OUR_FILES = re.compile(
 
 # What preparations did that were made before these options were there.
 _LATER_OPTIONS: dict[str, Any] = {"format": None, "documents_per": "paragraph"}
+
+
+class Finished(TypedDict):
+    """The record of a finished portion: its shards by split, and what they cost."""
+
+    shards: dict[str, ShardInfo]
+    text_bytes: int
+    cpu_seconds: float
+    skipped: dict[str, Any]
 
 
 @dataclass
@@ -49,7 +58,7 @@ class Progress:
     input_digest: str
     input_times: str
     fingerprint: str
-    finished: dict[str, dict[str, Any]] = field(default_factory=dict)
+    finished: dict[str, Finished] = field(default_factory=dict)
     token_counts: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, encoded: Encoded) -> None:
@@ -68,7 +77,7 @@ class Progress:
         """Write the books to disk, whole or not at all."""
         write_whole(output / PROGRESS_NAME, json.dumps(asdict(self)).encode())
 
-    def total(self, key: str) -> float:
+    def total(self, key: Literal["text_bytes", "cpu_seconds"]) -> float:
         """Sum of `text_bytes` or `cpu_seconds` over the finished portions."""
         return sum(record[key] for record in self.finished.values())
 
@@ -129,7 +138,8 @@ def read_progress(output: Path, plan: Plan) -> Progress | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        return content
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); start again with --overwrite") from None
 
@@ -156,14 +166,14 @@ def _refuse_other(
         raise UserError(*faults, "name another --output, or start again with --overwrite")
 
 
-def _refuse_damaged(output: Path, infos: Iterable[dict[str, Any]]) -> None:
+def _refuse_damaged(output: Path, infos: Iterable[ShardInfo]) -> None:
     faults = []
     for info in infos:
-        for suffix in ("bin", "idx"):
+        for suffix, size in (("bin", info["bin_bytes"]), ("idx", info["idx_bytes"])):
             path = output / f"{info['prefix']}.{suffix}"
             found = path.stat().st_size if path.exists() else None
-            if found != info[f"{suffix}_bytes"]:
-                faults.append(f"{path}: {found} bytes, {info[f'{suffix}_bytes']} were written")
+            if found != size:
+                faults.append(f"{path}: {found} bytes, {size} were written")
     if faults:
         raise UserError(*faults, "start again with --overwrite")
 

@@ -123,10 +123,11 @@ class SequenceIndex:
     def _pieces(self, lengths: np.ndarray) -> np.ndarray:
         """Sequences that documents of these lengths give; same shape."""
         if self.documents == "truncate":
-            return np.minimum(lengths, 1)
-        return (lengths.astype(np.uint32) + np.uint32(self.piece_tokens - 1)) // np.uint32(
-            self.piece_tokens
-        )
+            pieces: np.ndarray = np.minimum(lengths, 1)
+        else:
+            size = np.uint32(self.piece_tokens)
+            pieces = (lengths.astype(np.uint32) + (size - np.uint32(1))) // size
+        return pieces
 
     def locate(self, numbers: np.ndarray) -> Pieces:
         """Resolve sequence numbers, int64 [n] in [0, len(self)), in any order."""

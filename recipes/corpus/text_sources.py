@@ -142,7 +142,11 @@ def find_inputs(
     return Inputs(tuple(spans), ignored)
 
 
-def source(span: Span) -> tuple:
+# Equal for two spans that are read from the same place.
+Source = tuple[str | int | None, ...]
+
+
+def source(span: Span) -> Source:
     """What a span is read from, whatever it is called."""
     if span.kind == "hub":
         return ("hub", span.name, span.config, span.split, span.start)
@@ -150,7 +154,7 @@ def source(span: Span) -> tuple:
 
 
 def _twice(spans: Sequence[Span]) -> Iterator[str]:
-    first: dict[tuple, str] = {}
+    first: dict[Source, str] = {}
     for span in spans:
         key = source(span)
         if key in first:

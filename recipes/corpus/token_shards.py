@@ -20,11 +20,11 @@ import json
 import mmap
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict
 
 import numpy as np
 
@@ -38,6 +38,48 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _TOKEN_TYPES: dict[int, np.dtype] = {4: np.dtype(np.int32), 8: np.dtype(np.uint16)}
 _INDEX_CHUNK = 1 << 20  # entries of the index written at a time, so that memory stays flat
+
+
+class ShardInfo(TypedDict):
+    """A shard's entry in the manifest; `prefix` is the name of its files without their endings."""
+
+    prefix: str
+    documents: int
+    tokens: int
+    bin_bytes: int
+    idx_bytes: int
+    bin_sha256: str
+    idx_sha256: str
+
+
+class SplitInfo(TypedDict):
+    """A split's entry in the manifest."""
+
+    documents: int
+    tokens: int
+    unigram_entropy_nats: float
+    shards: list[ShardInfo]
+
+
+class TokenizerInfo(TypedDict):
+    """What the manifest says of the tokenizer."""
+
+    fingerprint: str
+    vocab_size: int
+    lower_case: bool
+    special_ids: dict[str, int]
+    normalizer: NotRequired[str]
+    keeps_text: NotRequired[bool]
+
+
+class Manifest(TypedDict):
+    """The manifest; `options` and `source` are those of the preparation that made the shards."""
+
+    format: int
+    tokenizer: TokenizerInfo
+    splits: dict[str, SplitInfo]
+    options: NotRequired[Mapping[str, Any]]
+    source: NotRequired[Mapping[str, Any]]
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -77,7 +119,7 @@ class ShardWriter:
     `documents`, `tokens`, `bin_bytes`, `idx_bytes`, `bin_sha256`, `idx_sha256`.
     """
 
-    info: dict[str, Any]
+    info: ShardInfo
 
     def __init__(self, prefix: Path, vocab_size: int):
         self.prefix = Path(prefix)
@@ -198,7 +240,7 @@ class TokenShards:
 
     data_dir: Path
     split: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     shards: tuple[Shard, ...]
 
     @property
@@ -265,7 +307,7 @@ def open_shards(
     return TokenShards(data_dir, split, manifest, shards)
 
 
-def _read_manifest(data_dir: Path) -> dict[str, Any]:
+def _read_manifest(data_dir: Path) -> Manifest:
     path = data_dir / MANIFEST_NAME
     prepare = f"python recipes/prepare_data.py --input ... --output {data_dir}"
     if not data_dir.is_dir():
@@ -276,7 +318,7 @@ def _read_manifest(data_dir: Path) -> dict[str, Any]:
             f"did not finish; run, or run again: {prepare}"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); prepare again: {prepare}") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
@@ -288,11 +330,10 @@ def _read_manifest(data_dir: Path) -> dict[str, Any]:
     return manifest
 
 
-def _shard_faults(data_dir: Path, info: dict[str, Any]) -> Iterator[str]:
+def _shard_faults(data_dir: Path, info: ShardInfo) -> Iterator[str]:
     sizes_match = True
-    for suffix in ("bin", "idx"):
-        path = _with_suffix(data_dir / info["prefix"], f".{suffix}")
-        size = info[f"{suffix}_bytes"]
+    for suffix, size in ((".bin", info["bin_bytes"]), (".idx", info["idx_bytes"])):
+        path = _with_suffix(data_dir / info["prefix"], suffix)
         if not path.is_file():
             yield f"{path}: missing; the manifest lists it with {size:,} bytes"
             sizes_match = False
@@ -303,7 +344,7 @@ def _shard_faults(data_dir: Path, info: dict[str, Any]) -> Iterator[str]:
         yield from _header_faults(data_dir, info)
 
 
-def _header_faults(data_dir: Path, info: dict[str, Any]) -> Iterator[str]:
+def _header_faults(data_dir: Path, info: ShardInfo) -> Iterator[str]:
     path = _with_suffix(data_dir / info["prefix"], ".idx")
     with open(path, "rb") as file:
         header = file.read(_HEADER.size)

@@ -120,7 +120,7 @@ class Tokenizer:
     @property
     def normalizer(self) -> str:
         """Name of the Unicode normalisation, such as `nmt_nfkc_cf`."""
-        return self._model.normalizer_spec.name
+        return str(self._model.normalizer_spec.name)
 
     @cached_property
     def keeps_text(self) -> bool:
@@ -133,7 +133,7 @@ class Tokenizer:
     @cached_property
     def lower_case(self) -> bool:
         """Whether text is case-folded, whatever the normalisation is called."""
-        return self._processor.normalize("Ab") == self._processor.normalize("ab")
+        return bool(self._processor.normalize("Ab") == self._processor.normalize("ab"))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -181,11 +181,12 @@ class Tokenizer:
         """Ids of a text, without [CLS] and [SEP]."""
         if self.keeps_text and _SPACE_MARK in text:
             return self._encode_space_marks(text)
-        return self._processor.encode(text)
+        ids: list[int] = self._processor.encode(text)
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts, on one thread: processes are what runs in parallel here."""
-        encoded = self._processor.encode(list(texts), num_threads=1)
+        encoded: list[list[int]] = self._processor.encode(list(texts), num_threads=1)
         if self.keeps_text:
             for number, text in enumerate(texts):
                 if _SPACE_MARK in text:
@@ -194,13 +195,13 @@ class Tokenizer:
 
     def _encode_space_marks(self, text: str) -> list[int]:
         """Spell in bytes the character that SentencePiece could not tell from a space."""
-        mark = self._processor.piece_to_id(_SPACE_MARK_PIECES)
-        first, *others = (self._processor.encode(part) for part in text.split(_SPACE_MARK))
-        return first + [index for part in others for index in (*mark, *part)]
+        mark: list[int] = self._processor.piece_to_id(_SPACE_MARK_PIECES)
+        parts: list[list[int]] = [self._processor.encode(part) for part in text.split(_SPACE_MARK)]
+        return parts[0] + [index for part in parts[1:] for index in (*mark, *part)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control symbols vanish, normalisation is not undone."""
-        return self._processor.decode([int(index) for index in ids])
+        return str(self._processor.decode([int(index) for index in ids]))
 
     def vocabulary(self) -> str:
         """Piece and score per line: the `.vocab` file SentencePiece writes beside its models."""

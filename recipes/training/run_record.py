@@ -204,9 +204,9 @@ def _record(settings: Run, world: World) -> dict[str, Any]:
             "train_shards": [shard["bin_sha256"] for shard in train["splits"]["train"]["shards"]],
             "train_indexes": [shard["idx_sha256"] for shard in train["splits"]["train"]["shards"]],
             "validation_shards": [
-                shard[f"{kind}_sha256"]
+                digest
                 for shard in train["splits"]["validation"]["shards"]
-                for kind in ("bin", "idx")
+                for digest in (shard["bin_sha256"], shard["idx_sha256"])
             ],
         },
     }
