@@ -30,13 +30,15 @@ import torch
 
 from recipes.common.cli import COUNT, MINUTES, ArgumentParser, claimed
 from recipes.common.entry import run
-from recipes.common.errors import UserError
+from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_directory
 from recipes.common.locks import lock
 from recipes.common.processes import run_in_front
+from recipes.common.settings import parse
 from recipes.corpus.text_sources import EMBEDDED
 from recipes.reporting import equal_time
 from recipes.tasks.glue_tasks import TASKS, Task
+from recipes.training.settings import Settings as PretrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = Path(__file__).resolve().parent
@@ -191,15 +193,14 @@ def resolve(options: Any) -> list[Task]:
 
 
 def _pretraining_faults(words: Sequence[str]) -> list[str]:
-    """What pretraining would say of these options, after the data is prepared. Leaves on a mistyped
-    one."""
+    """Return what pretraining would say of these options, after the data is prepared."""
     if not words:
         return []
-    from recipes import pretrain  # DeepSpeed takes seconds
-
     needed = ("--model", "--data", "--output", "--deepspeed-config")
     given = [word for name in needed for word in (name, "-")]
-    return pretrain.parse_arguments([*given, *words]).faults
+    faults = Faults()
+    faults.attempt(lambda: parse(PretrainingSettings, [*given, *words]))
+    return faults
 
 
 def _is_there(directory: Path, task: Task) -> bool:

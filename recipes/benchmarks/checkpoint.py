@@ -39,7 +39,6 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from model.config import PRESETS, ModelOptions, preset
 from model.masked_lm import RapidBertForMaskedLM
-from recipes import pretrain
 from recipes.benchmarks.input import write_synthetic_data
 from recipes.benchmarks.records import Record, Rows, panels, shown, spread
 from recipes.common.cli import whole
@@ -51,7 +50,11 @@ from recipes.engine.ds_config import precision, read_config
 from recipes.engine.engine import build_engine
 from recipes.engine.world import World, initialize_world, shut_down
 from recipes.report import COLORS
-from recipes.training.checkpoint import Checkpoints, Progress
+from recipes.training.checkpoint import Checkpoints
+from recipes.training.progress import Progress
+from recipes.training.run import adamw
+from recipes.training.settings import Identity
+from recipes.training.step import global_counts, train_step
 from recipes.training.stragglers import RankTimes
 
 BY_DEVICE = True
@@ -59,6 +62,7 @@ STEPS = 8
 """Of one stretch of training, with or without a save at its beginning."""
 SEQUENCES, SEQUENCE_LENGTH = 1, 64
 """Of the micro-batches: little to compute, so that the state is what costs."""
+LEARNING_RATE = 1e-4
 SAVE_EVERY = 1000
 """Steps between checkpoints: the default of recipes/pretrain.py."""
 # RapidBERT-Base on one node of 8 x A100-80, 4,096 sequences of 128 tokens (appendix, Table S2).
@@ -79,15 +83,12 @@ class Training:
 
     def __init__(self, model: str, deepspeed: dict[str, Any], world: World, data: Path):
         self.world = world
-        self.options = pretrain.parse_arguments(
-            ["--model", model, "--data", str(data), "--output", "-", "--deepspeed-config", "-"]
-        )
-        self.options.learning_rate = 1e-4
+        self.identity = Identity(model)
         plan = plan_batches(SEQUENCES * world.world_size, SEQUENCES, world.world_size)
         torch.manual_seed(0)
         network = RapidBertForMaskedLM(preset(model), ModelOptions("sdpa"))
         self.parameters = preset(model).parameters()
-        optimizer = pretrain.optimizer(self.options)
+        optimizer = adamw(self.identity, LEARNING_RATE)
         self.engine = build_engine(network, deepspeed, plan, world, **optimizer)
         self._batches = MlmBatches(
             open_shards(data, "train"),
@@ -102,9 +103,13 @@ class Training:
 
     def step(self) -> None:
         micro_batches: list[PackedBatch] = [self._batches[self.steps].to(self.world.device)]
-        counts = pretrain.global_counts(micro_batches, {}, self.world)
-        where = (self.steps, self.options, self.world, self._times)
-        pretrain.train_step(self.engine, micro_batches, counts, 1e-4, *where)
+        counts, _ = global_counts(micro_batches, {}, self.world)
+        train_step(
+            *(self.engine, micro_batches, counts, LEARNING_RATE),
+            seed=self.identity.seed,
+            step=self.steps,
+            times=self._times,
+        )
         self.steps += 1
 
 

@@ -24,19 +24,21 @@ from model.attention import check_backend
 from model.config import ModelConfig, ModelOptions, preset, training_flops
 from model.kernels import check_kernels
 from model.masked_lm import RapidBertForMaskedLM
-from recipes import pretrain
 from recipes.benchmarks.input import write_synthetic_data
 from recipes.benchmarks.records import NotHere, Record, seconds_per_call, spread
-from recipes.common.errors import UserError
+from recipes.common.errors import Faults, UserError
 from recipes.common.gpus import peak_flops
 from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
 from recipes.corpus.token_shards import TokenShards, open_shards
 from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.ds_config import precision, read_config
 from recipes.engine.engine import build_engine
-from recipes.engine.kernel_choice import choose_kernels
+from recipes.engine.kernel_choice import KernelChoice
 from recipes.engine.rendezvous import launched_world_size
 from recipes.engine.world import World, initialize_world, shut_down
+from recipes.training.run import adamw
+from recipes.training.settings import Identity, peak_learning_rate
+from recipes.training.step import global_counts, next_step, train_step
 from recipes.training.stragglers import RankTimes
 from recipes.training.throughput import executed_flops_utilization, mfu
 
@@ -75,13 +77,13 @@ class Setup:
 def recommended(model: str, record: Record) -> tuple[Setup, int]:
     """The settings that `pretrain.py` takes for `model` here, and its JSON's micro-batch."""
     config = CONFIGS / (f"{model.rpartition('-')[2]}.json" if record.gpu else TOY_CONFIG)
-    words = ["--model", model, "--data", "-", "--output", "-", "--deepspeed-config", str(config)]
-    options = pretrain.parse_arguments(words)
     sizes = {} if record.gpu else {"vocab_size": TOY_VOCABULARY}
     built = preset(model, **sizes)
     deepspeed = read_config(config)
-    choose_kernels(built, precision(deepspeed), options)
-    setup = Setup(built, deepspeed, options.attention, options.kernels)
+    faults = Faults()
+    choice = KernelChoice().resolve(built, precision(deepspeed), faults)
+    faults.stop()
+    setup = Setup(built, deepspeed, choice.attention, choice.kernels)
     return setup, setup.deepspeed["train_micro_batch_size_per_gpu"]
 
 
@@ -161,15 +163,13 @@ class Trainer:
         self.setup, self.world = setup, world
         self.micro_batch, self.parameters = micro_batch, setup.model.parameters()
         self.accumulation = global_batch // micro_batch
-        words = ["--model", setup.model.name, "--data", "-", "--output", "-"]
-        self.options = pretrain.parse_arguments([*words, "--deepspeed-config", "-"])
-        size = setup.model.name.rpartition("-")[2]
-        self.options.learning_rate = pretrain.PEAK_LEARNING_RATE[size]
-        torch.manual_seed(self.options.seed)
+        self.identity = Identity(setup.model.name)
+        self.learning_rate = peak_learning_rate(setup.model.name)
+        torch.manual_seed(self.identity.seed)
         model = RapidBertForMaskedLM(
             setup.model, ModelOptions(setup.attention, setup.kernels, setup.recompute)
         )
-        optimizer = pretrain.optimizer(self.options)
+        optimizer = adamw(self.identity, self.learning_rate)
         plan = BatchPlan(global_batch, micro_batch, self.accumulation, 1)
         self.engine = (
             build_engine(model, setup.deepspeed, plan, world, **optimizer)
@@ -202,17 +202,16 @@ class Trainer:
         Raises:
             FloatingPointError: the gradient is not finite: that step is not what is to be timed.
         """
-        batches, _ = pretrain.next_step(iter(next(self._steps)), self.accumulation, self.world)
-        counts = pretrain.global_counts(batches, {}, self.world)
-        loss, update = pretrain.train_step(
+        batches, _ = next_step(iter(next(self._steps)), self.accumulation, self.world)
+        counts, _ = global_counts(batches, {}, self.world)
+        loss, update = train_step(
             self.engine,
             batches,
             counts,
-            self.options.learning_rate / 100,  # random tokens teach nothing, but keep it stable
-            self._done,
-            self.options,
-            self.world,
-            self._times,
+            self.learning_rate / 100,  # random tokens teach nothing, but keep it stable
+            seed=self.identity.seed,
+            step=self._done,
+            times=self._times,
         )
         if not update.applied:
             raise FloatingPointError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import statistics
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -35,10 +36,20 @@ from recipes.common.errors import Faults, UserError  # noqa: E402
 from recipes.common.files import why_no_directory, write_whole  # noqa: E402
 from recipes.report import COLORS, aligned  # noqa: E402
 from recipes.tasks.glue_tasks import TASKS  # noqa: E402
-from recipes.tasks.results import Result, read_result  # noqa: E402
 from recipes.training.run_log import duration  # noqa: E402
 
 STAND_IN = "STAND-IN TASKS: not GLUE"
+NEEDED = {
+    "task": str,
+    "seed": int,
+    "score": float,
+    "metrics": dict,
+    "stand_in": bool,
+    "seconds": float,
+    "checkpoint": str,
+}
+
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,30 @@ class Series:
         if len(self.tasks) < len(TASKS):
             return f"average of {len(self.tasks)} task{'s' * (len(self.tasks) > 1)}"
         return f"average of {len(TASKS)} stand-ins" if self.stand_in else "GLUE average"
+
+
+def read_result(path: Path) -> Result:
+    """One result of `recipes/finetune.py`.
+
+    Raises:
+        UserError: not such a file.
+        FileNotFoundError: no file.
+    """
+    try:
+        result = json.loads(path.read_bytes())
+        for key, kind in NEEDED.items():
+            value = result[key]
+            if not isinstance(value, int | float if kind is float else kind):
+                raise UserError(f"{path}: {key} is {value!r}, not a {kind.__name__}")
+        if not math.isfinite(result["score"]):
+            raise UserError(f"{path}: the score is {result['score']}")
+    except KeyError as error:
+        raise UserError(f"{path}: no result of a finetuning, lacks {error}") from None
+    except (ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: damaged result: {error}") from None
+    return result
 
 
 def load_results(directory: Path, without: Collection[Path] = ()) -> list[Result]:
@@ -377,6 +412,11 @@ def write_scores(results: Mapping[str, Sequence[Result]], output: Path) -> str:
     write_whole(output / "scores.json", (json.dumps(record(all_series), indent=1) + "\n").encode())
     write_whole(output / "scores.md", markdown(all_series).encode())
     return f"{console(all_series)}\n\n{output / 'scores.md'}"
+
+
+def describe(result: Result) -> str:
+    """One result in a few words."""
+    return f"{TASKS[result['task']].score} {100 * result['score']:.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

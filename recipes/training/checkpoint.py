@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from recipes.common.errors import SaveError, UserError, refused
 from recipes.common.files import PARTIAL, sha256, sync_directory, write_whole
 from recipes.engine.world import World, agree
 from recipes.training import optimizer_state
+from recipes.training.progress import Progress
 
 MANIFEST = "manifest.json"
 OWNER = "owner"
@@ -50,26 +51,6 @@ POLL_SECONDS = 0.02
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 VISIBLE_SECONDS = 60
 """How long another node's file may take to show on a network file system."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is."""
-
-    step: int = 0
-    """Optimizer steps done, the skipped ones included."""
-    sequences: int = 0
-    """Sequences trained on, over all ranks."""
-    tokens: int = 0
-    """Real tokens trained on, over all ranks."""
-    seconds: float = 0.0
-    """Wall time up to here, earlier runs included."""
-    skipped: int = 0
-    """Steps without an update, because the loss or the gradient was not finite."""
-    skipped_in_a_row: int = 0
-    """The newest of them."""
-    training_seconds: float = 0.0
-    """Of the wall time, without evaluation and saving; steps that ran again count once."""
 
 
 class Checkpoints:

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -64,10 +65,30 @@ class StopRequests:
             self._file_found = self._file.exists()
         return self._file_found
 
-    def honoured(self) -> None:
-        """Remove the stop file, so that the next start goes on."""
+    def asked(self) -> dict[str, int]:
+        """Return what this rank was asked for, to be added up over the ranks."""
+        return {"signalled": self.signalled, "stop_file": self.stop_file}
+
+    def status(self, asked: Mapping[str, int]) -> int | None:
+        """Return the exit status that the ranks' sums of `asked` ask for; None: go on."""
+        if asked["stop_file"]:
+            return STOPPED
+        return INTERRUPTED if asked["signalled"] else None
+
+    def take_leave(self, status: int, step: int, total_steps: int | None) -> None:
+        """Say why the run ends before its last step; remove the stop file that asked for it.
+
+        A stop file that nobody has seen stays: it stops the next start.
+        """
         if self._rank == 0:
-            self._file.unlink(missing_ok=True)
+            why = "a signal" if status == INTERRUPTED else self._file
+            whole = f" of {total_steps}" if total_steps else ""
+            print(
+                f"ended by {why} after step {step}{whole}, with a checkpoint; the same command "
+                "goes on"
+            )
+            if status == STOPPED:
+                self._file.unlink(missing_ok=True)
 
 
 class LastingConsole:

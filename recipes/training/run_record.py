@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import platform
-import subprocess
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.locks import lock
-from recipes.corpus.sequence_order import SequenceIndex
+from recipes.common.settings import flat
 from recipes.engine.ds_config import NUMERIC_KEYS, precision
 from recipes.engine.world import World, on_first_rank
 from recipes.training.checkpoint import has_checkpointed, identities
-from recipes.training.schedule import adamw_weight_decay
-
-if TYPE_CHECKING:
-    from recipes.pretrain import Run
+from recipes.training.provenance import git_revision, versions
+from recipes.training.run import Run
+from recipes.training.run_description import describe
 
 CONFIG = "config.json"
-PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "triton")
 
 # Of a manifest's tokenizer, for the export; the last two are missing in older ones.
 TOKENIZER_FACTS = (
@@ -33,38 +25,8 @@ TOKENIZER_FACTS = (
     *("normalizer", "keeps_text"),
 )
 
-# Options that a resumed run may change: what they change is speed, or rounding at most. What the
-# DeepSpeed JSON decides is compared by content.
-FREE_OPTIONS = {
-    "paper",  # what it sets is compared
-    "output",
-    "data",
-    "deepspeed_config",
-    "attention",
-    "kernels",
-    "recompute",
-    "loader_workers",
-    "log_every",
-    "eval_every",
-    "eval_sequences",
-    "save_every",
-    "export_at",
-    "keep",
-    "keep_every",
-    "on_save_failure",
-    "step_timeout",
-    "price_per_gpu_hour",
-    "dry_run",
-    "gpus",
-    "gpu_memory_gb",
-    "local_rank",
-}
-
 # Parts of the identity that the records of older versions lack.
 LATER_IDENTITY = {"train_indexes", "validation_shards"}
-
-# BERT's own passes over its text; what more of them teach, nobody has measured for these models.
-MANY_EPOCHS = 40
 
 FOLLOWS_THE_CLOCK = (
     "learning rate and number of steps are functions of the clock: the data order and the masks of "
@@ -72,7 +34,7 @@ FOLLOWS_THE_CLOCK = (
 )
 
 
-def start(settings: Run, world: World) -> bool:
+def start(run: Run, world: World) -> bool:
     """Write `config.json`, or compare with the one that is there. Call on every rank.
 
     Returns:
@@ -81,17 +43,17 @@ def start(settings: Run, world: World) -> bool:
     Raises:
         UserError: the directory holds a run with other settings, all differences named.
     """
-    return on_first_rank(lambda: _start(settings, world), settings.options.output)
+    return on_first_rank(lambda: _start(run, world), run.places.output)
 
 
-def _start(settings: Run, world: World) -> bool:
-    output = settings.options.output
+def _start(run: Run, world: World) -> bool:
+    output = run.places.output
     output.mkdir(parents=True, exist_ok=True)
     lock(output, "training into it")
     path = output / CONFIG
-    record = _record(settings, world)
+    record = _record(run, world)
     _check_identity(output, record["identity"])
-    print(describe(settings))
+    print(describe(run))
     write_whole(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
     # A first checkpoint that a crash left unfinished is no progress to go on from.
     return has_checkpointed(output) or (output / "export").exists()
@@ -104,7 +66,6 @@ def _check_identity(output: Path, now: dict[str, Any]) -> None:
     Raises:
         UserError: it is another run's, or nobody can say whose; all differences named.
     """
-    now = _as_read(now)
     config = output / CONFIG
     recorded = _read(config)["identity"] if config.exists() else None
     changed = _differences(recorded, now) if recorded else []
@@ -142,18 +103,36 @@ def _check_identity(output: Path, now: dict[str, Any]) -> None:
         print(f"{config} was missing; the checkpoints have the settings given now")
 
 
-def identity(settings: Run, world: World) -> dict[str, Any]:
-    """What must not change between the parts of one run, as a file gives it back."""
-    return _as_read(_record(settings, world)["identity"])
+def identity(run: Run) -> dict[str, Any]:
+    """Return what must not change between the parts of one run, as a file gives it back."""
+    manifest = run.train.manifest
+    splits = manifest["splits"]
+    return _as_read(
+        {
+            **flat(run.identity),
+            **{f"model.{name}": value for name, value in run.model.to_dict().items()},
+            "global_batch": run.plan.global_batch,
+            **{f"deepspeed.{key}": run.deepspeed.get(key) for key in NUMERIC_KEYS},
+            "tokenizer": manifest["tokenizer"]["fingerprint"],
+            "train_shards": [shard["bin_sha256"] for shard in splits["train"]["shards"]],
+            "train_indexes": [shard["idx_sha256"] for shard in splits["train"]["shards"]],
+            "validation_shards": [
+                digest
+                for shard in splits["validation"]["shards"]
+                for digest in (shard["bin_sha256"], shard["idx_sha256"])
+            ],
+        }
+    )
 
 
 def _as_read(value: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(value, default=str))
+    read: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    return read
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_bytes())
+        record: dict[str, Any] = json.loads(path.read_bytes())
         record["identity"], record["versions"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not the record of a run; move the directory away") from None
@@ -168,163 +147,55 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _record(settings: Run, world: World) -> dict[str, Any]:
-    options, plan = settings.options, settings.plan
-    values = {name: _plain(value) for name, value in vars(options).items()}
-    train = settings.train.manifest
+def _record(run: Run, world: World) -> dict[str, Any]:
+    plan, train = run.plan, run.train.manifest
     return {
-        "model": {**settings.model.to_dict(), "parameters": settings.model.parameters()},
-        "run": values,
-        "deepspeed": settings.deepspeed,
-        "precision": precision(settings.deepspeed),
-        "adamw_weight_decay": adamw_weight_decay(options.weight_decay, options.learning_rate),
+        "model": {**run.model.to_dict(), "parameters": run.model.parameters()},
+        "run": flat(run.settings),
+        "deepspeed": run.deepspeed,
+        "precision": precision(run.deepspeed),
+        "adamw_weight_decay": run.optimizer["weight_decay"],
         "world_size": world.world_size,
-        "device": settings.device_name,
+        "device": run.device_name,
         "versions": versions(),
         "git_revision": git_revision(),
         "requested_global_batch": plan.requested,
         "global_batch": plan.global_batch,
         "micro_batch": plan.micro_batch,
         "accumulation": plan.accumulation,
-        "total_steps": settings.total_steps,
-        "sequences": settings.total_steps and settings.total_steps * plan.global_batch,
-        **({} if settings.total_steps else {"follows_the_clock": FOLLOWS_THE_CLOCK}),
+        "total_steps": run.total_steps,
+        "sequences": run.total_steps and run.total_steps * plan.global_batch,
+        **({} if run.total_steps else {"follows_the_clock": FOLLOWS_THE_CLOCK}),
         "data": {
             "tokenizer_fingerprint": train["tokenizer"]["fingerprint"],
-            "train_tokens": settings.train.tokens,
-            "unigram_entropy_nats": settings.validation.unigram_entropy_nats,
+            "train_tokens": run.train.tokens,
+            "unigram_entropy_nats": run.validation.unigram_entropy_nats,
         },
-        # What must not change between the parts of one run.
-        "identity": {
-            **{name: value for name, value in values.items() if name not in FREE_OPTIONS},
-            **{f"model.{name}": value for name, value in settings.model.to_dict().items()},
-            "global_batch": plan.global_batch,
-            **{f"deepspeed.{key}": settings.deepspeed.get(key) for key in NUMERIC_KEYS},
-            "tokenizer": train["tokenizer"]["fingerprint"],
-            "train_shards": [shard["bin_sha256"] for shard in train["splits"]["train"]["shards"]],
-            "train_indexes": [shard["idx_sha256"] for shard in train["splits"]["train"]["shards"]],
-            "validation_shards": [
-                digest
-                for shard in train["splits"]["validation"]["shards"]
-                for digest in (shard["bin_sha256"], shard["idx_sha256"])
-            ],
-        },
+        "identity": identity(run),
     }
 
 
-def facts(settings: Run, world: World) -> dict[str, str]:
+def facts(run: Run, world: World) -> dict[str, str]:
     """What a checkpoint says about who wrote it, and a resume announces when it has changed."""
-    stage = settings.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    stage = run.deepspeed.get("zero_optimization", {}).get("stage", 0)
     return {
         **versions(),
         "git_revision": git_revision(),
-        "device": settings.device_name,
+        "device": run.device_name,
         "world_size": str(world.world_size),
-        "micro_batch": str(settings.plan.micro_batch),
+        "micro_batch": str(run.plan.micro_batch),
         "ZeRO stage": str(stage),
     }
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes, and of the CUDA runtime and driver where there are any."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    if torch.cuda.is_available():
-        found["cuda"] = str(torch.version.cuda)
-        nccl = torch.cuda.nccl.version()
-        found["nccl"] = ".".join(map(str, nccl))
-    return found
-
-
-@functools.cache
-def git_revision() -> str:
-    """Commit of this repository, with `+changes` on a dirty tree; "unknown" outside of git.
-
-    As it was at the first call: what is committed while a run goes on is not what it runs.
-    """
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def export_facts(settings: Run) -> dict[str, Any]:
+def export_facts(run: Run) -> dict[str, Any]:
     """What an export says about its origin, beside the model."""
     return {
         "tokenizer": {
             key: value
-            for key, value in settings.train.manifest["tokenizer"].items()
+            for key, value in run.train.manifest["tokenizer"].items()
             if key in TOKENIZER_FACTS
         },
-        "sequence_length": settings.options.sequence_length,
+        "sequence_length": run.identity.sequence_length,
         "git_revision": git_revision(),
     }
-
-
-def _nodes(gpus: int) -> str:
-    nodes = -(-gpus // 8)
-    return f"{nodes} nodes x 8 GPUs" if gpus % 8 == 0 else f"{nodes} nodes, {gpus} GPUs"
-
-
-def _rounded(passes: float) -> str:
-    return f"{passes:,.0f}" if passes >= 100 else f"{passes:.3g}"
-
-
-def _many_epochs(passes: float, epoch: int, settings: Run) -> str:
-    steps = max(1, MANY_EPOCHS * epoch // settings.plan.global_batch)
-    return (
-        f"the run reads the same text {_rounded(passes)} times, BERT's read it {MANY_EPOCHS} "
-        f"times; --duration {steps * settings.plan.global_batch} would do that, in a new --output"
-        + (", without --paper, which is for text like C4" if settings.options.paper else "")
-    )
-
-
-def describe(settings: Run) -> str:
-    """The resolved run in a few lines."""
-    options, plan, model = settings.options, settings.plan, settings.model
-    stage = settings.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    decay = adamw_weight_decay(options.weight_decay, options.learning_rate)
-    tokens = settings.train.tokens
-    epoch = len(SequenceIndex(settings.train.shards, options.sequence_length, options.documents))
-    passes = (settings.total_steps or 0) * plan.global_batch / epoch
-    lines = {
-        "model": f"{model.name}, {model.parameters() / 1e6:.1f}M parameters, "
-        f"{options.attention} attention, {options.kernels} kernels"
-        + (", layers recomputed" if options.recompute else ""),
-        "data": f"{options.data}, {tokens:,} training tokens, {options.documents} documents, "
-        f"{options.sequence_length} tokens per sequence",
-        "batch": str(plan),
-        "duration": f"{settings.total_steps:,} steps, "
-        f"{settings.total_steps * plan.global_batch:,} sequences"
-        if settings.total_steps
-        else f"{options.minutes:g} minutes of training, as many steps as fit",
-        "epochs": (f"{_rounded(passes)} of " if settings.total_steps else "each ")
-        + f"{epoch:,} sequences, "
-        + ("the training text once" if options.documents == "split" else "one of each document"),
-        **({"look out": _many_epochs(passes, epoch, settings)} if passes > MANY_EPOCHS else {}),
-        "optimizer": f"AdamW, peak lr {options.learning_rate:g}, betas {options.beta1:g} "
-        f"{options.beta2:g}, eps {options.eps:g}, weight decay {decay:g} "
-        f"(published convention: {options.weight_decay:g})",
-        "precision": f"{precision(settings.deepspeed)}, ZeRO stage {stage}",
-        **({"nodes": _nodes(options.gpus)} if options.gpus else {}),
-        "device": f"{options.gpus} GPUs, not started"
-        if options.gpus
-        else f"{settings.device_name}, {plan.data_parallel * options.tensor_parallel} of them",
-        "output": str(options.output),
-    }
-    return "\n".join(f"{name:>10}: {text}" for name, text in lines.items())

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
-from recipes.common.cli import Range, whole
+from recipes.common.numbers import Range, whole
 
 # The paper's two runs: steps of 4,096 sequences (appendix H).
 STEP_SEQUENCES = 4096
@@ -33,8 +32,8 @@ def duration_in_sequences(text: str) -> int:
         return NAMED_DURATIONS[text]
     in_range = whole(1, MOST_SEQUENCES)
     try:
-        return int(in_range(text.replace(",", "")))
-    except ArgumentTypeError:
+        return int(in_range.read(text.replace(",", "")))
+    except ValueError:
         names = ", ".join(f"{name} ({count:,})" for name, count in NAMED_DURATIONS.items())
         meant = _meant(text, in_range)
         raise ValueError(

@@ -30,7 +30,7 @@ class RankTimes:
     """Seconds that each rank needs per step for its forward passes and for its batches."""
 
     def __init__(self, world: World):
-        self._world = world
+        self.world = world
         self._forward: list[Any] = []
         self._wait = 0.0
         self._steps = 0
@@ -39,7 +39,7 @@ class RankTimes:
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Around a forward pass; does not wait for the device."""
-        if self._world.device.type == "cuda":
+        if self.world.device.type == "cuda":
             began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             began.record()
             yield
@@ -62,10 +62,10 @@ class RankTimes:
         """
         mine = (self._forward_seconds() / self._steps, self._wait / self._steps)
         self._forward, self._wait, self._steps = [], 0.0, 0
-        where = f"rank {self._world.rank} ({socket.gethostname()}, {self._world.device})"
-        everyone: list[Any] = [None] * self._world.world_size
+        where = f"rank {self.world.rank} ({socket.gethostname()}, {self.world.device})"
+        everyone: list[Any] = [None] * self.world.world_size
         dist.all_gather_object(everyone, (where, *mine))
-        if self._world.rank == 0:
+        if self.world.rank == 0:
             slow = slow_ranks(everyone)
             self._slow = Counter({where: self._slow[where] + 1 for where in slow})
             for where, line in slow.items():
@@ -79,9 +79,9 @@ class RankTimes:
         }
 
     def _forward_seconds(self) -> float:
-        if self._world.device.type != "cuda":
+        if self.world.device.type != "cuda":
             return sum(self._forward)
-        torch.cuda.synchronize(self._world.device)
+        torch.cuda.synchronize(self.world.device)
         return sum(began.elapsed_time(ended) for began, ended in self._forward) / 1000
 
 

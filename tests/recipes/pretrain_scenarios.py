@@ -17,7 +17,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import PRESETS, ModelConfig, ModelOptions
+from model.config import PRESETS, ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from recipes import pretrain
 from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
 from recipes.corpus.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, train_tokenizer
 from recipes.engine.engine import build_engine, full_precision_parameters
+from recipes.engine.kernel_choice import KernelChoice
 from recipes.engine.world import World, initialize_world
+from recipes.training.run import Run, resolve
+from recipes.training.settings import Adjustable, Identity, Places, Rehearsal, Settings
+from recipes.training.step import global_counts, next_step, train_step, training_batches
 from recipes.training.stragglers import RankTimes
 
 _SIZES: dict[str, Any] = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64)
@@ -189,22 +193,43 @@ def write_config(directory: Path, batch: int, micro_batch: int, stage: int = 1, 
     return path
 
 
+SMALL: dict[str, Any] = {
+    "model": "probe-tiny",
+    "sequence_length": 32,
+    "loader_workers": 0,
+    "log_every": 1,
+    "save_every": 3,
+    "eval_every": 0,
+    "eval_sequences": 16,
+}
+"""A run of a few small steps, every step logged."""
+
+
 def command_line(data: Path, output: Path, config: Path, **options: Any) -> list[str]:
-    """Arguments of `pretrain.py` for a run of a few small steps, every step logged."""
-    chosen = {
-        "model": "probe-tiny",
-        "data": data,
-        "output": output,
-        "deepspeed_config": config,
-        "sequence_length": 32,
-        "loader_workers": 0,
-        "log_every": 1,
-        "save_every": 3,
-        "eval_every": 0,
-        "eval_sequences": 16,
-        **options,
-    }
+    """Arguments of `pretrain.py` for a small run, changed by `options`."""
+    places = {"data": data, "output": output, "deepspeed_config": config}
+    chosen = places | SMALL | options
     return [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
+
+
+def settings_of(data: Path, output: Path, config: Path, **options: Any) -> Settings:
+    """The settings of a small run, changed by `options`."""
+    chosen = SMALL | options
+    if "duration" in chosen:
+        chosen["duration"] = str(chosen["duration"])
+
+    def group(kind: type, **inside: Any) -> Any:
+        names = [field.name for field in fields(kind) if field.name in chosen]
+        return kind(**{name: chosen.pop(name) for name in names}, **inside)
+
+    settings = Settings(
+        Places(data, output, config),
+        group(Identity),
+        group(Adjustable, kernel_choice=group(KernelChoice)),
+        group(Rehearsal),
+    )
+    assert not chosen, chosen
+    return settings
 
 
 def pretraining(arguments: list[str]) -> int | None:
@@ -221,31 +246,29 @@ def trained(output: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     return scalars, load_file(output / "export" / "model.safetensors")
 
 
-def build(arguments: list[str]) -> tuple[pretrain.Run, World, Any]:
-    """A run up to its engine: settings, world and DeepSpeed's engine around a fresh model."""
-    settings = pretrain.resolve(pretrain.parse_arguments(arguments), int(os.environ["WORLD_SIZE"]))
-    world = initialize_world(settings.options.tensor_parallel)
-    torch.manual_seed(settings.options.seed)
-    options = settings.options
-    model = RapidBertForMaskedLM(
-        settings.model, ModelOptions(options.attention, options.kernels, options.recompute)
-    )
-    optimizer = pretrain.optimizer(settings.options)
-    trainer = build_engine(model, settings.deepspeed, settings.plan, world, **optimizer)
-    return settings, world, trainer
+def build(settings: Settings) -> tuple[Run, World, Any]:
+    """A run up to its engine: the run, its world and DeepSpeed's engine around a fresh model."""
+    run = resolve(settings, int(os.environ["WORLD_SIZE"]))
+    world = initialize_world(run.identity.tensor_parallel)
+    torch.manual_seed(run.identity.seed)
+    model = RapidBertForMaskedLM(run.model, run.model_options)
+    return run, world, build_engine(model, run.deepspeed, run.plan, world, **run.optimizer)
 
 
-def one_step(settings: pretrain.Run, world: World, trainer: Any, step: int) -> float:
+def one_step(run: Run, world: World, engine: Any, step: int) -> float:
     """The loop's step `step`; returns its loss."""
-    batches = pretrain.training_batches(settings, world, step)
-    micro_batches, _ = pretrain.next_step(batches, settings.plan.accumulation, world)
-    counts = pretrain.global_counts(micro_batches, {}, world)
-    loss, _ = pretrain.train_step(
-        trainer, micro_batches, counts, 1e-3, step, settings.options, world, RankTimes(world)
+    batches = training_batches(run, world, step)
+    micro_batches, _ = next_step(batches, run.plan.accumulation, world)
+    counts, _ = global_counts(micro_batches, {}, world)
+    loss, _ = train_step(
+        *(engine, micro_batches, counts, 1e-3),
+        seed=run.identity.seed,
+        step=step,
+        times=RankTimes(world),
     )
     return float(loss)
 
 
-def weights(trainer: Any) -> dict[str, Tensor]:
+def weights(engine: Any) -> dict[str, Tensor]:
     """Copies of the optimizer's fp32 weights."""
-    return {name: w.clone() for name, w in full_precision_parameters(trainer)}
+    return {name: w.clone() for name, w in full_precision_parameters(engine)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from pretrain_scenarios import (
     free_port,
     pretraining,
     run_world,
+    settings_of,
     trained,
     values,
     write_config,
@@ -26,10 +28,13 @@ from pretrain_scenarios import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipes import pretrain
-from recipes.common.errors import UserError
+from model.config import PRESETS
+from recipes.common.errors import Faults, UserError
+from recipes.common.settings import help_of, parse
 from recipes.training.export import read_tensors
+from recipes.training.run import resolve
 from recipes.training.schedule import learning_rate_at
+from recipes.training.settings import PEAK_LEARNING_RATE, Identity, Places, Settings
 from recipes.training.throughput import ThroughputMeter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,8 +147,10 @@ def test_dropout_drops(data, tmp_path):
     for model in ("dropout-tiny", "probe-tiny"):
         output = tmp_path / model
         run(2, command_line(data, output, config, duration=16, model=model))
-        losses.append([record.get("loss/train") for record in trained(output)[0]])
-    assert all(a != b for a, b in zip(*losses, strict=True) if a is not None)
+        records = trained(output)[0]
+        losses.append([record["loss/train"] for record in records if "loss/train" in record])
+    assert len(losses[0]) == 2
+    assert all(a != b for a, b in zip(*losses, strict=True))
 
 
 def pretraining_by_a_set_clock(arguments: list[str]) -> int | None:
@@ -206,12 +213,11 @@ def test_a_budget_of_time(data, tmp_path, tensor_parallel):
     assert "finished already" in again[0].output and len(steps()) == 8
 
 
-def test_a_duration_and_a_time_exclude_each_other(data, tmp_path, capsys):
-    arguments = command_line(data, tmp_path / "run", tmp_path, duration=80, minutes=1)
-    with pytest.raises(SystemExit) as stopped:
-        pretrain.parse_arguments(arguments)
-    assert stopped.value.code == 2
-    assert "--minutes: not allowed with argument --duration" in capsys.readouterr().err
+def test_a_duration_and_a_time_exclude_each_other(data, tmp_path):
+    config = write_config(tmp_path, 8, 4)
+    settings = settings_of(data, tmp_path / "run", config, duration=80, minutes=1)
+    with pytest.raises(UserError, match="--minutes: not allowed with --duration"):
+        resolve(settings, 1)
 
 
 @pytest.mark.slow
@@ -316,7 +322,8 @@ def test_faults_of_the_options(data, tmp_path):
     )
     arguments = command_line(data, tmp_path / "run", config, **wrong)
     with pytest.raises(UserError) as caught:
-        pretrain.resolve(pretrain.parse_arguments(arguments), 4)
+        faults = Faults()
+        resolve(parse(Settings, arguments, faults=faults), 4, faults)
     message = "\n".join(caught.value.faults)
     assert "--sequence-length 513: bert-base has learned positions for 512 tokens" in message
     for name in wrong.keys() - {"model"}:
@@ -326,36 +333,47 @@ def test_faults_of_the_options(data, tmp_path):
 def test_a_run_does_not_share_its_directory_with_its_data(data, tmp_path):
     config = write_config(tmp_path, 8, 4)
     (tmp_path / "link").symlink_to(data)
-    arguments = command_line(data, tmp_path / "link", config)
+    settings = settings_of(data, tmp_path / "link", config)
     with pytest.raises(UserError, match=f"--output {tmp_path / 'link'}: holds the data"):
-        pretrain.resolve(pretrain.parse_arguments(arguments), 1)
+        resolve(settings, 1)
 
 
 def test_defaults_are_the_published_ones(data, tmp_path):
-    config = write_config(tmp_path, 8, 4)
-    required = ["--data", data, "--output", tmp_path / "run", "--deepspeed-config", config]
-    options = pretrain.parse_arguments(["--model", "rapidbert-base", *map(str, required)])
-    run = pretrain.resolve(options, 1)
-    assert options.learning_rate == 5e-4
-    assert (options.beta1, options.beta2, options.eps) == (0.9, 0.98, 1e-6)
-    assert (options.warmup_fraction, options.final_lr_fraction) == (0.06, 0.02)
-    assert (options.mask_probability, options.sequence_length) == (0.30, 128)
+    places = Places(data, tmp_path / "run", write_config(tmp_path, 8, 4))
+    settings = Settings(places, Identity("rapidbert-base"))
+    run = resolve(settings, 1)
+    identity = run.identity
+    assert identity.learning_rate == 5e-4
+    assert (identity.beta1, identity.beta2, identity.eps) == (0.9, 0.98, 1e-6)
+    assert (identity.warmup_fraction, identity.final_lr_fraction) == (0.06, 0.02)
+    assert (identity.mask_probability, identity.sequence_length) == (0.30, 128)
+    assert identity.documents == "split" and identity.duration == "70k-steps"
     assert run.total_steps * run.plan.global_batch == 286_720_000
     assert run.model.vocab_size == run.train.vocab_size
+    assert settings == Settings(places, Identity("rapidbert-base"))  # is not changed
 
 
 def test_help_explains_every_option_with_its_default(capsys):
     with pytest.raises(SystemExit) as stopped:
-        pretrain.parse_arguments(["--help"])
+        parse(Settings, ["--help"])
     assert stopped.value.code == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--deepspeed-config" in text and "--warmup-fraction" in text
-    assert "(default: 0.06)" in text and "(default: 70k-steps)" in text
+    assert "(default: 0.06)" in text and "70k-steps if neither" in text
+    told = help_of(Identity)
+    assert set(re.findall(r"\w+-\w+", told["model"])) == PRESETS.keys() - {
+        "probe-tiny",
+        "dropout-tiny",
+    }
+    for size, rate in PEAK_LEARNING_RATE.items():
+        assert f"{size} {rate:g}" in told["learning_rate"]
 
 
 def test_both_spellings_of_an_option(data, tmp_path):
-    config = write_config(tmp_path, 8, 4)
-    arguments = command_line(data, tmp_path / "run", config)
+    arguments = command_line(data, tmp_path / "run", write_config(tmp_path, 8, 4))
     dashed = [word.replace("_", "-") if word.startswith("--") else word for word in arguments]
     assert dashed != arguments
-    assert pretrain.parse_arguments(dashed) == pretrain.parse_arguments(arguments)
+    assert parse(Settings, dashed) == parse(Settings, arguments)
+    assert parse(Settings, arguments) == settings_of(
+        data, tmp_path / "run", write_config(tmp_path, 8, 4)
+    )

@@ -21,6 +21,7 @@ from pretrain_scenarios import (
     one_step,
     pretraining,
     run_world,
+    settings_of,
     trained,
     values,
     weights,
@@ -33,8 +34,10 @@ from recipes.common.errors import UserError
 from recipes.engine.engine import check_replicas
 from recipes.engine.world import shut_down
 from recipes.training import checkpoint
-from recipes.training.checkpoint import Checkpoints, Progress
+from recipes.training.checkpoint import Checkpoints
 from recipes.training.interruption import INTERRUPTED, STOPPED
+from recipes.training.progress import Progress, check_ending
+from recipes.training.settings import Settings
 from recipes.training.stragglers import slow_ranks
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -49,11 +52,11 @@ def interrupted(arguments: list[str], step: int, rank: int, *numbers: int) -> An
     """Pretrain; `rank` gets the signals in the middle of step `step` (from 1)."""
     train_step = pretrain.train_step
 
-    def signalled(*args: Any) -> Any:
-        if args[4] == step - 1 and int(os.environ["RANK"]) == rank:
+    def signalled(*args: Any, **named: Any) -> Any:
+        if named["step"] == step - 1 and int(os.environ["RANK"]) == rank:
             for number in numbers:
                 os.kill(os.getpid(), number)
-        return train_step(*args)
+        return train_step(*args, **named)
 
     pretrain.train_step = signalled
     return pretraining(arguments)
@@ -100,21 +103,21 @@ def test_a_run_goes_on_with_any_number_of_processes_at_any_stage(data, tmp_path,
     torch.testing.assert_close(moved_state, state, **limits)
 
 
-def state_after(arguments: list[str], save_at: int, steps: int) -> tuple[dict, dict]:
+def state_after(settings: Settings, save_at: int, steps: int) -> tuple[dict, dict]:
     """Weights and moments by name, straight and through a checkpoint of step `save_at`."""
-    settings, world, trainer = build(arguments)
-    checkpoints = Checkpoints(settings.options.output / "checkpoints", world)
+    run, world, engine = build(settings)
+    checkpoints = Checkpoints(run.places.output / "checkpoints", world)
     for step in range(save_at):
-        one_step(settings, world, trainer, step)
-    checkpoints.save(trainer, Progress(save_at))
+        one_step(run, world, engine, step)
+    checkpoints.save(engine, Progress(save_at))
     for step in range(save_at, steps):  # written beside these steps: none of them may be in it
-        one_step(settings, world, trainer, step)
+        one_step(run, world, engine, step)
     checkpoints.wait()
-    straight = weights(trainer)
-    checkpoints.resume(trainer, expected=True)
+    straight = weights(engine)
+    checkpoints.resume(engine, expected=True)
     for step in range(save_at, steps):
-        one_step(settings, world, trainer, step)
-    again = weights(trainer)
+        one_step(run, world, engine, step)
+    again = weights(engine)
     shut_down()
     return straight, again
 
@@ -122,7 +125,7 @@ def state_after(arguments: list[str], save_at: int, steps: int) -> tuple[dict, d
 @pytest.mark.parametrize(("stage", "keys"), [(0, {}), (1, {}), (2, {}), (1, BF16), (2, BF16)])
 def test_what_is_written_beside_the_training_is_the_state_of_its_step(data, tmp_path, stage, keys):
     config = write_config(tmp_path, 8, 2, stage, **keys)
-    arguments = command_line(data, tmp_path / "run", config, duration=80, model="dropout-tiny")
+    arguments = settings_of(data, tmp_path / "run", config, duration=80, model="dropout-tiny")
     for straight, again in values(run_world(2, state_after, arguments, 2, 5)):
         assert all(torch.equal(straight[name], again[name]) for name in straight)
 
@@ -205,9 +208,9 @@ def poisoned(arguments: list[str], rank: int, where: str, steps: list[int]) -> A
     """Pretrain; in some steps (from 1) one rank's loss is infinite, or only its gradient is."""
     train_step = pretrain.train_step
 
-    def bad(trainer: Any, *args: Any) -> Any:
-        if args[3] + 1 not in steps or int(os.environ["RANK"]) != rank:
-            return train_step(trainer, *args)
+    def bad(engine: Any, *args: Any, **named: Any) -> Any:
+        if named["step"] + 1 not in steps or int(os.environ["RANK"]) != rank:
+            return train_step(engine, *args, **named)
 
         def forward(module: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor | None:
             if where == "loss":
@@ -215,9 +218,9 @@ def poisoned(arguments: list[str], rank: int, where: str, steps: list[int]) -> A
             loss.register_hook(lambda gradient: gradient * torch.nan)
             return None
 
-        handle = trainer.module.register_forward_hook(forward)
+        handle = engine.module.register_forward_hook(forward)
         try:
-            return train_step(trainer, *args)
+            return train_step(engine, *args, **named)
         finally:
             handle.remove()
 
@@ -272,12 +275,12 @@ def test_a_run_that_ends_in_skipped_steps_does_not_end_well(data, tmp_path):
 def test_how_many_steps_without_effect_a_run_may_have(steps, skipped, last, well):
     done = Progress(steps, skipped=skipped, skipped_in_a_row=last)
     if well:
-        pretrain.check_ending(done, 5.0)
+        check_ending(done, 5.0)
         with pytest.raises(UserError, match="held-out text is nan. Nothing is exported"):
-            pretrain.check_ending(done, float("nan"))
+            check_ending(done, float("nan"))
     else:
         with pytest.raises(UserError, match=f"{skipped} of {steps} steps.*--learning-rate"):
-            pretrain.check_ending(done, 5.0)
+            check_ending(done, 5.0)
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run(data, tmp_path):
@@ -289,22 +292,22 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(data, tmp_path):
         assert "the last 10 steps were all without effect" in str(outcome.error)
 
 
-def corrupted(arguments: list[str]) -> None:
-    settings, world, trainer = build(arguments)
-    check_replicas(trainer, world)
+def corrupted(settings: Settings) -> None:
+    run, world, engine = build(settings)
+    check_replicas(engine, world)
     if world.rank == 2:
-        parameter = next(trainer.module.parameters())
+        parameter = next(engine.module.parameters())
         bits = parameter.data.view(torch.int32).view(-1)
         bits[5] ^= 1
     try:
-        check_replicas(trainer, world)
+        check_replicas(engine, world)
     finally:
         shut_down()
 
 
 def test_one_flipped_bit_in_one_ranks_parameters_is_noticed(data, tmp_path):
     config = write_config(tmp_path, 8, 4, 0)
-    arguments = command_line(data, tmp_path / "run", config, duration=8)
+    arguments = settings_of(data, tmp_path / "run", config, duration=8)
     for outcome in run_world(4, corrupted, arguments):
         assert isinstance(outcome.error, RuntimeError)
         assert "the parameters of rank 2 (" in str(outcome.error)

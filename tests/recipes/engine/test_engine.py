@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from pretrain_scenarios import (
     build,
-    command_line,
     one_step,
     run_world,
+    settings_of,
     values,
     weights,
     write_config,
@@ -26,12 +27,14 @@ from pretrain_scenarios import (
 from model.config import PRESETS
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
-from recipes import pretrain
 from recipes.corpus.mlm_batches import MlmBatches
 from recipes.corpus.token_shards import open_shards
 from recipes.engine.batch_plan import plan_batches
 from recipes.engine.engine import build_engine
 from recipes.engine.world import World, shut_down
+from recipes.training.run import resolve
+from recipes.training.settings import Settings
+from recipes.training.step import training_batches
 
 CONFIGS = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.json"))
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -42,22 +45,22 @@ def data(tmp_path_factory) -> Path:
     return write_data(tmp_path_factory.mktemp("prepared") / "data")
 
 
-def gradients(arguments: list[str]) -> tuple[float, list[int], dict[str, torch.Tensor]]:
+def gradients(settings: Settings) -> tuple[float, list[int], dict[str, torch.Tensor]]:
     """Loss, masked tokens of this rank's micro-batches, and whole gradients of the first step."""
-    settings, world, trainer = build(arguments)
-    batches = pretrain.training_batches(settings, world, 0)
-    masked = [next(batches).masked_tokens for _ in range(settings.plan.accumulation)]
+    run, world, engine = build(settings)
+    batches = training_batches(run, world, 0)
+    masked = [next(batches).masked_tokens for _ in range(run.plan.accumulation)]
     found: dict[str, torch.Tensor] = {}
-    step = trainer.step
+    step = engine.step
 
     def look_before_stepping() -> None:
-        if trainer.is_gradient_accumulation_boundary():
-            for name, parameter in trainer.module.named_parameters():
+        if engine.is_gradient_accumulation_boundary():
+            for name, parameter in engine.module.named_parameters():
                 found[name] = deepspeed.utils.safe_get_full_grad(parameter).clone()
         step()
 
-    trainer.step = look_before_stepping
-    loss = one_step(settings, world, trainer, 0)
+    engine.step = look_before_stepping
+    loss = one_step(run, world, engine, 0)
     shut_down()
     return loss, masked, found
 
@@ -68,7 +71,7 @@ def plain_gradients(data: Path) -> tuple[float, dict[str, torch.Tensor]]:
     torch.manual_seed(17)
     shards = open_shards(data, "train")
     changes = {"vocab_size": shards.vocab_size}
-    model = RapidBertForMaskedLM(pretrain.replace(PRESETS["dropout-tiny"], **changes))
+    model = RapidBertForMaskedLM(replace(PRESETS["dropout-tiny"], **changes))
     batch = MlmBatches(shards, sequence_length=32, seed=17, micro_batch=8)[0]
     hidden = model.encoder(
         *(batch.input_ids, batch.sequence_offsets, 32),
@@ -85,8 +88,8 @@ def test_the_gradient_is_that_of_the_mean_over_the_global_batch(data, tmp_path):
     [(loss, expected)] = values(run_world(1, plain_gradients, data))
     for world_size, stage in ((1, 0), (2, 0), (2, 1)):
         config = write_config(tmp_path, 8, 2, stage)
-        arguments = command_line(data, tmp_path / "run", config, seed=17, model="dropout-tiny")
-        results = values(run_world(world_size, gradients, arguments))
+        settings = settings_of(data, tmp_path / "run", config, seed=17, model="dropout-tiny")
+        results = values(run_world(world_size, gradients, settings))
         masked = [count for _, counts, _ in results for count in counts]
         assert len(masked) == 4 and len(set(masked)) > 1  # a mean of means would differ
         for got_loss, _, found in results:
@@ -94,13 +97,13 @@ def test_the_gradient_is_that_of_the_mean_over_the_global_batch(data, tmp_path):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
-def masters(arguments: list[str]) -> bool:
+def masters(settings: Settings) -> bool:
     """Whether the fp32 weights, which round to the model's bf16 on every rank, say more."""
-    settings, world, trainer = build(arguments)
-    one_step(settings, world, trainer, 0)
-    precise = weights(trainer)
+    run, world, engine = build(settings)
+    one_step(run, world, engine, 0)
+    precise = weights(engine)
     finer = False
-    for name, parameter in trainer.module.named_parameters():
+    for name, parameter in engine.module.named_parameters():
         assert parameter.dtype == torch.bfloat16 and precise[name].dtype == torch.float32
         assert torch.equal(precise[name].bfloat16(), parameter)
         finer |= not torch.equal(precise[name], parameter.float())
@@ -113,8 +116,8 @@ def masters(arguments: list[str]) -> bool:
 
 def test_full_precision_parameters_are_the_master_weights(data, tmp_path):
     config = write_config(tmp_path, 8, 4, 1, **BF16)
-    arguments = command_line(data, tmp_path / "run", config)
-    assert values(run_world(2, masters, arguments)) == [True, True]
+    settings = settings_of(data, tmp_path / "run", config)
+    assert values(run_world(2, masters, settings)) == [True, True]
 
 
 def engine_of_rank(rank: int, data: Path, config: Path) -> tuple[Any, ...]:
@@ -122,22 +125,21 @@ def engine_of_rank(rank: int, data: Path, config: Path) -> tuple[Any, ...]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     os.environ.update(RANK=str(rank), WORLD_SIZE="200")
-    arguments = command_line(data, data / "run", config, model="probe-tiny")
-    settings = pretrain.resolve(pretrain.parse_arguments(arguments), 200)
+    settings = settings_of(data, data / "run", config, model="probe-tiny")
+    run = resolve(settings, 200)
     dist.init_process_group("fake", rank=rank, world_size=200, store=FakeStore())
     # DeepSpeed would compile its shared-memory all-reduce, Megatron connect real gloo groups.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo", verbose=False)
     parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
     world = World(rank, rank % 8, 200, torch.device("cpu"), rank, 200, 1)
-    model = RapidBertForMaskedLM(settings.model)
-    optimizer = pretrain.optimizer(settings.options)
-    trainer = build_engine(model, settings.deepspeed, settings.plan, world, **optimizer)
+    model = RapidBertForMaskedLM(run.model)
+    engine = build_engine(model, run.deepspeed, run.plan, world, **run.optimizer)
     return (
-        trainer.train_batch_size(),
-        trainer.train_micro_batch_size_per_gpu(),
-        trainer.gradient_accumulation_steps(),
-        trainer.zero_optimization_stage(),
+        engine.train_batch_size(),
+        engine.train_micro_batch_size_per_gpu(),
+        engine.gradient_accumulation_steps(),
+        engine.zero_optimization_stage(),
     )
 
 

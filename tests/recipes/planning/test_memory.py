@@ -17,6 +17,7 @@ from pretrain_scenarios import (
     command_line,
     pretraining,
     run_world,
+    settings_of,
     values,
     write_config,
     write_data,
@@ -31,6 +32,7 @@ from recipes.engine.batch_plan import BatchPlan, plan_batches
 from recipes.engine.world import shut_down
 from recipes.planning import memory
 from recipes.planning.memory import MemoryEstimate
+from recipes.training.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
 BF16 = {"bf16": {"enabled": True}}
@@ -152,18 +154,18 @@ def test_activations_grow_with_width_and_shrink_with_precision():
     assert 0.45 < half / small < 0.75
 
 
-def states(arguments: list[str]) -> tuple[int, int, int]:
+def states(settings: Settings) -> tuple[int, int, int]:
     """Bytes of the tensors that a real engine holds: weights, gradients, optimizer."""
-    settings, world, trainer = build(arguments)
-    weights = sum(p.numel() * p.element_size() for p in trainer.module.parameters())
-    optimizer = trainer.optimizer
+    run, world, engine = build(settings)
+    weights = sum(p.numel() * p.element_size() for p in engine.module.parameters())
+    optimizer = engine.optimizer
     gradients = 0
     if hasattr(optimizer, "fp32_groups_gradients_flat"):  # BF16_Optimizer, fp32 accumulation
         gradients = sum(t.nbytes for t in optimizer.fp32_groups_gradients_flat)
     inner = getattr(optimizer, "optimizer", optimizer)
     from recipes.training import optimizer_state
 
-    list(optimizer_state.pieces(trainer, world))  # makes the moments
+    list(optimizer_state.pieces(engine, world))  # makes the moments
     moments = sum(
         tensor.nbytes
         for state in inner.state.values()
@@ -171,7 +173,7 @@ def states(arguments: list[str]) -> tuple[int, int, int]:
         if tensor.dim() > 0
     )
     held = {p.data_ptr(): p.nbytes for g in inner.param_groups for p in g["params"]}
-    own = {p.data_ptr() for p in trainer.module.parameters()}
+    own = {p.data_ptr() for p in engine.module.parameters()}
     masters = sum(size for pointer, size in held.items() if pointer not in own)
     shut_down()
     return weights, gradients, moments + masters
@@ -182,7 +184,7 @@ def states(arguments: list[str]) -> tuple[int, int, int]:
 )
 def test_states_are_those_of_a_real_engine(data, tmp_path, ranks, stage, keys):
     config = write_config(tmp_path, 8, 2, stage, **keys)
-    arguments = command_line(data, tmp_path / "run", config, model="rapidbert-tiny", duration=8)
+    arguments = settings_of(data, tmp_path / "run", config, model="rapidbert-tiny", duration=8)
     weights, gradients, optimizer = values(run_world(ranks, states, arguments))[0]
     parameters = weights // (2 if keys else 4)
     deepspeed = {**keys, "zero_optimization": {"stage": stage}}

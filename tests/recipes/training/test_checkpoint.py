@@ -18,6 +18,7 @@ from pretrain_scenarios import (
     one_step,
     pretraining,
     run_world,
+    settings_of,
     trained,
     values,
     weights,
@@ -31,9 +32,12 @@ from model.parallel import initialize_parallel
 from recipes import pretrain
 from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL
+from recipes.common.settings import parse
 from recipes.engine.world import shut_down
 from recipes.training import checkpoint, export, optimizer_state
-from recipes.training.checkpoint import MANIFEST, Checkpoints, Progress
+from recipes.training.checkpoint import MANIFEST, Checkpoints
+from recipes.training.progress import Progress
+from recipes.training.settings import Settings
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 NEWEST, OLDER = "step-000000005", "step-000000003"
@@ -127,14 +131,14 @@ DAMAGES = {
 }
 
 
-def opened(settings: Any, world: Any, **options: Any) -> Checkpoints:
-    return Checkpoints(settings.options.output / "checkpoints", world, **options)
+def opened(run: Any, world: Any, **options: Any) -> Checkpoints:
+    return Checkpoints(run.places.output / "checkpoints", world, **options)
 
 
 def resumed(arguments: list[str]) -> Progress:
     """How far the run is that goes on here."""
-    settings, world, trainer = build(arguments)
-    done = opened(settings, world).resume(trainer, expected=True)
+    run, world, engine = build(parse(Settings, arguments))
+    done = opened(run, world).resume(engine, expected=True)
     shut_down()
     return done
 
@@ -215,20 +219,20 @@ def test_the_checkpoint_knows_the_settings_of_its_run(copy):
     assert not (run / "config.json").exists()
 
 
-def poisoned_state(arguments: list[str], kind: str) -> list[str]:
+def poisoned_state(settings: Settings, kind: str) -> list[str]:
     """What saving and exporting say when one number of one rank is not one."""
-    settings, world, trainer = build(arguments)
-    one_step(settings, world, trainer, 0)
-    checkpoints = opened(settings, world)
+    run, world, engine = build(settings)
+    one_step(run, world, engine, 0)
+    checkpoints = opened(run, world)
     if world.rank == world.world_size - 1:
-        piece = list(optimizer_state.pieces(trainer, world))[-1]
+        piece = list(optimizer_state.pieces(engine, world))[-1]
         with torch.no_grad():
             piece.tensors[kind][-1] = torch.nan
     refusals = []
-    output = settings.options.output
+    output = run.places.output
     for write in (
-        lambda: checkpoints.save(trainer, Progress(1)),
-        lambda: export.export(trainer, settings.model, settings.options.data, output, {}),
+        lambda: checkpoints.save(engine, Progress(1)),
+        lambda: export.export(engine, run.model, run.places.data, output, {}),
     ):
         try:
             write()
@@ -242,7 +246,7 @@ def poisoned_state(arguments: list[str], kind: str) -> list[str]:
 @pytest.mark.parametrize(("kind", "stage"), [("weight", 1), ("exp_avg", 0), ("exp_avg_sq", 2)])
 def test_what_is_not_a_number_is_not_written(data, tmp_path, kind, stage):
     output = tmp_path / "run"
-    arguments = command_line(data, output, write_config(tmp_path, 8, 4, stage), duration=80)
+    arguments = settings_of(data, output, write_config(tmp_path, 8, 4, stage), duration=80)
     for saving, *exporting in values(run_world(2, poisoned_state, arguments, kind)):
         assert saving.startswith("UserError: ")
         assert "checkpoint of step 1 could not be written: rank 1: " in saving
@@ -255,10 +259,10 @@ def test_what_is_not_a_number_is_not_written(data, tmp_path, kind, stage):
 
 
 def resumed_and_saved(arguments: list[str], step: int) -> None:
-    settings, world, trainer = build(arguments)
-    checkpoints = opened(settings, world, keep=1)
-    checkpoints.resume(trainer, expected=True)
-    checkpoints.save(trainer, Progress(step))
+    run, world, engine = build(parse(Settings, arguments))
+    checkpoints = opened(run, world, keep=1)
+    checkpoints.resume(engine, expected=True)
+    checkpoints.save(engine, Progress(step))
     checkpoints.wait()
     shut_down()
 
@@ -315,11 +319,11 @@ def full_for_a_while(arguments: list[str], rank: int) -> Any:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     train_step = pretrain.train_step
 
-    def step(*args: Any) -> Any:
+    def step(*args: Any, **named: Any) -> Any:
         if os.environ["RANK"] == str(rank):
-            limit = 20_000 if args[4] < 6 else hard
+            limit = 20_000 if named["step"] < 6 else hard
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        return train_step(*args)
+        return train_step(*args, **named)
 
     pretrain.train_step = step
     return pretraining(arguments)
@@ -352,12 +356,12 @@ def test_a_full_disk_at_the_export_leaves_the_earlier_one(copy):
     assert all(torch.equal(before[name], value) for name, value in trained(run)[1].items())
 
 
-def saved_every_step(arguments: list[str], keep: int, keep_every: int) -> None:
-    settings, world, trainer = build(arguments)
-    checkpoints = opened(settings, world, keep=keep, keep_every=keep_every)
+def saved_every_step(settings: Settings, keep: int, keep_every: int) -> None:
+    run, world, engine = build(settings)
+    checkpoints = opened(run, world, keep=keep, keep_every=keep_every)
     for step in range(5):
-        one_step(settings, world, trainer, step)
-        checkpoints.save(trainer, Progress(step + 1))
+        one_step(run, world, engine, step)
+        checkpoints.save(engine, Progress(step + 1))
     checkpoints.wait()
     shut_down()
 
@@ -367,7 +371,7 @@ def saved_every_step(arguments: list[str], keep: int, keep_every: int) -> None:
 )
 def test_the_newest_checkpoints_and_every_nth_are_kept(data, tmp_path, keep, every, expected):
     config = write_config(tmp_path, 8, 8)
-    arguments = command_line(data, tmp_path / "run", config, duration=80)
+    arguments = settings_of(data, tmp_path / "run", config, duration=80)
     values(run_world(1, saved_every_step, arguments, keep, every))
     kept = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert [path.name for path in kept] == [f"step-{step:09d}" for step in expected]
@@ -385,12 +389,12 @@ def test_the_library_reads_what_is_written_without_it():
     assert safetensors_load(b"".join(checkpoint.safetensors_parts({}))) == {}
 
 
-def interrupted_writer(arguments: list[str]) -> str:
+def interrupted_writer(settings: Settings) -> str:
     """A fault that is nobody's file system, in the thread that writes."""
-    settings, world, trainer = build(arguments)
-    checkpoints = opened(settings, world)
+    run, world, engine = build(settings)
+    checkpoints = opened(run, world)
     checkpoint._Save._write = lambda save, name: 1 / 0  # type: ignore[method-assign]
-    checkpoints.save(trainer, Progress(1))
+    checkpoints.save(engine, Progress(1))
     with pytest.raises(SaveError, match="division by zero") as refusal:
         checkpoints.wait()
     shut_down()
@@ -399,21 +403,21 @@ def interrupted_writer(arguments: list[str]) -> str:
 
 def test_no_rank_waits_for_a_writer_that_has_failed(data, tmp_path):
     config = write_config(tmp_path, 8, 4)
-    arguments = command_line(data, tmp_path / "run", config, duration=80)
+    arguments = settings_of(data, tmp_path / "run", config, duration=80)
     values(run_world(2, interrupted_writer, arguments))
 
 
-def taken_over(arguments: list[str]) -> tuple[str, bytes]:
+def taken_over(settings: Settings) -> tuple[str, bytes]:
     """A start that was thought dead wakes up and saves; what it is told."""
-    settings, world, trainer = build(arguments)
-    stale = opened(settings, world)
-    one_step(settings, world, trainer, 0)
-    current = opened(settings, world)
-    current.save(trainer, Progress(1))
+    run, world, engine = build(settings)
+    stale = opened(run, world)
+    one_step(run, world, engine, 0)
+    current = opened(run, world)
+    current.save(engine, Progress(1))
     current.wait()
     before = (current.directory / "step-000000001" / MANIFEST).read_bytes()
-    one_step(settings, world, trainer, 1)
-    stale.save(trainer, Progress(1, sequences=99))
+    one_step(run, world, engine, 1)
+    stale.save(engine, Progress(1, sequences=99))
     with pytest.raises(SaveError, match="another start of this run has taken over") as refusal:
         stale.wait()
     assert (current.directory / "step-000000001" / MANIFEST).read_bytes() == before
@@ -423,7 +427,7 @@ def taken_over(arguments: list[str]) -> tuple[str, bytes]:
 
 def test_a_stale_writer_publishes_nothing(data, tmp_path):
     config = write_config(tmp_path, 8, 8)
-    values(run_world(1, taken_over, command_line(data, tmp_path / "run", config, duration=80)))
+    values(run_world(1, taken_over, settings_of(data, tmp_path / "run", config, duration=80)))
 
 
 def blind(arguments: list[str]) -> Any:
@@ -466,28 +470,28 @@ def test_a_shard_that_rank_0_does_not_see_is_named(data, tmp_path):
     assert not checkpoint.has_checkpointed(tmp_path / "run")
 
 
-def exported(arguments: list[str]) -> tuple[float, float]:
+def exported(settings: Settings) -> tuple[float, float]:
     """Export after two steps; largest differences of weights and of logits to the trained model.
 
     The logits of a bf16 model are compared with those of the exported fp32 weights cast to bf16.
     """
-    settings, world, trainer = build(arguments)
+    run, world, engine = build(settings)
     for step in range(2):
-        one_step(settings, world, trainer, step)
-    output = settings.options.output
-    export.export(trainer, settings.model, settings.options.data, output, {"step": 2})
+        one_step(run, world, engine, step)
+    output = run.places.output
+    export.export(engine, run.model, run.places.data, output, {"step": 2})
     loaded = export.load_model(output)
-    masters = weights(trainer)
+    masters = weights(engine)
     weight_error = max(
         float((parameter - masters[name]).abs().max())
         for name, parameter in loaded.named_parameters()
     )
-    dtype = next(trainer.module.parameters()).dtype
+    dtype = next(engine.module.parameters()).dtype
     ids = torch.arange(20) + 5
     batch = (ids, torch.tensor([0, 12, 20], dtype=torch.int32), 32)
     with torch.no_grad():
         logits = loaded.to(dtype).logits(*batch)
-        logit_error = float((trainer.module.eval().logits(*batch) - logits).abs().max())
+        logit_error = float((engine.module.eval().logits(*batch) - logits).abs().max())
     shut_down()
     return weight_error, logit_error
 
@@ -495,7 +499,7 @@ def exported(arguments: list[str]) -> tuple[float, float]:
 @pytest.mark.parametrize("keys", [{}, BF16], ids=["fp32", "bf16"])
 def test_the_export_is_the_trained_model(data, tmp_path, keys):
     config = write_config(tmp_path, 8, 4, 1, **keys)
-    arguments = command_line(data, tmp_path / "run", config, duration=80, attention="reference")
+    arguments = settings_of(data, tmp_path / "run", config, duration=80, attention="reference")
     for weight_error, logit_error in values(run_world(2, exported, arguments)):
         assert weight_error == 0
         assert logit_error == 0

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from pretrain_scenarios import write_config, write_data
 
-from recipes import pretrain
 from recipes.common.errors import UserError
+from recipes.common.settings import flat
 from recipes.corpus.mlm_batches import MlmBatches
+from recipes.training.run import resolve
 from recipes.training.schedule import adamw_weight_decay
+from recipes.training.settings import Adjustable, Identity, Places, Rehearsal, Settings
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -20,12 +22,16 @@ def data(tmp_path_factory) -> Path:
     return write_data(tmp_path_factory.mktemp("prepared") / "data")
 
 
-def resolved(data, output, *more, model="rapidbert-base", config=None, gpus=8):
+def resolved(data, output, model="rapidbert-base", config=None, gpus=8, *, paper=True, **given):
     size = model.rpartition("-")[2]
     config = config or ROOT / "ds_configs" / f"{size}.json"
-    words = ["--model", model, "--data", data, "--output", output, "--deepspeed-config", config]
-    words += ["--dry-run", "--gpus", gpus, *more]
-    return pretrain.resolve(pretrain.parse_arguments([*map(str, words)]), gpus)
+    settings = Settings(
+        Places(data, output, config),
+        Identity(model, **given),
+        Adjustable(paper=paper),
+        Rehearsal(dry_run=True, gpus=gpus),
+    )
+    return resolve(settings, gpus)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +46,8 @@ def resolved(data, output, *more, model="rapidbert-base", config=None, gpus=8):
 def test_every_value_is_the_published_one(
     data, tmp_path, model, learning_rate, masked, attention_dropout, ffn_dropout
 ):
-    run = resolved(data, tmp_path / "run", "--paper", model=model)
-    options = run.options
+    run = resolved(data, tmp_path / "run", model=model)
+    options = run.identity
     assert (options.documents, options.sequence_length) == ("truncate", 128)
     assert run.plan.global_batch == 4096
     assert run.total_steps == 70_000 and run.total_steps * 4096 == 286_720_000
@@ -61,11 +67,11 @@ def test_every_value_is_the_published_one(
 
 
 def test_a_document_is_one_sequence_of_at_most_128_tokens(data, tmp_path):
-    run = resolved(data, tmp_path / "run", "--paper")
+    run = resolved(data, tmp_path / "run")
     batches = MlmBatches(
         run.train,
-        sequence_length=run.options.sequence_length,
-        documents=run.options.documents,
+        sequence_length=run.identity.sequence_length,
+        documents=run.identity.documents,
         seed=0,
         micro_batch=1,
     )
@@ -73,14 +79,14 @@ def test_a_document_is_one_sequence_of_at_most_128_tokens(data, tmp_path):
 
 
 def test_the_longer_published_run_is_the_papers_too(data, tmp_path):
-    run = resolved(data, tmp_path / "run", "--paper", "--duration", "178k-steps")
+    run = resolved(data, tmp_path / "run", duration="178k-steps")
     assert run.total_steps == 178_000
 
 
 def test_only_documents_differ_from_the_defaults(data, tmp_path):
     """So that the README may say so."""
-    paper = vars(resolved(data, tmp_path / "run", "--paper").options)
-    default = vars(resolved(data, tmp_path / "run").options)
+    paper = flat(resolved(data, tmp_path / "run").settings)
+    default = flat(resolved(data, tmp_path / "run", paper=False).settings)
     assert {name for name in paper if paper[name] != default[name]} == {"documents", "paper"}
 
 
@@ -88,10 +94,14 @@ def test_whatever_else_is_asked_for_is_refused_at_once(data, tmp_path):
     config = write_config(tmp_path, 64, 8)
     with pytest.raises(UserError) as caught:
         resolved(
-            *(data, tmp_path / "run", "--paper", "--documents", "split", "--seed", "5"),
-            *("--learning-rate", "1e-3", "--duration", "4096", "--mask-probability", "0.15"),
+            *(data, tmp_path / "run"),
             model="rapidbert-tiny",
             config=config,
+            documents="split",
+            seed=5,
+            learning_rate=1e-3,
+            duration="4096",
+            mask_probability=0.15,
         )
     message = str(caught.value)
     assert "--documents split: with --paper it is truncate; leave out --documents or" in message
@@ -103,6 +113,6 @@ def test_whatever_else_is_asked_for_is_refused_at_once(data, tmp_path):
     assert "precision fp32, the paper's is bf16" in message
     assert len(caught.value.faults) == 7
     with pytest.raises(UserError, match="a global batch of 4,000"):  # 200 GPUs do not divide 4,096
-        resolved(data, tmp_path / "run", "--paper", gpus=200)
+        resolved(data, tmp_path / "run", gpus=200)
     with pytest.raises(UserError, match="leave out --minutes"):
-        resolved(data, tmp_path / "run", "--paper", "--minutes", "5")
+        resolved(data, tmp_path / "run", minutes=5)

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from pretrain_scenarios import Outcome, command_line, run_world, values, write_config, write_data
+from pretrain_scenarios import Outcome, run_world, settings_of, values, write_config, write_data
 
-from recipes import pretrain
 from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
 from recipes.engine.rendezvous import launched_world_size
 from recipes.engine.world import initialize_world, shut_down
-from recipes.training import run_record
+from recipes.training import provenance, run_record
+from recipes.training.run import resolve
+from recipes.training.run_description import describe
+from recipes.training.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +28,15 @@ def data(tmp_path_factory) -> Path:
     return write_data(tmp_path_factory.mktemp("prepared") / "data")
 
 
-def started(*command_lines: list[str]) -> list[bool | str]:
+def started(*chosen: Settings) -> list[bool | str]:
     """Start these runs one after the other; whether each had made progress, or its refusal."""
     results: list[bool | str] = []
-    for arguments in command_lines:
-        options = pretrain.parse_arguments(arguments)
-        settings = pretrain.resolve(options, launched_world_size())
+    for settings in chosen:
+        run = resolve(settings, launched_world_size())
         if not torch.distributed.is_initialized():
             world = initialize_world()
         try:
-            results.append(run_record.start(settings, world))
+            results.append(run_record.start(run, world))
         except UserError as error:
             results.append(str(error))
     shut_down()
@@ -45,13 +46,13 @@ def started(*command_lines: list[str]) -> list[bool | str]:
 def test_what_is_recorded(data, tmp_path):
     config = write_config(tmp_path, 17, 4)
     output = tmp_path / "run"
-    arguments = command_line(data, output, config, duration=100)
-    [outcome] = run_world(1, started, arguments)
+    settings = settings_of(data, output, config, duration=100)
+    [outcome] = run_world(1, started, settings)
     assert values([outcome]) == [[False]]
     record = json.loads((output / "config.json").read_text())
     assert record["versions"]["torch"] == torch.__version__
     assert {"python", "deepspeed", "megatron-core"} <= record["versions"].keys()
-    assert record["git_revision"] == run_record.git_revision()
+    assert record["git_revision"] == provenance.git_revision()
     assert record["run"]["duration"] == "100" and record["run"]["seed"] == 17
     assert record["deepspeed"]["train_batch_size"] == record["requested_global_batch"] == 17
     assert (record["micro_batch"], record["accumulation"], record["global_batch"]) == (4, 4, 16)
@@ -65,7 +66,7 @@ def test_what_is_recorded(data, tmp_path):
 def test_other_settings_are_named_and_free_ones_may_change(data, tmp_path):
     config, other = write_config(tmp_path, 8, 4), write_config(tmp_path, 16, 4)
     output = tmp_path / "run"
-    first = command_line(data, output, config, learning_rate=2e-3)
+    first = settings_of(data, output, config, learning_rate=2e-3)
     free = dict(log_every=7, save_every=11, eval_every=5, keep=4, price_per_gpu_hour=9)
     changed = dict(seed=18, mask_probability=0.15, model="dropout-tiny", learning_rate=1e-4)
     [results] = values(
@@ -73,8 +74,8 @@ def test_other_settings_are_named_and_free_ones_may_change(data, tmp_path):
             2,
             started,
             first,
-            command_line(data, output, config, learning_rate=2e-3, **free),
-            command_line(data, output, other, **changed),
+            settings_of(data, output, config, learning_rate=2e-3, **free),
+            settings_of(data, output, other, **changed),
             first,
         )
     )[:1]
@@ -100,7 +101,7 @@ def test_shards_with_other_documents_or_another_validation_split_are_another_run
         (copies[kind] / "manifest.json").write_text(json.dumps(manifest))
     config, output = write_config(tmp_path, 8, 4), tmp_path / "run"
     first, other_documents, other_validation = (
-        command_line(directory, output, config, duration=16)
+        settings_of(directory, output, config, duration=16)
         for directory in (data, *copies.values())
     )
     [[began, documents, validation]] = values(
@@ -119,9 +120,9 @@ def test_shards_with_other_documents_or_another_validation_split_are_another_run
 def test_very_many_epochs_are_told_with_what_to_type(data, tmp_path):
     config = write_config(tmp_path, 16, 16)
 
-    def described(*duration):
-        arguments = [*command_line(data, tmp_path / "run", config), *duration]
-        return run_record.describe(pretrain.resolve(pretrain.parse_arguments(arguments), 1))
+    def described(**duration):
+        settings = settings_of(data, tmp_path / "run", config, **duration)
+        return describe(resolve(settings, 1))
 
     default = described()
     epoch = int(
@@ -130,8 +131,8 @@ def test_very_many_epochs_are_told_with_what_to_type(data, tmp_path):
     assert f"reads the same text {286_720_000 / epoch:,.0f} times" in default
     told = re.search(r"--duration (\d+) would do that", default)[1]
     assert 40 * epoch - 16 < int(told) <= 40 * epoch and int(told) % 16 == 0
-    assert "look out" not in described("--duration", told)
-    assert "look out" in described("--duration", str(int(told) + 32))
+    assert "look out" not in described(duration=told)
+    assert "look out" in described(duration=int(told) + 32)
 
 
 def with_checkpoint(output: Path, identity: Any) -> Path:
@@ -148,8 +149,8 @@ def with_checkpoint(output: Path, identity: Any) -> Path:
 def test_checkpoints_and_config_are_of_one_run_or_it_is_said_which_is_not(data, tmp_path):
     config = write_config(tmp_path, 8, 4)
     mine, other = tmp_path / "mine", tmp_path / "other"
-    line = command_line(data, mine, config)
-    assert values(run_world(1, started, line, command_line(data, other, config, seed=3)))
+    line = settings_of(data, mine, config)
+    assert values(run_world(1, started, line, settings_of(data, other, config, seed=3)))
     own, foreign = (
         json.loads((run / "config.json").read_text())["identity"] for run in (mine, other)
     )
@@ -162,7 +163,7 @@ def test_checkpoints_and_config_are_of_one_run_or_it_is_said_which_is_not(data, 
 
     (mine / "config.json").write_bytes((other / "config.json").read_bytes())
     assert "config.json is another run's" in _only(run_world(1, started, line)[0])
-    theirs = command_line(data, mine, config, seed=3)
+    theirs = settings_of(data, mine, config, seed=3)
     refusal = _only(run_world(1, started, theirs)[0])
     assert f"{step} belongs to a run with other settings" in refusal
     assert "config.json is not that run's" in refusal and "seed: was 17, is 3" in refusal
@@ -174,7 +175,7 @@ def test_checkpoints_and_config_are_of_one_run_or_it_is_said_which_is_not(data, 
 
 
 def test_checkpoints_of_versions_that_did_not_record_the_settings(data, tmp_path):
-    line = command_line(data, tmp_path / "run", write_config(tmp_path, 8, 4))
+    line = settings_of(data, tmp_path / "run", write_config(tmp_path, 8, 4))
     values(run_world(1, started, line))
     with_checkpoint(tmp_path / "run", None)
     [outcome] = run_world(1, started, line)
@@ -187,7 +188,7 @@ def test_checkpoints_of_versions_that_did_not_record_the_settings(data, tmp_path
 def test_a_micro_batch_of_another_size_is_the_same_run(data, tmp_path):
     """It only cuts the same global batch differently, when memory asks for it."""
     output = tmp_path / "run"
-    lines = [command_line(data, output, write_config(tmp_path, 8, size)) for size in (8, 4)]
+    lines = [settings_of(data, output, write_config(tmp_path, 8, size)) for size in (8, 4)]
     assert values(run_world(1, started, *lines)) == [[False, False]]
 
 
@@ -196,17 +197,17 @@ def test_a_file_that_is_no_record(data, tmp_path, content):
     output = tmp_path / "run"
     output.mkdir()
     (output / "config.json").write_text(content)
-    arguments = command_line(data, output, write_config(tmp_path, 8, 4))
-    for outcome in run_world(2, started, arguments):
+    settings = settings_of(data, output, write_config(tmp_path, 8, 4))
+    for outcome in run_world(2, started, settings):
         assert "not the record of a run" in _only(outcome)
 
 
 def test_an_output_that_is_a_file(data, tmp_path):
     output = tmp_path / "run"
     output.write_text("mine")
-    arguments = command_line(data, output, write_config(tmp_path, 8, 4))
+    settings = settings_of(data, output, write_config(tmp_path, 8, 4))
     with pytest.raises(UserError, match="is a file"):
-        pretrain.resolve(pretrain.parse_arguments(arguments), 2)
+        resolve(settings, 2)
     assert output.read_text() == "mine"
 
 
@@ -221,10 +222,3 @@ def test_an_output_that_cannot_be_made(tmp_path, monkeypatch):
     assert why_no_directory(tmp_path / "new" / "run") is None
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     assert f"{tmp_path} cannot be written" in str(why_no_directory(tmp_path / "new" / "run"))
-
-
-def test_the_revision_stays_that_of_the_start(monkeypatch):
-    """An export after days names the code that runs, not what was committed meanwhile."""
-    before = run_record.git_revision()
-    monkeypatch.setattr(run_record.subprocess, "run", lambda *_, **__: pytest.fail("asked again"))
-    assert run_record.git_revision() == before

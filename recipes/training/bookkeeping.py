@@ -1,0 +1,176 @@
+"""What happens around the steps of a run: clocks, log, evaluation, checkpoints, exports."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from model.config import training_flops
+from recipes.common.errors import SaveError
+from recipes.common.gpus import describe_peak
+from recipes.common.settings import flat
+from recipes.engine.engine import Update, check_replicas
+from recipes.engine.world import World
+from recipes.training import run_record
+from recipes.training.checkpoint import Checkpoints
+from recipes.training.export import export
+from recipes.training.interruption import StopRequests, Watchdog
+from recipes.training.progress import Progress
+from recipes.training.run import Run
+from recipes.training.run_log import RunLog
+from recipes.training.step import evaluate
+from recipes.training.stragglers import RankTimes
+from recipes.training.throughput import ThroughputMeter
+
+
+class Bookkeeping:
+    """Keeps the books of one start of a run. Make it, and call its methods, on every rank.
+
+    Args:
+        engine: DeepSpeed's engine around the model.
+        resumed: how far the run was at this start.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        world: World,
+        engine: Any,
+        checkpoints: Checkpoints,
+        watchdog: Watchdog,
+        resumed: Progress,
+    ):
+        self.run, self.world, self.engine = run, world, engine
+        self.checkpoints, self.watchdog = checkpoints, watchdog
+        self.times = RankTimes(world)
+        self.evaluated: dict[str, float] = {}
+        """Newest evaluation of this start."""
+        self._first_step = resumed.step
+        self._log = RunLog(
+            run.places.output,
+            total_steps=run.total_steps,
+            budget_seconds=run.budget_seconds,
+            resume_step=resumed.step,
+            rank=world.rank,
+            hparams=flat(run.settings),
+        )
+        earlier = max(resumed.seconds, self._log.earlier_seconds)
+        self._meter = _throughput_meter(run, world, resumed, earlier)
+
+    def __enter__(self) -> Bookkeeping:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.close()
+
+    def begin_step(self, done: Progress) -> None:
+        """Watch over the step that begins; the first one of a start compiles, and fills caches."""
+        if done.step > self._first_step:
+            self.watchdog.step()
+
+    def asked(self, requests: StopRequests) -> dict[str, int]:
+        """Return what this rank wants all to know: the ranks' sums decide."""
+        return {
+            **requests.asked(),
+            "save_failed": self.checkpoints.failed,
+            # Rank 0's clock, in microseconds, counts for all.
+            "clock": round(1e6 * self._meter.training_seconds()) if self.world.rank == 0 else 0,
+        }
+
+    def count(
+        self, done: Progress, counts: dict[str, int], update: Update, waited: float
+    ) -> Progress:
+        """Count a step that held so much and waited so many seconds for its batches."""
+        self._meter.step(**counts, data_wait_seconds=waited)
+        self.times.step(waited)
+        return done.after_step(
+            counts,
+            applied=update.applied,
+            seconds=self._meter.elapsed_seconds(),
+            training_seconds=self._meter.training_seconds(),
+        )
+
+    def log(self, done: Progress, loss: Tensor, lr: float, update: Update) -> None:
+        """Log the step that was done last; waits for the device."""
+        scalars = {
+            "loss/train": float(loss),
+            "optimizer/lr": lr,
+            "optimizer/grad_norm": float(update.norm),
+            "optimizer/skipped_steps": done.skipped,
+            **self.times.window(),
+            **self.checkpoints.timings,
+            **_trained(done),
+        }
+        self._log.log(*done.position, {**scalars, **self._meter.window()})
+
+    def evaluate(self, done: Progress, shares: Sequence[float]) -> None:
+        """Evaluate on held-out text; export as well where shares of the run are completed."""
+        self.watchdog.pause()
+        with self._meter.pause():
+            self.evaluated = evaluate(self.engine.module, self.run, self.world)
+            self._log.eval(*done.position, self.evaluated | _trained(done))
+            for share in shares:
+                self.export(done, self.run.places.output / f"at-{100 * share:g}")
+
+    def save(self, done: Progress, *, begin: bool, wait: bool, must: bool) -> None:
+        """Hear of the checkpoint before, `begin` one, `wait` until it is there.
+
+        Raises:
+            SaveError: one could not be written, and the run ends by it: because it was asked to,
+                or because it `must` have the checkpoint to go on from.
+        """
+        self.watchdog.pause()
+        with self._meter.pause():
+            self._wait(must)
+            if begin:
+                self._log.flush()
+                check_replicas(self.engine, self.world)
+                self.checkpoints.save(self.engine, done)
+            if wait:
+                self._wait(must)
+
+    def export(self, done: Progress, directory: Path) -> Path:
+        """Write `directory/export`, with how far the run was in its `config.json`."""
+        facts = {**run_record.export_facts(self.run), "progress": asdict(done)}
+        return export(self.engine, self.run.model, self.run.places.data, directory, facts)
+
+    def _wait(self, must: bool) -> None:
+        try:
+            self.checkpoints.wait()
+        except SaveError as error:
+            if must or self.run.adjustable.on_save_failure == "stop":
+                raise
+            if self.world.rank == 0:
+                print("\n".join((*error.faults, "going on without it")), flush=True)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps happens at this one; 0: at none."""
+    return every > 0 and step % every == 0
+
+
+def _trained(done: Progress) -> dict[str, float]:
+    return {"time/training_seconds": done.training_seconds}
+
+
+def _throughput_meter(
+    run: Run, world: World, resumed: Progress, earlier_seconds: float
+) -> ThroughputMeter:
+    if world.rank == 0:
+        print(describe_peak(run.device_name))
+    on_gpu = world.device.type == "cuda"
+    return ThroughputMeter(
+        parameters=run.model.parameters(),
+        training_flops=functools.partial(training_flops, run.model),
+        device=world.device,
+        device_name=run.device_name,
+        devices=world.world_size,
+        dollars_per_device_hour=run.adjustable.price_per_gpu_hour if on_gpu else 0.0,
+        earlier_seconds=earlier_seconds,
+        earlier_training_seconds=resumed.training_seconds,
+    )
