@@ -1,10 +1,11 @@
-"""Files read as they are or decompressed, by their ending; what a decompressor passes over is said.
+"""Opens files, decompressed if their ending says so; what follows the compressed data is counted.
 
-Python's own readers stop at the first byte behind the compressed data that they do not know (.bz2,
-.xz), or pass over zeros (.gz), without a word; the zstandard package's takes a truncated file for a
-whole one. Here a file is a row of compressed members. A member that does not end is an error; bytes
-behind the last one are counted, and too many of them are an error too, because then most likely
-the beginning of a member is damaged, and nobody knows what it held.
+Python's own readers stop silently at the first unknown byte behind the compressed data (.bz2, .xz),
+or pass over zeros (.gz); the zstandard package's reader takes a truncated file for a whole one.
+
+Here a file is a row of compressed members. A member that does not end is an error. Bytes behind the
+last one are counted; too many of them are an error too: then the beginning of a member is probably
+damaged, and nobody knows what it held.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from typing import Any, BinaryIO
 
 CHUNK = 1 << 16
 TRAILING_BYTES = 4096
-"""So many bytes behind the end are passed over, zeros not counted, or 1% of a larger file."""
+"""Bytes behind the end that are passed over, zeros not counted; in a larger file 1% of it."""
 
 
 def _zstd() -> Any:
-    import zstandard  # only for those who need it
+    import zstandard  # here, because most inputs do not need it
 
     return zstandard.ZstdDecompressor().decompressobj()
 
 
 _DECOMPRESSORS: dict[str, tuple[Callable[[], Any], tuple[bytes, ...]]] = {
-    # What reads one member, and how a member begins.
+    # A function that makes a reader of one member, and the bytes that a member begins with.
     ".gz": (lambda: zlib.decompressobj(wbits=31), (b"\x1f\x8b",)),
     ".bz2": (bz2.BZ2Decompressor, (b"BZh",)),
     ".xz": (lzma.LZMADecompressor, (b"\xfd7zXZ\0",)),
@@ -43,11 +44,11 @@ COMPRESSIONS = tuple(_DECOMPRESSORS)
 
 
 def open_binary(path: Path, trailing: dict[str, int] | None = None) -> BinaryIO:
-    """A file opened for reading; a truncated one raises EOFError, a damaged one OSError.
+    """Open a file for reading; a truncated one raises EOFError, a damaged one OSError.
 
     Args:
         trailing: gets the number of bytes behind the compressed data, by path, once the file has
-            been read to its end. Where nobody counts them, they are damage.
+            been read to its end. Without it, such bytes are damage.
     """
     ending = path.suffix.lower()
     if ending not in _DECOMPRESSORS:
@@ -101,7 +102,7 @@ class _Decompressed(io.RawIOBase):
         return True
 
     def _another_member(self) -> bool:
-        """Whether one follows; zeros between members are padding."""
+        """Find out whether another member follows; zeros between members are padding."""
         longest = max(map(len, self._magic))
         padding = 0
         while True:
@@ -120,7 +121,7 @@ class _Decompressed(io.RawIOBase):
         if behind > (0 if self._trailing is None else max(TRAILING_BYTES, size // 100)):
             raise OSError(
                 f"{behind:,} of its {size:,} bytes lie behind the end of the compressed data, and "
-                "are no such data"
+                "are not compressed themselves"
             )
         if self._trailing is not None and behind + padding:
             self._trailing[str(self._path)] = behind + padding

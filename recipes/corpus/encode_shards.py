@@ -1,8 +1,8 @@
 """Portions of text to token shards, in worker processes.
 
-One worker reads, cleans, encodes and writes one portion alone, so nothing but the books passes
-between processes, and the result does not depend on how many there are. Nothing here imports torch:
-a worker is ready in a fraction of a second.
+One worker reads, cleans, encodes and writes one portion alone. So processes exchange nothing but
+records of what is finished, and the result does not depend on how many processes there are. Nothing
+here imports torch, so that a worker is ready in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from recipes.corpus.token_shards import ShardInfo, ShardWriter
 from recipes.corpus.tokenizer import Tokenizer, encode_documents
 
 BATCH_DOCUMENTS = 256
-BATCH_CHARACTERS = 4 << 20  # whichever comes first: long documents would add up
+BATCH_CHARACTERS = 4 << 20  # a batch ends at either: many long documents would fill the memory
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ShardPlan:
 
 @dataclass
 class Encoded:
-    """The books of one finished portion.
+    """The record of one finished portion.
 
     Attributes:
         name: of the shard.
@@ -88,7 +88,7 @@ class Encoded:
 
 
 class _Stopped(Exception):
-    """The main process has given up: leave no file behind."""
+    """Raised in a worker when the main process has given up, so that no file is left behind."""
 
 
 def encode_portion(
@@ -111,7 +111,7 @@ def encode_portion(
             if stop is not None and stop.is_set():
                 raise _Stopped
             for text, tokens in zip(batch, encode_documents(tokenizer, batch), strict=True):
-                if len(tokens) == 0:  # nothing but what the normalisation removes
+                if len(tokens) == 0:  # the normalisation has removed all of it
                     result.skipped.count(EMPTY)
                     continue
                 split = shard.split
@@ -190,8 +190,8 @@ _worker: tuple[Encoding, Tokenizer, Event]
 
 
 def _exit_with_parent() -> None:
-    # An orphan must not go on writing: the next preparation may be at the same shard. What it
-    # leaves is called .partial, which the next preparation removes.
+    # Without its parent a worker must not go on writing: the next preparation may write the same
+    # shard. The next preparation removes the .partial files that it leaves.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,8 +1,8 @@
-"""Which documents are held out of training.
+"""Decides which documents are held out of training.
 
-Either a share of the documents, chosen by hash, or a validation input of its own. In both cases a
-document equal to one that is held out is not trained on, whatever file it stands in, compressed or
-not; one that differs in a single character is another document.
+They are a share of the documents, chosen by hash, or those of a validation input. In both cases a
+document that equals a held-out one is not trained on, whatever file it stands in. A document that
+differs in a single character is another document.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from recipes.common.errors import UserError
 from recipes.corpus.text_records import Skipped
 from recipes.corpus.text_sources import Portion
 
-HEAD = 10  # times 1 / fraction: different documents looked at to find one to hold out
+HEAD = 10  # times 1 / fraction documents are looked at to find one to hold out
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """What becomes of a document of the training input.
+    """Decides what becomes of a document of the training input.
 
     Attributes:
-        below: with a smaller hash it is validation.
-        documents: hashes of the validation input, sorted, uint64; with one of these it is left out.
+        below: documents with a smaller hash go to validation.
+        documents: sorted hashes of the validation input, uint64; documents with one of these are
+            left out.
     """
 
     below: int = 0
@@ -48,7 +49,7 @@ class HeldOut:
 
 
 def document_hash(text: str) -> int:
-    """64 bits of BLAKE2b: equal documents always fall into the same split."""
+    """Compute 64 bits of BLAKE2b; equal documents always fall into the same split."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
@@ -59,10 +60,12 @@ def find_held_out(
     text_key: str,
     max_bad_fraction: float,
 ) -> HeldOut:
-    """Read as much as it takes to know what is held out: all of a validation input.
+    """Read as much of the input as is needed to know what is held out.
+
+    Of the training input that is its beginning, of a validation input all.
 
     Args:
-        fraction: of the training documents to hold out; 0 with a validation input.
+        fraction: share of the training documents to hold out; 0 with a validation input.
 
     Raises:
         UserError: an input is damaged, or training and validation cannot both have a document.
@@ -93,11 +96,12 @@ def find_held_out(
 def hash_below(
     training: Sequence[Portion], fraction: float, text_key: str, max_bad_fraction: float
 ) -> int:
-    """The hash below which documents are held out: the fraction, or more if need be to find one.
+    """Find the hash below which documents are held out.
 
-    Of the first documents the one with the smallest hash is always held out, so that even a small
-    input has a validation split; documents equal to it then are too. "First" are as many as
-    settle it: sorted input may begin with any number of equal ones.
+    It is the fraction of all hashes, or more where that would hold out none of the first documents:
+    the one of them with the smallest hash is always held out, so that even a small input has a
+    validation split. Sorted input may begin with many equal documents, so reading goes on until
+    there are two different ones and either one is held out or enough have been seen.
 
     Raises:
         UserError: the whole input has no two different documents.

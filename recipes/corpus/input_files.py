@@ -1,8 +1,8 @@
-"""Files that are input: found in directories, told apart, and counted where they are not read.
+"""Finds the files that are input, in directories too, and counts the files that are not read.
 
-A file is one by its device and inode: another spelling of its path, a symbolic or a hard link is
-the same file. Links to directories are followed, each directory once. What RapidBERT itself has
-written is never input. Nothing is passed over silently: `Ignored` counts by reason and ending.
+Two paths are the same file if device and inode are the same: another spelling, a symbolic or a hard
+link. Links to directories are followed, each directory once. Files that RapidBERT has written are
+never input. No file is passed over silently: `Ignored` counts them by reason and ending.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OTHERS = f"with --format, one of {', '.join(FORMATS)}, any other ending"
 
 LINE_BYTES = 1 << 16  # enough for most first lines
 HEAD_BYTES = 1 << 20  # read to tell formats and copies apart
-BINARY_HEAD = 8192  # a NUL byte in so many marks what is no text, as git has it
+BINARY_HEAD = 8192  # a file with a NUL byte in its first bytes is no text; git has the same rule
 
 _LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _RUN_FILES = {"config.json", "log.jsonl"}
@@ -49,10 +49,10 @@ _PREPARATION_FILES = {"manifest.json", "progress.json"}
 
 @dataclass(frozen=True)
 class Layout:
-    """How files are read.
+    """Says how files are read.
 
     Attributes:
-        format: of all files, one of `FORMATS`; None goes by each file's ending.
+        format: format of all files, one of `FORMATS`; if None, the ending of each file decides.
         documents_per: what a document of a text file is, one of `DOCUMENTS_PER`.
     """
 
@@ -60,7 +60,7 @@ class Layout:
     documents_per: str = "paragraph"
 
     def kind(self, path: Path) -> str | None:
-        """Of the span that a file becomes; None if its ending is not known."""
+        """Find the kind of the span that a file becomes; None if its ending is not known."""
         ending = path.suffix.lower()
         compressed = ending in COMPRESSIONS
         kind = self.format or ENDINGS.get(Path(path.stem).suffix.lower() if compressed else ending)
@@ -71,11 +71,11 @@ class Layout:
 
 @dataclass
 class Ignored:
-    """Files that are not read.
+    """Counts the files that are not read.
 
     Attributes:
-        counts: files by reason and ending; a directory that is not entered is one.
-        first: path of the first by reason.
+        counts: files by reason and ending; a directory that is not entered counts as one.
+        first: path of the first file by reason.
     """
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Ignored:
         return sum(sum(endings.values()) for endings in self.counts.values())
 
     def describe(self) -> str:
-        """Numbers by reason and ending, the largest first, and an example of each reason."""
+        """Give the numbers by reason and ending, largest first, and an example of each reason."""
         reasons = []
         for reason, endings in self.counts.items():
             ranked = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
@@ -116,13 +116,13 @@ class Ignored:
 def find_files(
     path: Path, layout: Layout, output: Path | None = None
 ) -> tuple[list[Span], Ignored]:
-    """The files that a path stands for, in sorted order.
+    """Find the files that a path stands for, in sorted order.
 
     Args:
-        output: directory that is going to be written, which is not entered.
+        output: directory that will be written; it is not entered.
 
     Raises:
-        UserError: it stands for nothing readable, or a part of it cannot be read.
+        UserError: the path stands for nothing readable, or a part of it cannot be read.
     """
     if path.is_dir():
         return _find_in_directory(path, layout, output)
@@ -145,13 +145,13 @@ def find_files(
 
 
 def identity(path: str) -> tuple[int, int]:
-    """What makes a file this file, whatever its name."""
+    """Give the device and the inode, which are the same for all names of a file."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
 def compressed_twins(paths: Iterable[str]) -> Iterator[str]:
-    """A fault for every file beside which lies a file compressed from it, as far as can be seen."""
+    """Name every file beside which there seems to be the same file uncompressed."""
     there = {os.path.realpath(path): path for path in paths}
     for real, path in there.items():
         stem, ending = os.path.splitext(real)
@@ -164,7 +164,7 @@ def compressed_twins(paths: Iterable[str]) -> Iterator[str]:
 
 
 def is_output(directory: Path) -> bool:
-    """Whether RapidBERT has written into a directory: its lock, a preparation, or a run."""
+    """Find out whether a directory holds a lock of RapidBERT, a preparation or a run."""
     try:
         if (directory / LOCK).read_bytes()[:4] == b"pid ":
             return True
@@ -188,7 +188,7 @@ def _find_in_directory(
     ignored = Ignored()
     faults: list[str] = []
     spans: dict[tuple[int, int], Span] = {}
-    # Of several names of a file, the one without a link in it is read.
+    # A file with several names is read by the name that has no link in it.
     for _, path in sorted(_walk(top, output, ignored, faults)):
         status = path.stat()
         kind = layout.kind(path)
@@ -217,11 +217,11 @@ def _find_in_directory(
 def _walk(
     top: Path, output: Path | None, ignored: Ignored, faults: list[str]
 ) -> Iterator[tuple[bool, Path]]:
-    """(whether a link leads there, path) of everything below `top` that is no directory."""
+    """Yield (whether a link leads there, path) for everything below `top` that is no directory."""
     seen: set[tuple[int, int]] = set()
     directories, links = deque([(False, top)]), deque[tuple[bool, Path]]()
     while directories or links:
-        # Links come last, so that what is also there without one keeps its own name.
+        # Links come last: a directory that is also there without one is entered by its own name.
         linked, directory = (directories or links).popleft()
         key = identity(str(directory))
         if key in seen:
@@ -266,7 +266,7 @@ def _span(kind: str, path: Path, layout: Layout) -> Span:
 
 
 def _is_json_document(path: Path) -> bool:
-    """Whether values in a file go over several lines, or stand in one array."""
+    """Find out whether a value in a file takes several lines, or all stand in one array."""
     for size in (LINE_BYTES, HEAD_BYTES):
         head = _head(path, size).removeprefix(b"\xef\xbb\xbf").lstrip()
         line = head.partition(b"\n")[0].rstrip()
@@ -289,4 +289,4 @@ def _head(path: Path, size: int = HEAD_BYTES) -> bytes:
         with open_binary(path, {}) as file:
             return file.read(size)
     except (OSError, EOFError):
-        return b""  # whoever reads it says what is wrong with it
+        return b""  # the reader that reads all of it says what is wrong

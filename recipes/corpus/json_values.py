@@ -1,8 +1,8 @@
-"""JSON values one after the other from a stream: of one array, or of a file without one.
+"""Cuts a stream of JSON into its values: the elements of one array, or values without an array.
 
-Only brackets and quotes are looked at, to find where a value ends; what stands between them is
-parsed by others. So memory holds one value, a broken value harms no other, and one that is too long
-is passed over without being held.
+To find where a value ends it looks at brackets and quotes alone; the caller parses the value. So
+memory holds one value, a broken value harms no other, and a value that is too long is passed over
+without being held.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ CHUNK = 1 << 16
 _BETWEEN = re.compile(rb"[^\s,]")  # the first byte of the next value
 _WITHIN = re.compile(rb'["{}\[\]]')
 _SCALAR_END = re.compile(rb'[\s,"{}\[\]]')  # of a value without brackets or quotes
-_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)  # to its quote, as far as is there
+_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)  # to its quote or the chunk's end
 
 
 def json_values(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, bytes) of the elements of each array in the stream, and of all other values.
+    """Yield (byte offset, bytes) for the elements of arrays and for the values outside of arrays.
 
-    Of a value longer than `longest` only the first `longest` + 1 bytes are given.
+    A value longer than `longest` is cut to `longest` + 1 bytes.
 
     Raises:
         EOFError: the stream ends within a value or an array.
@@ -43,6 +43,8 @@ def json_values(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes]]:
 
 
 class _Reader:
+    """Takes chunks of the stream and gives the values that end in them."""
+
     def __init__(self, longest: int):
         self.longest = longest
         self.in_array = False
@@ -54,6 +56,7 @@ class _Reader:
         self.escaped = False  # the chunk ended behind a backslash
 
     def feed(self, chunk: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the values that end in a chunk, which begins at `offset` of the stream."""
         at = 0
         while at < len(chunk):
             if self.start < 0:
@@ -69,7 +72,7 @@ class _Reader:
                 self.value.clear()
 
     def _begin(self, chunk: bytes, at: int, offset: int) -> int:
-        """Go to the first byte of the next value, through the brackets of the array."""
+        """Find the first byte of the next value; pass through the brackets of the array."""
         found = _BETWEEN.search(chunk, at)
         if not found:
             return len(chunk)
@@ -85,7 +88,7 @@ class _Reader:
         return at
 
     def _end(self, chunk: bytes, at: int) -> tuple[int, bool]:
-        """Where what is left of the value ends in the chunk, and whether the value ends there."""
+        """Find where the value's part in the chunk ends, and whether the value ends there."""
         if self.scalar:  # its first byte may be a bracket that closes nothing
             found = _SCALAR_END.search(chunk, at if self.value else at + 1)
             return (found.start(), True) if found else (len(chunk), False)

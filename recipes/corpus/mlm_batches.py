@@ -1,4 +1,4 @@
-"""Masked-language-model micro-batches, packed: only real tokens, no padded rows inside.
+"""Makes micro-batches for masked-language modelling, packed: no padding between sequences.
 
 Order, masking and dropout are functions of (seed, stream position) alone. The sample stream is the
 endless concatenation of epochs, each a seeded shuffle of all sequences; global step k consumes the
@@ -8,8 +8,8 @@ accumulation, that is simply the micro-batch's running number i = k accumulation
 
     first stream position = (i W + r) b
 
-so the same sequences with the same masks make up step k on any world size, with any number of
-loader workers, and after a restart. No generator state exists that could be lost.
+so step k has the same sequences with the same masks on any world size, with any number of loader
+workers, and after a restart. There is no generator whose state could be lost.
 
 Masking is Bernoulli per token, as published: the number of masked tokens varies a little from
 batch to batch. So does the number of real tokens. Both are rounded up to a multiple of a bucket of
@@ -46,19 +46,20 @@ _MASKED_SHARE, _RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest keep t
 
 @dataclass
 class PackedBatch:
-    """One micro-batch, everything that the model needs and the counts that honest rates need.
+    """One micro-batch: what the model needs, and the counts that the rates are computed from.
 
     Attributes:
         input_ids: int64 [tokens]. Sequences one after the other, each [CLS] piece [SEP]; then
             [PAD] up to the bucket, rows that belong to no sequence.
         sequence_offsets: int32 [sequences + 1]. First row of each sequence; the last entry is the
             number of real tokens. An entry equal to the next one is an empty sequence.
-        sequence_keys: int64 [sequences]. What dropout masks are a hash of (see `hashed_dropout`),
-            a hash itself of the seed and of the sequence's place in the stream.
+        sequence_keys: int64 [sequences]. Dropout masks are hashes of these (see `hashed_dropout`).
+            They are hashes of the seed and of the sequence's place in the stream themselves.
         masked_positions: int64 [masked]. Rows of `input_ids` to predict, ascending, then zeros up
             to the bucket.
         labels: int64 [masked]. Original ids; `IGNORED_LABEL` on the rows that fill the bucket.
-        max_sequence_length: of the run, not of this batch, so that it never triggers a recompile.
+        max_sequence_length: the run's, not this batch's: it never changes, so nothing is compiled
+            again.
         sequences: sequences that are not empty.
         real_tokens: tokens in sequences, [CLS] and [SEP] included.
         masked_tokens: labels that count.
@@ -77,11 +78,11 @@ class PackedBatch:
     token_pairs: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """A copy with its tensors on `device`."""
+        """Copy the batch, its tensors to `device`."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackedBatch:
-        """A copy in page-locked memory (called by the DataLoader)."""
+        """Copy the batch to page-locked memory (the DataLoader calls this)."""
         return self._with_tensors(Tensor.pin_memory)
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
@@ -178,8 +179,11 @@ class MlmBatches(Dataset[PackedBatch]):
         return self._pack(numbers, counters)
 
     def _stream(self, first: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sequence numbers, and what their masks (masked tokens and dropout) are hashes of, from
-        stream position `first` on.
+        """Find the sequences of the batch that begins at stream position `first`.
+
+        Returns:
+            Their numbers, and the numbers that the masks of their tokens and of dropout are hashes
+            of; int64 [sequences].
         """
         positions = np.arange(first, first + self.micro_batch)
         epoch, index = np.divmod(positions, len(self.index))
@@ -233,7 +237,8 @@ class MlmBatches(Dataset[PackedBatch]):
             The positions to predict, ascending, and their original ids; int64 [masked].
         """
         # hash64(key of the sequence, place in it). The place is the row minus the sequence's first
-        # row and the hash's input is linear in it, so the rows' part is made once for all batches.
+        # row and the hash's input is linear in it, so its part that depends on the row is computed
+        # once for all batches.
         sequence_keys = hash64(self._mask_key, counters)
         uniform = np.repeat(sequence_keys - starts.astype(np.uint64) * GOLDEN, lengths)
         uniform += self._row_states[: len(ids)]
@@ -250,15 +255,15 @@ class MlmBatches(Dataset[PackedBatch]):
 
 
 class EvaluationBatches(MlmBatches):
-    """Sequences of a split in order, each once over all ranks, masks the same every time.
+    """The sequences of a split in order, each on one rank, with the same masks every time.
 
-    All ranks see the same number of batches, so that collective operations match; the last ones
+    All ranks have the same number of batches, so that collective operations match; the last batches
     are filled with empty sequences.
 
     Args:
         limit: evaluate on that many sequences only, evenly spaced over the split.
-        Others as in `MlmBatches`; 15% of the tokens are predicted whatever training uses, so that
-        losses compare with those of other encoders.
+        The others are those of `MlmBatches`. 15% of the tokens are predicted whatever training
+        uses, so that losses compare with those of other encoders.
     """
 
     def __init__(
@@ -289,7 +294,7 @@ class EvaluationBatches(MlmBatches):
         self.evaluated_sequences = min(limit or len(self.index), len(self.index))
 
     def __len__(self) -> int:
-        """Batches on every rank."""
+        """Count the batches of each rank."""
         return -(-self.evaluated_sequences // (self.micro_batch * self.world_size))
 
     def _stream(self, first: int) -> tuple[np.ndarray, np.ndarray]:
@@ -301,7 +306,7 @@ class EvaluationBatches(MlmBatches):
 def mlm_loader(
     dataset: MlmBatches, start: int, end: int, *, workers: int = 0, prefetch: int = 4
 ) -> DataLoader[PackedBatch]:
-    """Micro-batches `start` to `end` (exclusive) of this rank, in order.
+    """Load the micro-batches `start` to `end` (exclusive) of this rank, in order.
 
     Args:
         dataset: training or evaluation batches.
@@ -327,9 +332,10 @@ def mlm_loader(
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Launchers and SLURM signal every process; the run ends at a step, for which it needs batches.
+    """Make a worker ignore every signal but its parent's SIGTERM.
 
-    Only the parent's own SIGTERM ends a worker; a worker whose parent is gone ends by itself.
+    Launchers and SLURM signal all processes, but the run goes on to the end of a step and needs
+    batches for it. A worker whose parent is gone ends by itself.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -345,10 +351,10 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 def _round_up(count: int, multiple: int) -> int:
-    """The smallest positive multiple that holds `count`: never zero rows, an empty shape more."""
+    """Round up to a multiple, at least to one: a shape without rows would be one more shape."""
     return max(1, -(-count // multiple)) * multiple
 
 
 def _bucket(capacity: float) -> int:
-    """Rows by which a shape of at most `capacity` rows grows."""
+    """Find the number of rows by which a shape of at most `capacity` rows grows."""
     return _round_up(math.ceil(capacity / _BUCKETS), _ROW_MULTIPLE)

@@ -1,4 +1,4 @@
-"""The steps of a preparation: its directory, its tokenizer, its shards."""
+"""The steps of a preparation: it takes the directory, makes the tokenizer, encodes the shards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from recipes.corpus.text_records import Skipped
 from recipes.corpus.text_sources import Portion
 from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
 
-SAMPLED_PORTIONS = 64  # the tokenizer's sample comes from at most so many places of the input
+SAMPLED_PORTIONS = 64  # places of the input that the tokenizer's sample is read from, at most
 TOKENIZER_NAME = "tokenizer.model"
 
 
@@ -149,5 +149,5 @@ def encode(plan: Plan, progress: Progress, encoding: Encoding, workers: int) -> 
 
 
 def progress_bar(title: str, total: int, unit: str) -> tqdm[Any]:
-    """A bar on the terminal, and none where nobody looks."""
+    """Make a progress bar, which shows only on a terminal."""
     return tqdm(desc=title, total=total, unit=unit, disable=not sys.stderr.isatty())

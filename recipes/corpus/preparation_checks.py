@@ -1,4 +1,4 @@
-"""What looks wrong about an input before it is prepared, and about the result afterwards."""
+"""Looks for what seems wrong in an input before it is prepared, and in the result afterwards."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from recipes.corpus.token_shards import SplitInfo
 
 PROBED_PORTIONS = 8
 PROBED_RECORDS = 10_000  # of each, at most
-SHORT_TOKENS = 64  # on average; a sequence of 128 then is half empty, or holds several documents
-HELD_OUT_FACTOR = 3  # a share held out that differs by more from what was asked for is odd
+SHORT_TOKENS = 64  # documents shorter than this on average fill half of a sequence of 128
+HELD_OUT_FACTOR = 3  # a held-out share is odd if it differs by more from what was asked for
 
 
 def check_documents(portions: Sequence[Portion], text_key: str, max_bad_fraction: float) -> None:
     """Look for a document in evenly spaced portions, so that a wrong key is told at once.
 
     Raises:
-        UserError: one that is certain to come later too: too many unusable records in a row, a
-            missing column, a damaged beginning, or no document at all in a small input.
+        UserError: a fault that would certainly stop the preparation later: too many unusable
+            records in a row, a missing column, a damaged beginning, or a small input without any
+            document.
     """
     step = max(1, -(-len(portions) // PROBED_PORTIONS))
     if any(span.kind == "hub" for portion in portions for span in portion.spans):
-        step = len(portions)  # every other one would be a download more
+        step = len(portions)  # each further one would be another download
     seen, found = Skipped(), False
     for portion in portions[::step]:
         skipped = Skipped()
         limit = min(portion.limit or PROBED_RECORDS, PROBED_RECORDS)
-        # Lanes share a limit: a later one may have nothing below it, and is no less readable.
+        # Lanes share a limit: a later lane may have no record within it, and still be readable.
         first = replace(portion, limit=limit, lane=0)
         found |= next(first.documents(text_key, skipped, max_bad_fraction), None) is not None
         seen.merge(skipped)
@@ -43,12 +44,12 @@ def check_documents(portions: Sequence[Portion], text_key: str, max_bad_fraction
 
 
 def odd_results(splits: Mapping[str, SplitInfo], kinds: set[str], fraction: float) -> Iterator[str]:
-    """What the user should look at before training on a preparation.
+    """Yield what the user should look at before training on a preparation.
 
     Args:
-        splits: of the manifest.
-        kinds: of the spans that were read.
-        fraction: of the documents to be held out; 0 with a validation input.
+        splits: the manifest's.
+        kinds: kinds of the spans that were read.
+        fraction: share of the documents to be held out; 0 with a validation input.
     """
     hint = next((hint for kind, hint in _SPLITTING.items() if kind in kinds), "")
     train = splits["train"]

@@ -17,7 +17,7 @@ from recipes.corpus.tokenizer import SPECIAL_IDS, Tokenizer
 
 
 def write_manifest(output: Path, plan: Plan, progress: Progress, tokenizer: Tokenizer) -> Manifest:
-    """Write the manifest, which makes the directory a prepared one; the books go.
+    """Write the manifest, which makes the directory a prepared one, and remove `progress.json`.
 
     Raises:
         UserError: a split has no documents.
@@ -69,7 +69,7 @@ def _split(split: str, plan: Plan, progress: Progress) -> SplitInfo:
 
 
 def entropy_nats(counts: Sequence[int] | np.ndarray) -> float:
-    """Entropy, in nats, of the distribution with these counts [vocab_size]."""
+    """Compute the entropy, in nats, of the distribution with these counts [vocab_size]."""
     occurring = np.array([count for count in counts if count > 0], dtype=np.float64)
     shares = occurring / occurring.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -1,4 +1,4 @@
-"""What a preparation is going to do: its settings checked, its inputs found and cut into tasks."""
+"""Plans a preparation: checks the settings, finds the inputs, cuts them into shards."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Plan:
     Attributes:
         options: the settings that decide it, as JSON types; a preparation continues only with the
             same. Older preparations are recognised by these names and values.
-        tokenizer: the one to use; None to train one.
+        tokenizer: the given one; None if one is to be trained.
         shards: in the order of the input, those of the validation input last.
         input_digest: SHA-256 of names, sizes and cuts: tells that an input has changed.
         input_times: SHA-256 of the times of the last writing: tells of a change in place.
-        held_out_fraction: of the documents; 0 with a validation input of its own.
+        held_out_fraction: share of the documents that is held out; 0 with a validation input.
         ignored: files that are not read.
         messages: what the user should know about the inputs found.
     """

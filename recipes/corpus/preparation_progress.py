@@ -1,7 +1,8 @@
-"""The books of a preparation: what is finished, and whether a directory may be continued.
+"""Notes what of a preparation is finished, and decides whether a directory may be continued.
 
-A directory belongs to one set of options and inputs. It is continued or left alone with the same
-ones; anything else is refused with the difference, unless the user asks to start again.
+A directory belongs to one set of options and inputs. With the same ones it is continued, or left
+alone if it is complete; other ones are refused, and the difference is named, unless the user asks
+to start again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _OUR_FILES = re.compile(
     r"((train|validation)-\d{5}\.(bin|idx)|tokenizer\.(model|vocab))(\.partial)?"
 )
 
-# What preparations did that were made before these options were there.
+# Values that describe preparations which were made before these options were there.
 _LATER_OPTIONS: dict[str, Any] = {"format": None, "documents_per": "paragraph"}
 
 
@@ -43,13 +44,11 @@ class Finished(TypedDict):
 
 @dataclass
 class Progress:
-    """The books, kept in `progress.json` until the manifest replaces it.
+    """What is finished, kept in `progress.json` until the manifest replaces it.
 
     Attributes:
-        options: what the user asked for, as JSON types.
-        input_digest: of the inputs as they were found.
-        input_times: of when they were written last.
-        fingerprint: of the tokenizer.
+        options, input_digest, input_times: the plan's.
+        fingerprint: the tokenizer's.
         finished: the record of each finished portion by the name of its shard.
         token_counts: occurrences of each id by split, [vocab_size].
     """
@@ -74,15 +73,15 @@ class Progress:
         }
 
     def save(self, output: Path) -> None:
-        """Write the books to disk, whole or not at all."""
+        """Write `progress.json`, whole or not at all."""
         write_whole(output / PROGRESS_NAME, json.dumps(asdict(self)).encode())
 
     def total(self, key: Literal["text_bytes", "cpu_seconds"]) -> float:
-        """Sum of `text_bytes` or `cpu_seconds` over the finished portions."""
+        """Sum up `text_bytes` or `cpu_seconds` over the finished portions."""
         return sum(record[key] for record in self.finished.values())
 
     def skipped(self) -> Skipped:
-        """What was skipped in the finished portions together."""
+        """Sum up what was skipped in the finished portions."""
         total = Skipped()
         for name in sorted(self.finished):
             total.merge(Skipped(**self.finished[name]["skipped"]))
@@ -90,17 +89,18 @@ class Progress:
 
 
 def start_progress(output: Path, plan: Plan, fingerprint: str) -> Progress:
-    """Open the books of a preparation with the tokenizer of this fingerprint."""
+    """Note that a preparation has begun, with the tokenizer of this fingerprint."""
     progress = Progress(plan.options, plan.input_digest, plan.input_times, fingerprint)
     progress.save(output)
     return progress
 
 
 def is_prepared(output: Path, plan: Plan) -> bool:
-    """Whether a directory is complete.
+    """Find out whether a directory is completely prepared.
 
     Raises:
-        UserError: it was prepared otherwise, or files are missing or of the wrong size.
+        UserError: it was prepared with other options or inputs, or files are missing or
+            of the wrong size.
     """
     path = output / MANIFEST_NAME
     if not path.exists():
@@ -115,10 +115,11 @@ def is_prepared(output: Path, plan: Plan) -> bool:
 
 
 def read_progress(output: Path, plan: Plan) -> Progress | None:
-    """Read the books of a preparation to continue; None where there is none.
+    """Read what is finished of a preparation to continue; None where none has begun.
 
     Raises:
-        UserError: it was started otherwise, or finished shards are missing or of the wrong size.
+        UserError: it was started with other options or inputs, or finished shards are
+            missing or of the wrong size.
     """
     path = output / PROGRESS_NAME
     if not path.exists():
@@ -147,7 +148,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _refuse_other(
     output: Path, found: tuple[Mapping[str, Any], str, str | None], plan: Plan
 ) -> None:
-    """Refuse to mix; what a preparation of an older version did not note cannot be compared."""
+    """Refuse other options or inputs; what older versions did not note is not compared."""
     options, digest, times = found
     if "normalizer" not in options:
         trained = "nmt_nfkc" if options.get("cased") else "nmt_nfkc_cf"
@@ -189,7 +190,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def clear(output: Path) -> None:
-    """Remove every file of a preparation, and no other."""
+    """Remove the files of a preparation, and no others."""
     if output.is_dir():
         # The manifest goes first: a directory that is half cleared must not look prepared.
         (output / MANIFEST_NAME).unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from recipes.common.errors import UserError
 DOCUMENT_CHARACTERS = 4000
 """Paragraphs of one module are gathered into documents of about this length."""
 
-# Not the standard library, or tables and samples without prose.
+# Folders that are not the standard library, or that hold tables and samples without prose.
 _SKIPPED_FOLDERS = frozenset(
     {
         "site-packages",
@@ -52,7 +52,7 @@ _MAXIMUM_SYMBOL_SHARE = 0.06  # of the characters; operators, brackets and under
 
 @cache
 def python_documents() -> tuple[str, ...]:
-    """The documents: prose paragraphs joined by newlines, topics first, then modules by path.
+    """Read the documents, paragraphs of prose joined by newlines: topics, then modules by path.
 
     Raises:
         UserError: this Python has neither the topics nor the sources (a stripped installation).
@@ -72,12 +72,12 @@ def python_documents() -> tuple[str, ...]:
 
 
 def source_bytes() -> int:
-    """Size of the source files together, in bytes: tells one installation from another."""
+    """Sum up the bytes of the source files, which tell one installation from another."""
     return sum(path.stat().st_size for path in _source_files())
 
 
 def paragraphs(text: str) -> list[str]:
-    """The prose of a docstring or a page of the reference: one line per paragraph."""
+    """Find the prose of a docstring or a page of the reference: one line per paragraph."""
     prose = []
     literal_indent = None  # of the paragraph that announced literal text by "::"
     for block in _BLANK_LINES.split(_UNDERLINE.sub("", inspect.cleandoc(text))):
@@ -93,7 +93,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def docstrings(source: str) -> Iterator[str]:
-    """Docstrings of a module, its classes and functions, in the order of the file."""
+    """Yield the docstrings of a module, its classes and functions, in the order of the file."""
     return _docstrings(ast.parse(source))
 
 

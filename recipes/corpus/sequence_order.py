@@ -1,12 +1,12 @@
-"""The order of the data: which document piece is training sequence number n, and when it comes.
+"""Defines the order of the data: which piece of which document is a sequence, and when it comes.
 
-Nothing here grows with the corpus except one int64 per 64 documents. A shuffled list of a billion
-sequences would cost 8 GB on every rank and half a minute at every start; instead the order is a
-bijection that is computed for the few hundred numbers a micro-batch needs, and a sequence number
-is resolved to its document through a coarse cumulative table and the memory-mapped lengths.
+Memory is one int64 per 64 documents. A shuffled list of a billion sequences would take 8 GB on
+every rank and half a minute at every start. Instead the order is a function that maps each position
+of an epoch to one sequence, computed for the few hundred positions of a micro-batch; a table of
+counts and the memory-mapped lengths tell in which document a sequence lies.
 
-There is no generator state anywhere: every number is a hash of the seed and of its own position,
-so any rank, any loader worker and any restart computes the same order.
+Every number is a hash of the seed and of its own position, without a generator's state, so any
+rank, any loader worker and any restart computes the same order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHUNK_BLOCKS = 1 << 12  # 262,144 documents, 1 MB of lengths: stays in the cach
 
 
 def shuffled(index: np.ndarray, epoch: np.ndarray, *, size: int, key: np.ndarray) -> np.ndarray:
-    """The elements at positions `index` of epoch `epoch`'s shuffle of range(size).
+    """Find the elements at positions `index` of the shuffle of range(size) for each `epoch`.
 
     A Feistel network on the smallest near-square grid of at least `size` cells, each half added to
     modulo its own side (the mixed-radix form, Black and Rogaway, CT-RSA 2002). The few images that
@@ -65,7 +65,7 @@ def shuffled(index: np.ndarray, epoch: np.ndarray, *, size: int, key: np.ndarray
 
 
 class Pieces(NamedTuple):
-    """Where sequences lie: int64 arrays [n]; `start` and `length` are in tokens of the shard."""
+    """Places of n sequences: int64 arrays [n]; `start` and `length` count tokens of the shard."""
 
     shard: np.ndarray
     start: np.ndarray
@@ -77,12 +77,11 @@ class SequenceIndex:
 
     Args:
         shards: the split's shards.
-        sequence_length: tokens of a sequence with [CLS] and [SEP], so that it holds two fewer of
-            its document.
+        sequence_length: tokens of a sequence with [CLS] and [SEP]; two fewer are of its document.
         documents: `"split"` gives a document of n tokens ceil(n / (sequence_length - 2))
             consecutive sequences; `"truncate"` gives it one, its beginning (the published recipe).
 
-    Building streams over the lengths once (4 bytes per document). Memory: 8 bytes per 64 documents.
+    Building reads all lengths once (4 bytes per document). Memory: 8 bytes per 64 documents.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class SequenceIndex:
         np.cumsum(counts, out=counts)
 
     def _pieces(self, lengths: np.ndarray) -> np.ndarray:
-        """Sequences that documents of these lengths give; same shape."""
+        """Count the sequences that documents of these lengths give; same shape."""
         if self.documents == "truncate":
             pieces: np.ndarray = np.minimum(lengths, 1)
         else:
@@ -130,7 +129,7 @@ class SequenceIndex:
         return pieces
 
     def locate(self, numbers: np.ndarray) -> Pieces:
-        """Resolve sequence numbers, int64 [n] in [0, len(self)), in any order."""
+        """Find where sequences lie, by their numbers: int64 [n] in [0, len(self)), in any order."""
         block = np.searchsorted(self._first_sequence, numbers, side="right") - 1
         shard = np.searchsorted(self._first_block, block, side="right") - 1
         document = (block - self._first_block[shard]) * _BLOCK_DOCUMENTS

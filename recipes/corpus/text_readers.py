@@ -1,7 +1,7 @@
-"""Readers of records, one per kind of input: JSON, CSV, plain text, Parquet, the hub, python-docs.
+"""Reads the records of a span, with one reader for each kind of input.
 
-A stretch starts and ends at a byte, a row group or a shard, so that many processes can read one
-input; every record belongs to exactly one stretch, wherever the cuts fall.
+A span starts and ends at a byte, a row group or a shard, so that many processes can read one input;
+every record belongs to exactly one span, wherever the cuts are.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from recipes.corpus.text_records import (
 def raw_records(
     span: Span, text_key: str, skipped: Skipped | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """(position, raw record) of every record of a span; nothing is parsed yet.
+    """Yield (position, raw record) for every record of a span; nothing is parsed yet.
 
     Args:
-        skipped: is told of bytes behind the end of compressed data.
+        skipped: notes the bytes behind the end of compressed data.
 
     Raises:
         UserError: the input is damaged or cannot be read to its end.
@@ -59,10 +59,10 @@ def _read_text_lines(span: Span, text_key: str, skipped: Skipped) -> Iterator[tu
 
 
 def _read_paragraphs(span: Span, text_key: str, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
-    """Documents separated by blank lines; the last blank line before one decides whose it is."""
+    """Read documents between blank lines; one belongs to the span of the blank line before it."""
     lines: list[bytes] = []
     first = length = 0
-    inside = span.start == 0  # from the second span on, what precedes a blank line is another's
+    inside = span.start == 0  # else the lines before the first blank one are of the span before
     for position, line in _lines(span, skipped):
         if line.isspace():
             if lines:
@@ -73,7 +73,7 @@ def _read_paragraphs(span: Span, text_key: str, skipped: Skipped) -> Iterator[tu
             inside = True
         elif inside:
             first = first if lines else position
-            if length <= MAX_RECORD_BYTES:  # one line beyond marks the document as too long
+            if length <= MAX_RECORD_BYTES:  # one line more marks the document as too long
                 lines.append(line)
             length += len(line)
     if lines:
@@ -94,9 +94,9 @@ def _read_json(span: Span, text_key: str, skipped: Skipped) -> Iterator[tuple[in
 
 
 def _read_csv(span: Span, text_key: str, skipped: Skipped) -> Iterator[tuple[int, Any]]:
-    """Fields in quotes as RFC 4180 has them; the position is a line."""
-    csv.field_size_limit(MAX_RECORD_BYTES + 1)  # one beyond marks the document as too long
-    # What is not UTF-8 becomes bytes again, for `text_of` to notice.
+    """Read fields that may stand in quotes (RFC 4180); the position is a line number."""
+    csv.field_size_limit(MAX_RECORD_BYTES + 1)  # one byte more marks the document as too long
+    # Bytes that are not UTF-8 are kept, for `text_of` to find.
     file = io.TextIOWrapper(
         open_binary(Path(span.name), skipped.trailing),
         encoding="utf-8-sig",
@@ -124,7 +124,7 @@ def _read_csv(span: Span, text_key: str, skipped: Skipped) -> Iterator[tuple[int
 
 
 def _read_tsv(span: Span, text_key: str, skipped: Skipped) -> Iterator[tuple[int, Any]]:
-    """Fields between tabs; a quote is a character like any other."""
+    """Read fields between tabs; a quote is a character like any other."""
     header: Sequence[str] = ()
     for position, line in _lines(span, skipped):
         fields = line.rstrip(b"\r\n").split(b"\t")
@@ -158,7 +158,7 @@ def _no_column(span: Span, columns: Sequence[str], text_key: str) -> str:
 
 
 def _read_parquet(span: Span, text_key: str, skipped: Skipped) -> Iterator[tuple[int, Any]]:
-    import pyarrow  # slow to import, and most inputs do not need it
+    import pyarrow  # here, because it is slow to import and most inputs do not need it
     import pyarrow.parquet
 
     try:
@@ -215,12 +215,12 @@ _READERS = {
 
 
 def open_hub(name: str, config: str | None, split: str | None) -> Any:
-    """A `datasets.IterableDataset` of a hub dataset, streamed.
+    """Open a hub dataset as a `datasets.IterableDataset`, which is streamed.
 
     Raises:
         UserError: the hub cannot be reached, or has no such dataset, config or split.
     """
-    import datasets  # seconds to import
+    import datasets  # here, because it takes seconds to import
 
     try:
         return datasets.load_dataset(name, config, split=split, streaming=True)
@@ -229,9 +229,9 @@ def open_hub(name: str, config: str | None, split: str | None) -> Any:
 
 
 def _lines(span: Span, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, line) from the first line that starts at `span.start` or later.
+    """Yield (byte offset, line) from the first line that starts at `span.start` or later.
 
-    Of a line longer than MAX_RECORD_BYTES only the first MAX_RECORD_BYTES + 1 bytes are given.
+    A line longer than MAX_RECORD_BYTES is cut to MAX_RECORD_BYTES + 1 bytes.
     """
     with open_binary(Path(span.name), skipped.trailing) as file:
         position = 0

@@ -1,4 +1,4 @@
-"""Records of input: stretches of files that can be read alone, and the documents in records.
+"""Spans of input that can be read alone, and the documents in their records.
 
 Faults are of two kinds. A record that cannot be used (broken JSON, no text, not UTF-8) is skipped,
 counted by reason and remembered with its place. A file that cannot be read to its end (a truncated
@@ -18,36 +18,37 @@ from recipes.common.compressed import COMPRESSIONS, open_binary
 from recipes.common.errors import UserError
 
 MAX_RECORD_BYTES = 16 << 20
-"""Longer lines and documents are skipped, so that a file without newlines cannot fill memory."""
+"""Longer lines and documents are skipped: a file without newlines would fill the memory."""
 
 BAD_RECORDS_TOLERATED = 1000
-"""Bad records of one portion before their share is looked at: they often come in a row."""
+"""Bad records of a portion that are allowed whatever their share: they often come in a row."""
 
 EMPTY = "empty"
-"""The reason for skipping a document without text, which is no fault of the input."""
+"""Reason for skipping a document without text; it does not count as a fault of the input."""
 
 HELD_OUT = "in the validation input"
-"""The reason for leaving out a training document, which is no fault of the input either."""
+"""Reason for leaving out a training document; it does not count as a fault either."""
 
 TEXTUAL = ("jsonl", "json", "csv", "tsv", "text", "text-line", "text-file")
-"""Kinds of files of bytes, which may be compressed.
+"""Kinds of files that may be compressed.
 
-`json` is a row of JSON values or one array of them, laid out in any way. A document is what stands
-between blank lines of a `text`, a line of a `text-line`, all of a `text-file`.
+A `json` file holds JSON values one after the other, or one array of them, on any number of lines; a
+`jsonl` file holds one value per line. Documents of a `text` file stand between blank lines; in a
+`text-line` file each line is a document, and a `text-file` is one document.
 """
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of one input that can be read alone.
+    """A part of one input that can be read alone.
 
     Attributes:
         kind: one of `TEXTUAL`, `parquet`, `hub` or `python-docs`.
         name: path, dataset name, or `python-docs`.
         start, stop: bytes of an uncompressed file, row groups, or shards of a hub dataset;
             `stop` None is the end. A hub span is shard `start` of `stop` shards.
-        size: bytes on disk (a nominal number for the hub).
-        config, split: of a hub dataset.
+        size: bytes on disk (an assumed number for the hub).
+        config, split: names of a hub dataset's configuration and split.
     """
 
     kind: str
@@ -64,18 +65,18 @@ class Span:
 
     @property
     def divisible(self) -> bool:
-        """Whether it can be entered at any byte, and the next record be found there."""
+        """Tells whether reading can begin at any byte, with the next record from there."""
         return self.kind in ("jsonl", "text", "text-line") and not self.compressed
 
     @property
     def shared(self) -> bool:
-        """Whether many records come one after the other from a file that cannot be divided."""
+        """Tells whether processes share it by lanes: it has many records, and is not divisible."""
         return self.kind in TEXTUAL and self.kind != "text-file" and not self.divisible
 
 
 @dataclass
 class Skipped:
-    """What was read and what was skipped.
+    """Counts what was read and what was skipped.
 
     Attributes:
         records: records read, the skipped ones included.
@@ -93,7 +94,7 @@ class Skipped:
 
     @property
     def bad(self) -> int:
-        """Skipped records, those that are merely empty or held out not counted."""
+        """Number of skipped records, without those that are empty or held out."""
         return sum(n for reason, n in self.counts.items() if reason not in (EMPTY, HELD_OUT))
 
     def count(self, reason: str) -> None:
@@ -116,7 +117,7 @@ class Skipped:
         self.trailing |= other.trailing
 
     def check(self, max_bad_fraction: float, tolerated: int = 0) -> None:
-        """Refuse an input too much of which is unusable.
+        """Refuse an input with too many unusable records.
 
         Raises:
             UserError: more than `tolerated` records, and more than the fraction, are bad.
@@ -135,7 +136,7 @@ class Skipped:
         return f"{self.counts[reason]:,} {reason}{first}{hint}"
 
     def describe_all(self) -> str:
-        """Every reason, and files that hold more than what was read of them."""
+        """Describe every reason, and the files that were not read to their last byte."""
         behind = [
             f"{count:,} bytes behind the compressed data of {name}"
             for name, count in self.trailing.items()
@@ -143,7 +144,7 @@ class Skipped:
         return "; ".join([*map(self.describe, self.counts), *behind])
 
 
-# What is not UTF-8 may begin like this.
+# First bytes of files that are not UTF-8, and what to do with them.
 _HEADS = {
     b"\xff\xfe": "it begins like UTF-16: iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "it begins like UTF-16: iconv -f UTF-16 -t UTF-8",
@@ -157,8 +158,8 @@ class Unusable(ValueError):
     """A record that cannot be used.
 
     Args:
-        reason: the same for every record of its kind, to be counted by.
-        hint: more about this record, which helps to mend its kind.
+        reason: the same words for every record with this fault; records are counted by it.
+        hint: more about this record, to help with the others.
     """
 
     def __init__(self, reason: str, hint: str = ""):
@@ -167,10 +168,10 @@ class Unusable(ValueError):
 
 
 def text_of(raw: Any, kind: str, text_key: str) -> str:
-    """The document in a raw record: not blank, and UTF-8 can hold it.
+    """Get the document out of a raw record.
 
     Raises:
-        Unusable: there is none.
+        Unusable: there is none, it is blank, or UTF-8 cannot hold it.
     """
     if isinstance(raw, Unusable):  # the reader has seen it already
         raise raw
@@ -215,10 +216,10 @@ def _json_text(line: str, text_key: str) -> Any:
 
 
 def value_at(record: Mapping[str, Any], key: str) -> Any:
-    """What a record holds under `key`; `a.b` is also the `b` of its `a`.
+    """Get the value under a key of a record; `a.b` is also the `b` of its `a`.
 
     Raises:
-        Unusable: nothing, or null; the hint names the keys that are there.
+        Unusable: there is no value, or null; the hint names the keys that are there.
     """
     value: Any = record.get(key)
     if value is None and "." in key:
@@ -238,7 +239,7 @@ def _keys(record: Mapping[str, Any]) -> str:
 
 
 def key_hint(keys: Iterable[str], likely: str | None) -> str:
-    """Which keys or columns there are, and what to type if `likely` is the one."""
+    """Say which keys or columns there are, and what to type if the text is in `likely`."""
     names = ", ".join(key if len(key) <= 40 else f"{key[:37]}..." for key in keys)
     return f"it has {names or 'nothing'}" + (f": --text-key {likely}?" if likely else "")
 
@@ -252,7 +253,7 @@ def _leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _place(span: Span, position: int) -> str:
-    """Where a record is, for people: counting lines is worth it, as few places are asked for."""
+    """Say where a record is; to count the lines before it is no waste, as few are asked for."""
     match span.kind:
         case "csv":
             return f"{span.name}:{position}"

@@ -1,4 +1,4 @@
-"""What `--input` may name, found and cut into portions for parallel, resumable reading.
+"""Finds what `--input` names, and cuts it into portions for parallel, resumable reading.
 
     python-docs                  the text in `recipes/corpus/python_docs.py`
     a file                       .jsonl .ndjson .json (a value per line, one array, or values over
@@ -8,8 +8,8 @@
     org/name                     a Hugging Face dataset, streamed shard by shard
 
 A portion is the unit of work: one process reads and encodes it alone, and a preparation that was
-stopped repeats only the portions that were not finished. How the input is cut depends on the input
-alone, never on the number of processes, so the result does not either.
+stopped repeats only the portions that were not finished. The cuts depend on the input and on
+`--shards`, never on the number of processes; so does the result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from recipes.corpus.text_records import BAD_RECORDS_TOLERATED, Skipped, Span, Un
 EMBEDDED = "python-docs"
 BY_ENDING = Layout()
 MIN_PORTION_BYTES = 4 << 20  # below, starting a process and a shard costs more than the encoding
-HUB_SHARD_BYTES = 256 << 20  # what a hub shard counts for: its size is unknown before it is read
+HUB_SHARD_BYTES = 256 << 20  # assumed size of a hub shard: it is unknown before it is read
 
 MAX_LANES = 8  # processes that share a compressed file; each has to decompress all of it
 LANE_RECORDS = 256  # consecutive records of one lane
@@ -40,14 +40,16 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Portion:
-    """Spans of input for one process, and of their records its share.
+    """The part of the input that one process reads: spans, or one of several lanes of spans.
+
+    Compressed files cannot be entered in the middle. So several processes read all of the file, and
+    each keeps the records of its lane.
 
     Attributes:
         spans: read one after the other.
-        lane, lanes: of the records, in blocks of LANE_RECORDS, take every `lanes`-th block from
-            the `lane`-th on. Compressed files cannot be entered in the middle, so processes share
-            one by lanes.
-        limit: records of the spans to read, all lanes together; None for all.
+        lane, lanes: the lane, from 0, and the number of lanes. The records come in blocks of
+            LANE_RECORDS, and the blocks go to the lanes in turn.
+        limit: number of records of the spans to read, all lanes together; None for all.
     """
 
     spans: tuple[Span, ...]
@@ -63,7 +65,7 @@ class Portion:
     def documents(
         self, text_key: str, skipped: Skipped, max_bad_fraction: float = 1.0
     ) -> Iterator[str]:
-        """The texts, in order; what cannot be used is counted in `skipped`.
+        """Yield the texts, in order, and count in `skipped` what cannot be used.
 
         Raises:
             UserError: an input is damaged or cannot be read to its end, or more than
@@ -90,11 +92,11 @@ class Portion:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the names given by the user stand for.
+    """The input that the user's names stand for.
 
     Attributes:
         spans: whole files, and the shards of hub datasets, in reading order.
-        ignored: files of directories that are not read.
+        ignored: files in directories that are not read.
     """
 
     spans: tuple[Span, ...]
@@ -112,12 +114,12 @@ def find_inputs(
 
     Args:
         names: as listed at the top of this file.
-        config, split: of the hub datasets among them.
-        layout: how the files among them are read.
-        output: directory that is going to be written, and is no input.
+        config, split: names of the configuration and the split of hub datasets.
+        layout: how files are read.
+        output: directory that will be written; it is no input.
 
     Raises:
-        UserError: every name that stands for nothing readable, each with the reason.
+        UserError: for every name that stands for nothing readable, the reason.
     """
     spans: list[Span] = []
     ignored = Ignored()
@@ -147,13 +149,14 @@ Source = tuple[str | int | None, ...]
 
 
 def source(span: Span) -> Source:
-    """What a span is read from, whatever it is called."""
+    """Identify what a span is read from, the same under all of its names."""
     if span.kind == "hub":
         return ("hub", span.name, span.config, span.split, span.start)
     return (EMBEDDED,) if span.kind == EMBEDDED else identity(span.name)
 
 
 def _twice(spans: Sequence[Span]) -> Iterator[str]:
+    """Name the inputs that are given more than once, under whatever name."""
     first: dict[Source, str] = {}
     for span in spans:
         key = source(span)
@@ -165,7 +168,7 @@ def _twice(spans: Sequence[Span]) -> Iterator[str]:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether an input that is no path here must be a dataset of the hub."""
+    """Find out whether a name is a hub dataset's: it looks like one, and no such path exists."""
     return (
         _HUB_NAME.fullmatch(name) is not None
         and not os.path.exists(name)
@@ -175,7 +178,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def hub_splits(name: str, config: str | None) -> list[str]:
-    """Names of the splits of a hub dataset.
+    """Ask for the names of a hub dataset's splits.
 
     Raises:
         UserError: the hub cannot be reached, or has no such dataset or config.
@@ -188,15 +191,15 @@ def portions(
 ) -> tuple[Portion, ...]:
     """Cut the input into about `count` portions of equal size on disk, in order.
 
-    Small files are read together, uncompressed ones cut by bytes, Parquet by row groups,
-    compressed ones shared by lanes; nothing is cut below MIN_PORTION_BYTES. With `max_documents`
-    only that many records are read, from the front.
+    Small files are put together. Large files are cut by bytes, Parquet files by row groups, and
+    compressed files are shared by lanes. No portion of a cut file is below MIN_PORTION_BYTES. With
+    `max_documents` only so many records are read, from the front.
     """
     total = sum(span.size for span in spans)
     target = max(-(-total // count), MIN_PORTION_BYTES)
     if max_documents is not None:
-        # Where the last record lies is known only by counting from the front, so all portions do
-        # that; for a hub dataset it would mean to download everything several times.
+        # Only counting from the front tells where the last record lies, so all portions count. From
+        # the hub each of them would download everything, so there is one portion.
         lanes = 1 if any(span.kind == "hub" for span in spans) else _lanes(total, target)
         return tuple(Portion(tuple(spans), lane, lanes, max_documents) for lane in range(lanes))
     cut: list[Portion] = []

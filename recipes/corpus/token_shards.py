@@ -1,14 +1,15 @@
-"""Token shards on disk: Megatron-core's `.bin/.idx` pairs under one `manifest.json`.
+"""Writes and reads token shards: pairs of `.bin` and `.idx` files, listed in one `manifest.json`.
 
-The files are what `megatron.core.datasets.indexed_dataset` reads and writes, so either side can
-prepare data for the other. They are handled here with numpy alone, because encoder processes and
-loader workers start by the dozen and importing Megatron costs each of them seconds and memory.
+The files have the format of `megatron.core.datasets.indexed_dataset`, so Megatron can read ours and
+we can read Megatron's. The code uses numpy alone: dozens of encoder processes and loader workers
+start, and importing Megatron would cost each of them seconds and memory.
 
-The manifest is the only proof that a directory is whole: it is written last, and nothing is read
-that it does not list with the size found on disk.
+The manifest is written last. A directory without one is not prepared, and a shard is read only if
+the manifest lists it with the size that it has on disk.
 
 Layout of an `.idx` file (little-endian), one sequence per document:
-    9 bytes magic, u64 version, u8 token type, u64 sequences, u64 document bounds,
+    9 bytes magic, u64 version (1), u8 token type (4: int32, 8: uint16), u64 sequences,
+    u64 document bounds,
     i32 [sequences] lengths in tokens, i64 [sequences] byte offsets into the `.bin` file,
     i64 [sequences + 1] document bounds (0, 1, 2, ...)
 """
@@ -83,7 +84,7 @@ class Manifest(TypedDict):
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 for fewer than 65,500 pieces, else int32 (Megatron's `DType.optimal_dtype`)."""
+    """Choose uint16 for fewer than 65,500 pieces, else int32 (as `DType.optimal_dtype` does)."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
@@ -106,17 +107,16 @@ class _HashedFile(PartialFile):
 
 
 class ShardWriter:
-    """Writes one shard, `<prefix>.bin` and `<prefix>.idx`; a context manager.
+    """Writes one shard, `<prefix>.bin` and `<prefix>.idx`; used in a `with` block.
 
-    Both files appear, synced to disk, when the block ends without an exception; otherwise neither
-    does. Memory: four bytes per document.
+    Both files appear, synced to disk, when the block ends; after an exception neither does. Memory:
+    four bytes per document.
 
     Args:
         prefix: path of the shard without its suffix; its directory exists.
-        vocab_size: pieces of the tokenizer; decides the token type and the ids that are accepted.
+        vocab_size: pieces of the tokenizer; decides the type of the tokens, and which ids exist.
 
-    After the block `info` is the shard's entry for the manifest: `prefix` (the name),
-    `documents`, `tokens`, `bin_bytes`, `idx_bytes`, `bin_sha256`, `idx_sha256`.
+    After the block `info` is the shard's entry for the manifest.
     """
 
     info: ShardInfo
@@ -129,12 +129,12 @@ class ShardWriter:
 
     @property
     def documents(self) -> int:
-        """Documents added so far."""
+        """Number of documents added so far."""
         return len(self._lengths)
 
     @property
     def tokens(self) -> int:
-        """Tokens added so far."""
+        """Number of tokens added so far."""
         return self._bin.bytes // self.dtype.itemsize
 
     def __enter__(self) -> Self:
@@ -180,7 +180,7 @@ class ShardWriter:
             if idx is not None:
                 idx.discard()
             raise
-        # The index of an earlier shard of this name must never be seen beside the new tokens.
+        # An earlier shard may have this name: its index must never stand beside the new tokens.
         idx.path.unlink(missing_ok=True)
         self._bin.publish()
         idx.publish()
@@ -213,7 +213,7 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class Shard:
-    """One memory-mapped shard: nothing is read before it is touched.
+    """One memory-mapped shard: the disk is read where an array is, and not before.
 
     Attributes:
         tokens: ids, uint16 or int32 [tokens].
@@ -235,7 +235,7 @@ class TokenShards:
         data_dir: the directory.
         split: its name in the manifest.
         manifest: the whole manifest, as written by `recipes/prepare_data.py`.
-        shards: in the manifest's order.
+        shards: mapped, in the manifest's order.
     """
 
     data_dir: Path
@@ -249,12 +249,12 @@ class TokenShards:
 
     @property
     def tokens(self) -> int:
-        """Tokens on disk, without [CLS] and [SEP]."""
+        """Number of tokens on disk, without [CLS] and [SEP]."""
         return self.manifest["splits"][self.split]["tokens"]
 
     @property
     def unigram_entropy_nats(self) -> float:
-        """Entropy of the split's token frequencies: the loss of a model that ignores context."""
+        """Entropy of the token frequencies: the loss of a model that ignores the context."""
         return self.manifest["splits"][self.split]["unigram_entropy_nats"]
 
     @property
@@ -353,7 +353,10 @@ def _header_faults(data_dir: Path, info: ShardInfo) -> Iterator[str]:
         return
     _, version, code, documents, _ = _HEADER.unpack(header)
     if version != 1 or code not in _TOKEN_TYPES:
-        yield f"{path}: version {version}, token type {code}; read are version 1, types 4 and 8"
+        yield (
+            f"{path}: version {version} and token type {code} of a Megatron index; RapidBERT reads "
+            "version 1 with token types 4 (int32) and 8 (uint16)"
+        )
     elif documents != info["documents"]:
         yield f"{path}: {documents:,} documents, the manifest says {info['documents']:,}"
     elif info["bin_bytes"] != info["tokens"] * _TOKEN_TYPES[code].itemsize:
@@ -369,8 +372,8 @@ def _map_shard(prefix: Path) -> Shard:
     lengths = np.frombuffer(index, np.int32, count=documents, offset=_HEADER.size)
     pointers = np.frombuffer(index, np.int64, count=documents, offset=_HEADER.size + lengths.nbytes)
     tokens = _map(_with_suffix(prefix, ".bin"))
-    # Sequences are read in random order, so read-ahead (128 KB by default) would fetch several
-    # hundred times what is used.
+    # Sequences are read in random order: the system's read-ahead (128 KB by default) would fetch
+    # several hundred times as much as is used.
     tokens.madvise(mmap.MADV_RANDOM)
     return Shard(np.frombuffer(tokens, _TOKEN_TYPES[code]), lengths, pointers)
 

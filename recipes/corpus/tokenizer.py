@@ -1,12 +1,12 @@
 """The tokenizer: a SentencePiece unigram model whose five special ids no text can produce.
 
 [PAD] [UNK] [CLS] [SEP] [MASK] have the ids 0 to 4. All but [UNK] are control symbols, which
-SentencePiece never matches in text; a user-defined symbol would be, and a document holding the
-characters "[MASK]" could then unmask or forge positions. Characters outside the alphabet are spelt
-in UTF-8 bytes (byte fallback), so [UNK] does not occur either.
+SentencePiece never finds in text. User-defined symbols it would find, and a document with the
+characters "[MASK]" could then pretend that a position is masked. Characters outside the alphabet
+are spelt in UTF-8 bytes (byte fallback), so [UNK] does not occur either.
 
-What becomes of a text before it is cut into pieces has a name, the normaliser. All but `identity`
-take several spaces for one. `identity` changes nothing, and its ids give back the text.
+A normaliser changes a text before it is cut into pieces. All but `identity` make one of several
+spaces. `identity` changes nothing, and its ids give back the text.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _SIGN_OF_LIFE_SECONDS = 15
 _SPACE_MARK = "\u2581"  # SentencePiece's, in place of a space
 _SPACE_MARK_PIECES = [f"<0x{byte:02X}>" for byte in _SPACE_MARK.encode()]
 
-# Digests of everything but the pieces, of the tokenizers whose fingerprint once was of the pieces
-# and the normaliser's name alone. They keep it, so that data and exports made then are recognised.
+# The fingerprint once covered the pieces and the normaliser's name alone. Tokenizers with these
+# digests of everything else keep that fingerprint, so that older data and exports are recognised.
 _FINGERPRINTED_BY_NAME = {
     "nmt_nfkc_cf": "2ae4c1501ae675dcf9e8c1e172dc0b2bc9606cb44261a5558dd5a2817d1243c4",
     "nmt_nfkc": "0450b93e6128ff4dd6504d14c73e3867bcc802700c333703aeb16ed16e22422b",
@@ -119,12 +119,12 @@ class Tokenizer:
 
     @property
     def normalizer(self) -> str:
-        """Name of the Unicode normalisation, such as `nmt_nfkc_cf`."""
+        """Name of the normaliser, such as `nmt_nfkc_cf`."""
         return str(self._model.normalizer_spec.name)
 
     @cached_property
     def keeps_text(self) -> bool:
-        """Whether `decode` gives back exactly what was encoded."""
+        """Tells whether `decode` gives back exactly what was encoded."""
         spec, trainer = self._model.normalizer_spec, self._model.trainer_spec
         changes = spec.precompiled_charsmap or self._model.denormalizer_spec.precompiled_charsmap
         spaces = spec.add_dummy_prefix or spec.remove_extra_whitespaces
@@ -132,16 +132,16 @@ class Tokenizer:
 
     @cached_property
     def lower_case(self) -> bool:
-        """Whether text is case-folded, whatever the normalisation is called."""
+        """Tells whether case is folded, whatever the normaliser is called."""
         return bool(self._processor.normalize("Ab") == self._processor.normalize("ab"))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the ids of a text, and the text of ids.
+        """SHA-256 of everything that decides the ids of a text, and the text of ids.
 
-        Pieces with their types and scores, the normaliser's name, flags and character map, the
-        denormaliser's, the algorithm. The `.model` file itself also records how it was trained, so
-        its bytes may differ between equal tokenizers.
+        That is the pieces with their types and scores, the normaliser's name, flags and character
+        map, the denormaliser's map, and the algorithm. The `.model` file also records how it
+        was trained, so its bytes may differ between equal tokenizers.
         """
         digest = hashlib.sha256(self.normalizer.encode())
         processor = self._processor
@@ -178,14 +178,14 @@ class Tokenizer:
         return hashlib.sha256(repr(decides).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without [CLS] and [SEP]."""
+        """Cut a text into pieces; returns their ids, without [CLS] and [SEP]."""
         if self.keeps_text and _SPACE_MARK in text:
             return self._encode_space_marks(text)
         ids: list[int] = self._processor.encode(text)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of several texts, on one thread: processes are what runs in parallel here."""
+        """Encode several texts on one thread: here processes run in parallel, not threads."""
         encoded: list[list[int]] = self._processor.encode(list(texts), num_threads=1)
         if self.keeps_text:
             for number, text in enumerate(texts):
@@ -194,23 +194,23 @@ class Tokenizer:
         return encoded
 
     def _encode_space_marks(self, text: str) -> list[int]:
-        """Spell in bytes the character that SentencePiece could not tell from a space."""
+        """Encode a text, and spell in bytes the character that SentencePiece takes for a space."""
         mark: list[int] = self._processor.piece_to_id(_SPACE_MARK_PIECES)
         parts: list[list[int]] = [self._processor.encode(part) for part in text.split(_SPACE_MARK)]
         return parts[0] + [index for part in parts[1:] for index in (*mark, *part)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control symbols vanish, normalisation is not undone."""
+        """Turn ids into text; control symbols vanish, and normalisation is not undone."""
         return str(self._processor.decode([int(index) for index in ids]))
 
     def vocabulary(self) -> str:
-        """Piece and score per line: the `.vocab` file SentencePiece writes beside its models."""
+        """List a piece and its score per line, as SentencePiece does in `.vocab` files."""
         scores = self._processor.get_score(list(range(self.vocab_size)))
         return "".join(f"{p}\t{s:g}\n" for p, s in zip(self.pieces, scores, strict=True))
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of each text as an int32 array [tokens], without [CLS] and [SEP]."""
+    """Encode each text as an int32 array [tokens] of ids, without [CLS] and [SEP]."""
     return [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
 
 
@@ -227,8 +227,7 @@ def train_tokenizer(
     The same texts give the same vocabulary on every machine.
 
     Args:
-        texts: documents; read until `sample_bytes` are reached, so memory is bounded by it
-            (about 20 bytes per byte of text).
+        texts: documents, read until there are `sample_bytes`; memory is about 20 bytes for each.
         model_path: the `.model` file to write.
         vocab_size: pieces, the special ones and the 256 bytes included.
         normalizer: one of NORMALIZERS.
@@ -239,7 +238,7 @@ def train_tokenizer(
         OSError: the file cannot be written.
     """
     exact = normalizer == IDENTITY
-    # SentencePiece turns every exception of an iterator into a RuntimeError of its own.
+    # A list, because SentencePiece turns every exception of an iterator into a RuntimeError.
     sentences = _thinned(list(_sentences(texts, sample_bytes, exact=exact)), vocab_size)
     model = io.BytesIO()
     try:
@@ -277,7 +276,7 @@ def train_tokenizer(
 
 @contextmanager
 def _sign_of_life(work: str) -> Iterator[None]:
-    """Say every few seconds that `work`, which returns nothing before its end, goes on."""
+    """Print every few seconds that `work` goes on, which says nothing itself before its end."""
     began, ended = time.monotonic(), threading.Event()
 
     def speak() -> None:
@@ -294,10 +293,10 @@ def _sign_of_life(work: str) -> Iterator[None]:
 
 
 def _sentences(texts: Iterable[str], sample_bytes: int, *, exact: bool = False) -> Iterator[str]:
-    """Lines, the longest cut at a space: SentencePiece drops what exceeds its limit.
+    """Yield lines; long ones are cut at spaces, because SentencePiece drops longer sentences.
 
     Args:
-        exact: leave the white space at both ends of the lines.
+        exact: keep the white space at both ends of the lines.
     """
     budget = sample_bytes
     for text in texts:
@@ -315,9 +314,9 @@ def _sentences(texts: Iterable[str], sample_bytes: int, *, exact: bool = False) 
 
 
 def _thinned(sentences: list[str], vocab_size: int) -> list[str]:
-    """Without some of the text that has no spaces, evenly spread, where there is more than enough.
+    """Leave out some of the text without spaces, evenly spread, where there is more than enough.
 
-    Prints how much was left out.
+    Prints how much is kept.
     """
     sizes = {
         number: len(sentence.encode())

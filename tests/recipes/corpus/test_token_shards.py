@@ -146,6 +146,15 @@ def test_counts_that_contradict_the_manifest(token_data):
     assert "tokens of 2 bytes are not" in tokens
 
 
+def test_an_index_of_another_version_says_which_ones_are_read(token_data):
+    path = token_data / "train-00001.idx"
+    content = bytearray(path.read_bytes())
+    content[17] = 5  # the token type, behind 9 bytes of magic and 8 of version
+    path.write_bytes(content)
+    (fault,) = faults_of(token_data, "train")
+    assert f"{path}: version 1 and token type 5 of a Megatron index; RapidBERT reads" in fault
+
+
 def test_unprepared_directories_say_how_to_prepare_them(token_data, tmp_path):
     assert open_shards(token_data, "validation", tokenizer_fingerprint="0123abcd").split
     (fault,) = faults_of(token_data, "test")
