@@ -31,7 +31,7 @@ from recipes.common.entry import run  # noqa: E402
 from recipes.common.errors import UserError  # noqa: E402
 from recipes.common.files import why_no_directory  # noqa: E402
 from recipes.common.locks import lock, unlock_if_alone  # noqa: E402
-from recipes.report import aligned  # noqa: E402
+from recipes.reporting.tables import aligned  # noqa: E402
 
 MODES = {
     "correctness": "kernels against references: relative errors, forward and backward",

@@ -36,7 +36,8 @@ from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_directory  # noqa: E402
 from recipes.common.locks import lock  # noqa: E402
 from recipes.common.processes import last_error, received_signals
-from recipes.reporting.score_table import load_results, write_scores  # noqa: E402
+from recipes.reporting.score_table import write_scores  # noqa: E402
+from recipes.reporting.scores import load_results  # noqa: E402
 from recipes.tasks import finetune_options  # noqa: E402
 from recipes.tasks.classification_data import find_task_data  # noqa: E402
 from recipes.tasks.glue_tasks import TASKS, Task, find_task  # noqa: E402

@@ -37,7 +37,7 @@ from recipes.benchmarks.records import (
 )
 from recipes.benchmarks.training_step import check_attention_timed
 from recipes.common.cli import whole
-from recipes.report import COLORS
+from recipes.reporting.figures import COLORS
 
 BY_DEVICE = True
 FLEX = "FlexAttention"

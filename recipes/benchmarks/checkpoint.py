@@ -49,7 +49,7 @@ from recipes.engine.batch_plan import plan_batches
 from recipes.engine.ds_config import precision, read_config
 from recipes.engine.engine import build_engine
 from recipes.engine.world import World, initialize_world, shut_down
-from recipes.report import COLORS
+from recipes.reporting.figures import COLORS
 from recipes.training.checkpoint import Checkpoints
 from recipes.training.progress import Progress
 from recipes.training.run import adamw

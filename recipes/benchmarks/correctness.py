@@ -29,7 +29,7 @@ from model.kernels.hashed_dropout import keep_mask, row_keys
 from model.masked_lm import IGNORED_LABEL, RapidBertForMaskedLM
 from recipes.benchmarks.records import Record, Rows, panels
 from recipes.benchmarks.training_step import full_batch, one_process, recommended
-from recipes.report import COLORS
+from recipes.reporting.figures import COLORS
 
 BY_DEVICE = True
 LIMITS = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}

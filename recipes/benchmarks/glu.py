@@ -36,7 +36,7 @@ from recipes.benchmarks.records import (
 )
 from recipes.benchmarks.training_step import check_kernels_timed, one_process
 from recipes.common.cli import whole
-from recipes.report import COLORS
+from recipes.reporting.figures import COLORS
 
 BY_DEVICE = True
 TOKENS_PER_SEQUENCE = 128

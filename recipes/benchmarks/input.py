@@ -34,7 +34,7 @@ from recipes.corpus.token_shards import (
     open_shards,
 )
 from recipes.corpus.tokenizer import SPECIAL_IDS, Tokenizer, encode_documents
-from recipes.report import COLORS
+from recipes.reporting.figures import COLORS
 
 BY_DEVICE = False
 SWEPT_MICRO_BATCHES = (16, 64, 256, 1024)

@@ -43,7 +43,7 @@ from recipes.benchmarks.training_step import (
     training_data,
 )
 from recipes.corpus.mlm_batches import PackedBatch
-from recipes.report import COLORS
+from recipes.reporting.figures import COLORS
 
 BY_DEVICE = True
 ROUNDS = 11

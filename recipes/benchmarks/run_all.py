@@ -27,7 +27,7 @@ from recipes.common.cli import MINUTES
 from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
 from recipes.common.locks import lock
-from recipes.report import aligned
+from recipes.reporting.tables import aligned
 
 # In order of importance, with the weight by which they share the time.
 ORDER = {

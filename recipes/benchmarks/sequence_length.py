@@ -28,7 +28,7 @@ from recipes.benchmarks.training_step import (
 from recipes.common.cli import SEQUENCE_LENGTH
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.world import World
-from recipes.report import COLORS
+from recipes.reporting.figures import COLORS
 
 BY_DEVICE = True
 # Both ends first: with --minutes, what lies between may find no time.

@@ -41,7 +41,7 @@ from recipes.common.errors import UserError
 from recipes.common.gpus import describe_peak
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.world import World
-from recipes.report import COLORS
+from recipes.reporting.figures import COLORS
 
 BY_DEVICE = True
 

@@ -1,41 +1,34 @@
 """Two models after equal time: loss against time, score against time, and one table.
 
-    python recipes/reporting/equal_time.py runs/cram/rapidbert-base runs/cram/bert-base \\
-        --output runs/cram
-
-Reads what `cram.py` has left: the runs' logs, the exports at shares of the time, and the results of
-finetuning from each of them. Nothing is measured here.
+It reads what `cram.py` has left: the runs' logs, the exports at shares of the time, and the results
+of finetuning from each of them. Nothing is measured here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+import numpy as np
+from matplotlib.figure import Figure
 
-    import recipes  # noqa: F401  (first: it sees to UTF-8)
-
-import numpy as np  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-from recipes.common.cli import ArgumentParser  # noqa: E402
-from recipes.common.entry import run  # noqa: E402
-from recipes.common.errors import UserError  # noqa: E402
-from recipes.common.files import write_whole  # noqa: E402
-from recipes.report import COLORS, Run, aligned, load_runs, make_directory, png  # noqa: E402
-from recipes.reporting.score_table import STAND_IN, Series, load_results, summarize  # noqa: E402
-from recipes.tasks.glue_tasks import TASKS  # noqa: E402
-from recipes.training.export import CONFIG, export_directory  # noqa: E402
+from recipes.common.errors import UserError
+from recipes.common.files import write_whole
+from recipes.reporting.figures import COLORS, DASHED, add_legend, panels, write_png
+from recipes.reporting.output import make_directory
+from recipes.reporting.runs import CONFIG_NAME, Run, Values, load_runs
+from recipes.reporting.scores import STAND_IN, Series, load_results, summarize
+from recipes.reporting.tables import aligned, markdown, shown
+from recipes.tasks.glue_tasks import TASKS
+from recipes.training.export import CONFIG, export_directory
 
 SHARES = (0.25, 0.5)
-"""Of the time, at which `cram.py` exports beside the end."""
+"""Shares of the time at which `cram.py` exports, beside the end."""
+_AT = [f"at-{100 * share:g}" for share in SHARES]
 ALL_SHARES = (*SHARES, 1.0)
 CLOCK = "time/training_seconds"
 
@@ -46,28 +39,35 @@ class Contestant:
 
     run: Run
     control: Series
-    """From random weights."""
+    """Scores after finetuning from random weights."""
     scores: list[tuple[float, Series]]
-    """Minutes of pretraining, and what came of it."""
+    """Minutes of pretraining, and the scores after so many."""
 
     @property
-    def minutes(self) -> np.ndarray:
-        """Of training at each evaluation, float64 [evaluations]."""
+    def minutes(self) -> Values:
+        """Minutes of training at each evaluation [evaluations]."""
         return np.array([record[CLOCK] / 60 for record in self.run.evals])
 
     @property
-    def losses(self) -> np.ndarray:
-        """On held-out text, nats, float64 [evaluations]."""
+    def losses(self) -> Values:
+        """Losses on held-out text in nats [evaluations]."""
         return np.array([record["loss/eval"] for record in self.run.evals])
 
     def minutes_to(self, loss: float) -> float | None:
-        """When the held-out loss was first evaluated to be no higher; None if never."""
+        """Return the minutes until the held-out loss was first no higher, None if it never was."""
         below = np.flatnonzero(self.losses <= loss)
         return float(self.minutes[below[0]]) if len(below) else None
 
 
+def runs_in(directory: Path) -> list[Path]:
+    """Return the runs that `cram.py` has left in its directory, RapidBERT's before BERT's."""
+    runs = [path.parent for path in directory.glob(f"*/{CONFIG_NAME}")]
+    runs = [run for run in runs if (run / _AT[0]).is_dir()]
+    return sorted(runs, key=lambda run: (run.name.startswith("bert-"), run.name))
+
+
 def load(directories: Sequence[Path]) -> list[Contestant]:
-    """Runs with their scores.
+    """Read runs with their scores.
 
     Raises:
         UserError: something is missing, or not comparable; all faults at once.
@@ -79,7 +79,7 @@ def load(directories: Sequence[Path]) -> list[Contestant]:
             faults.append(f"{directory}: no evaluation by time; pretrain.py --minutes makes them")
             continue
         try:
-            starts = [directory / f"at-{100 * share:g}" for share in SHARES] + [directory]
+            starts = [directory / name for name in _AT] + [directory]
             scores = [(_minutes(start), _scores(start / "glue")) for start in starts]
             found.append(Contestant(run_, _scores(directory / "glue-from-scratch"), scores))
         except UserError as error:
@@ -96,7 +96,7 @@ def load(directories: Sequence[Path]) -> list[Contestant]:
 def _minutes(start: Path) -> float:
     path = export_directory(start) / CONFIG
     try:
-        return json.loads(path.read_bytes())["progress"]["training_seconds"] / 60
+        return float(json.loads(path.read_bytes())["progress"]["training_seconds"]) / 60
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: no export of a run by time") from None
 
@@ -128,11 +128,11 @@ def _held_out(config: dict[str, Any]) -> str:
 
 
 def table(found: Sequence[Contestant]) -> list[tuple[str, ...]]:
-    """A header, then one quantity per row and one model per column."""
+    """Return a header of the models' names, then a row for each quantity."""
     columns = [_column(one, [other for other in found if other is not one]) for one in found]
     names = list(dict.fromkeys(name for column in columns for name in column))
     return [
-        ("", *(one.run.config["model"]["name"] for one in found)),
+        ("", *(one.run.model for one in found)),
         *((name, *(column.get(name, "") for column in columns)) for name in names),
     ]
 
@@ -140,7 +140,6 @@ def table(found: Sequence[Contestant]) -> list[tuple[str, ...]]:
 def _column(one: Contestant, others: Sequence[Contestant]) -> dict[str, str]:
     config, last = one.run.config, max(one.run.steps, key=lambda record: record["step"])
     options = config["run"]
-    mfu = one.run.median("throughput/device/mfu")
     rows = {
         "parameters": f"{config['model']['parameters'] / 1e6:,.1f} M",
         "attention, kernels": f"{options['attention']}, {options['kernels']}",
@@ -149,7 +148,7 @@ def _column(one: Contestant, others: Sequence[Contestant]) -> dict[str, str]:
         "sequences": f"{last['sequences']:,}",
         "tokens": f"{last['tokens']:,}",
         "real tokens/s (median)": f"{one.run.median('throughput/tokens_per_sec'):,.0f}",
-        "MFU, 6N (median)": "-" if mfu is None else f"{mfu:.1%}",
+        "MFU, 6N (median)": shown(one.run.median("throughput/device/mfu"), "{:.1%}"),
         "minutes of training": f"{last[CLOCK] / 60:.2f}",
         "cost, evaluation and saving too": f"${one.run.last('cost/dollars') or 0:,.2f}",
     }
@@ -158,8 +157,8 @@ def _column(one: Contestant, others: Sequence[Contestant]) -> dict[str, str]:
         rows[f"held-out loss at {share:.0%} of the time (nats)"] = f"{one.losses[at]:.3f}"
     for other in others:
         needed = one.minutes_to(other.losses[-1])
-        name = other.run.config["model"]["name"]
-        rows[f"minutes to {name}'s last loss"] = "never" if needed is None else f"{needed:.1f}"
+        name = other.run.model
+        rows[f"minutes to {name}'s last loss"] = shown(needed, "{:.1f}", "never")
     rows[f"{one.control.average_name}, from random weights"] = f"{one.control.average:.1f}"
     for share, (_, series) in zip(ALL_SHARES, one.scores, strict=True):
         rows[f"{series.average_name}, at {share:.0%} of the time"] = f"{series.average:.1f}"
@@ -172,7 +171,7 @@ def _column(one: Contestant, others: Sequence[Contestant]) -> dict[str, str]:
 
 
 def notes(found: Sequence[Contestant]) -> list[str]:
-    """What a reader must know."""
+    """Return what a reader must know."""
     config, series = found[0].run.config, found[0].control
     seeds = max(len(task.scores) for task in series.tasks)
     lines = [
@@ -191,14 +190,12 @@ def notes(found: Sequence[Contestant]) -> list[str]:
 
 
 def figure(found: Sequence[Contestant]) -> Figure:
-    """Held-out loss and mean score against minutes of training."""
-    config, series = found[0].run.config, found[0].control
-    drawn = Figure(figsize=(11, 4.6), layout="constrained")
-    title = f"{config['run']['minutes']:g} minutes each on one {_device(config)}"
-    drawn.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    losses, scores = drawn.subplots(1, 2)
+    """Draw held-out loss and mean score against minutes of training."""
+    run, series = found[0].run, found[0].control
+    title = f"{run.config['run']['minutes']:g} minutes each on one {_device(run.config)}"
+    drawn, [[losses, scores]] = panels(1, 2, title, size=(11, 4.6))
     for number, one in enumerate(found):
-        name, color = one.run.config["model"]["name"], COLORS[number]
+        name, color = one.run.model, COLORS[number]
         losses.plot(one.minutes, one.losses, color=color, linewidth=1.8, label=name)
         losses.plot(one.minutes[-1:], one.losses[-1:], "o", color=color)
         xs = [0.0, *(minutes for minutes, _ in one.scores)]
@@ -206,25 +203,20 @@ def figure(found: Sequence[Contestant]) -> Figure:
         scores.plot(xs, ys, color=color, linewidth=1.8, marker="o", label=name)
         # The first point is no pretraining at all.
         scores.plot(xs[:1], ys[:1], "o", color=color, markerfacecolor="white", zorder=3)
-    entropy = config["data"]["unigram_entropy_nats"]
     losses.axhline(
-        entropy,
+        run.unigram_entropy,
         color="#777777",
-        linestyle=(0, (4, 3)),
+        linestyle=DASHED,
         linewidth=1,
-        label=f"unigram entropy {entropy:.2f}",
+        label=f"unigram entropy {run.unigram_entropy:.2f}",
     )
     losses.set_ylabel("held-out loss, nats per masked token (15%)")
     scores.set_ylabel(f"{series.average_name}{', not GLUE' if series.stand_in else ''}")
-    hollow = {"color": "#555555", "markerfacecolor": "white", "linestyle": "none", "marker": "o"}
-    scores.plot([], [], label="random weights", **hollow)
+    scores.plot([], [], "o", color="#555555", markerfacecolor="white", label="random weights")
     losses.set_xlim(scores.get_xlim())
     for axes in (losses, scores):
         axes.set_xlabel("minutes of pretraining")
-        axes.grid(color="#e4e4e4", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9)
+        add_legend(axes, columns=3)
     return drawn
 
 
@@ -233,12 +225,12 @@ def _device(config: dict[str, Any]) -> str:
 
 
 def record(found: Sequence[Contestant]) -> dict[str, Any]:
-    """What the figure shows, as JSON types; times in minutes, losses in nats, scores times 100."""
+    """Return what the figure shows, as JSON types: minutes, nats, scores times 100."""
     return {
         "stand_in": found[0].control.stand_in,
         "notes": notes(found),
         "models": {
-            one.run.config["model"]["name"]: {
+            one.run.model: {
                 **{key: one.run.config[key] for key in ("device", "versions", "git_revision")},
                 "parameters": one.run.config["model"]["parameters"],
                 "settings": one.run.config["run"],
@@ -261,35 +253,19 @@ def _means(series: Series) -> dict[str, float]:
 
 
 def write(output: Path, directories: Sequence[Path]) -> str:
-    """Write `equal_time.md`, `.json` and `.png` into `output`; returns the table for a console.
+    """Write `equal_time.md`, `.json` and `.png` into a directory; return the table for a console.
 
     Raises:
         UserError: as `load`.
     """
     found = load(directories)
     rows, said = table(found), notes(found)
-    header, *body = ("| " + " | ".join(row) + " |" for row in rows)
     title = "# Equal time" + (f" ({STAND_IN})" if found[0].control.stand_in else "")
-    lines = [title, "", *(f"- {note}" for note in said), "", header]
-    lines += ["| " + " | ".join(["---"] * len(rows[0])) + " |", *body]
+    lines = [title, "", *(f"- {note}" for note in said), "", markdown(rows)]
     lines += ["", "![loss and score against time](equal_time.png)", ""]
     make_directory(output)
-    write_whole(output / "equal_time.png", png(figure(found)))
+    write_png(output / "equal_time.png", figure(found))
     write_whole(output / "equal_time.json", (json.dumps(record(found), indent=1) + "\n").encode())
     write_whole(output / "equal_time.md", "\n".join(lines).encode())
-    shown = "\n".join(f"- {note}" for note in said)
-    return f"{aligned(rows)}\n\n{shown}\n\n{output / 'equal_time.md'}"
-
-
-def main() -> None:
-    parser = ArgumentParser(description="Two runs by time, compared.")
-    parser.add_argument(
-        "runs", type=Path, nargs="+", help="run directories, as cram.py leaves them"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="directory of the comparison")
-    options = parser.parse_args()
-    print(write(options.output, options.runs))
-
-
-if __name__ == "__main__":
-    run(main)
+    listed = "\n".join(f"- {note}" for note in said)
+    return f"{aligned(rows)}\n\n{listed}\n\n{output / 'equal_time.md'}"

@@ -1,8 +1,7 @@
 """The scaling sweep (slurm/scaling_sweep.sh) as a table and a figure: Figure S1 of the paper.
 
-`recipes/report.py` hands the directories of a sweep over to this file. Its runs are too short for
-anything but their speed: real tokens per second against the global batch, a line for every number
-of devices.
+The runs of a sweep are too short for anything but their speed: real tokens per second against the
+global batch, a line for every number of devices.
 """
 
 from __future__ import annotations
@@ -24,13 +23,16 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from recipes import report
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
-from recipes.report import Run
+from recipes.reporting.figures import COLORS, add_legend, stacked_panels, write_png
+from recipes.reporting.output import make_directory
+from recipes.reporting.runs import Run, load_runs
+from recipes.reporting.tables import aligned, shown
+from recipes.reporting.tables import markdown as markdown_table
 
 POINT = re.compile(r"gpus-(\d+)-batch-(\d+)")
-"""Name of a run's directory, as the sweep gives it."""
+"""Name of a run's directory, which the sweep gives it."""
 
 NOTE = (
     "Medians over the windows of each run, without the first, which warms up. Efficiency: real "
@@ -49,7 +51,7 @@ class Point:
 
     @property
     def speed(self) -> float:
-        """Real tokens per second over all devices."""
+        """Real tokens per second of all devices together."""
         return self.run.median("throughput/tokens_per_sec", skip=1) or 0.0
 
 
@@ -61,25 +63,27 @@ class Sweep:
     device: str
     points: list[Point]
     missing: list[str]
-    """Why other runs have left no speed."""
+    """The reasons why other runs have left no speed."""
 
     def efficiency(self, point: Point) -> float:
+        """Return the speed per device, as a share of that of the fewest devices on this batch."""
         same = [other for other in self.points if other.batch == point.batch]
         fewest = min(same, key=lambda other: other.devices)
         return (point.speed / point.devices) / (fewest.speed / fewest.devices)
 
     @property
     def unit(self) -> str:
+        """What a device is called in tables and legends."""
         return "CPU process" if self.device == "cpu" else "GPU"
 
 
 def is_sweep(directories: Sequence[Path]) -> bool:
-    """Whether these are runs of a sweep, and nothing else."""
+    """Say whether these are runs of a sweep, and nothing else."""
     return all(POINT.fullmatch(directory.resolve().name) for directory in directories)
 
 
 def load_sweeps(directories: Sequence[Path]) -> list[Sweep]:
-    """Read the runs of sweeps; one sweep for each model and kind of device.
+    """Read the runs of sweeps: one sweep for each model and kind of device.
 
     Raises:
         UserError: no run has left a speed.
@@ -88,14 +92,14 @@ def load_sweeps(directories: Sequence[Path]) -> list[Sweep]:
     missing: list[str] = []
     for directory in directories:
         try:
-            [run] = report.load_runs([directory])
+            [run] = load_runs([directory])
         except UserError as error:
             missing += error.faults
             continue
         config = run.config
         point = Point(config["world_size"], config["requested_global_batch"], run)
         if point.speed:
-            points.setdefault((config["model"]["name"], config["device"]), []).append(point)
+            points.setdefault((run.model, config["device"]), []).append(point)
         else:
             missing.append(f"{directory}: no window after the first has been logged")
     if not points:
@@ -107,7 +111,7 @@ def load_sweeps(directories: Sequence[Path]) -> list[Sweep]:
 
 
 def table(sweep: Sweep) -> list[tuple[str, ...]]:
-    """Rows of text: a header, then a run in each."""
+    """Return a header, then a row for each run."""
     batch = ("global batch", "micro-batch x accumulation")
     speed = ("real tokens/s", "per device", "MFU, 6N", "efficiency")
     return [("devices", *batch, *speed), *(_row(sweep, point) for point in sweep.points)]
@@ -115,23 +119,22 @@ def table(sweep: Sweep) -> list[tuple[str, ...]]:
 
 def _row(sweep: Sweep, point: Point) -> tuple[str, ...]:
     config = point.run.config
-    mfu = point.run.median("throughput/device/mfu", skip=1)
     return (
         f"{point.devices} x {sweep.unit}",
         f"{config['global_batch']:,}",
         f"{config['micro_batch']} x {config['accumulation']}",
         f"{point.speed:,.0f}",
         f"{point.speed / point.devices:,.0f}",
-        "-" if mfu is None else f"{mfu:.1%}",
+        shown(point.run.median("throughput/device/mfu", skip=1), "{:.1%}"),
         f"{sweep.efficiency(point):.1%}",
     )
 
 
 def figure(sweep: Sweep) -> Figure:
-    """Real tokens per second, of all devices and of each, against the global batch."""
-    drawn, (speed, each) = report.new_figure(2, f"Throughput scaling of {sweep.model}")
+    """Draw real tokens per second, of all devices and of each, against the global batch."""
+    drawn, (speed, each) = stacked_panels(2, f"Throughput scaling of {sweep.model}")
     sizes = sorted({point.devices for point in sweep.points})
-    for color, marker, devices in zip(cycle(report.COLORS), cycle("os^Dv"), sizes, strict=False):
+    for color, marker, devices in zip(cycle(COLORS), cycle("os^Dv"), sizes, strict=False):
         own = [point for point in sweep.points if point.devices == devices]
         batches = [point.batch for point in own]
         style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5}
@@ -149,7 +152,7 @@ def figure(sweep: Sweep) -> Figure:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     speed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     speed.yaxis.set_minor_formatter(NullFormatter())
-    report.add_legend(speed, columns=6)
+    add_legend(speed, columns=6)
     return drawn
 
 
@@ -161,11 +164,11 @@ def _batch_axis(axes: Axes, batches: list[int]) -> None:
 
 
 def markdown(sweep: Sweep, image: str) -> str:
-    """The report of one sweep."""
+    """Return the report of one sweep as Markdown."""
     config = sweep.points[0].run.config
     versions = ", ".join(f"{name} {is_}" for name, is_ in config.get("versions", {}).items())
     lines = [f"# Throughput scaling of {sweep.model}", ""]
-    lines += [f"Device: {sweep.device}. {NOTE}", "", *report.markdown_table(table(sweep))]
+    lines += [f"Device: {sweep.device}. {NOTE}", "", markdown_table(table(sweep))]
     lines += ["", f"![scaling]({image})", ""]
     lines += [f"git revision {config.get('git_revision')}; {versions}"]
     if sweep.missing:
@@ -174,25 +177,31 @@ def markdown(sweep: Sweep, image: str) -> str:
 
 
 def write_reports(sweeps: Sequence[Sweep], output: Path) -> list[Path]:
-    """Write `scaling-<model>.md` and `.png` for each sweep; returns the reports."""
-    report.make_directory(output)
+    """Write `scaling-<model>.md` and `.png` for each sweep; return the reports."""
+    make_directory(output)
     written = []
     for sweep in sweeps:
         several = sum(other.model == sweep.model for other in sweeps) > 1
         device = re.sub(r"\W+", "-", f"-{sweep.device}") if several else ""
         path = output / f"scaling-{sweep.model}{device}.md"
-        write_whole(path.with_suffix(".png"), report.png(figure(sweep)))
+        write_png(path.with_suffix(".png"), figure(sweep))
         write_whole(path, markdown(sweep, path.with_suffix(".png").name).encode())
         written.append(path)
     return written
 
 
-def main(directories: Sequence[Path], output: Path | None) -> None:
-    """What `recipes/report.py` does with a sweep; beside the models' directories unless told."""
+def write(directories: Sequence[Path], output: Path | None) -> str:
+    """Write the reports of sweeps, beside the models' directories unless told where.
+
+    Returns:
+        Their tables and places for a console.
+
+    Raises:
+        UserError: as `load_sweeps`.
+    """
     sweeps = load_sweeps(directories)
     reports = write_reports(sweeps, output or directories[0].resolve().parent.parent)
-    for sweep in sweeps:
-        print(f"{sweep.model}, device: {sweep.device}\n{report.aligned(table(sweep))}\n")
-    for line in sweeps[0].missing:
-        print(f"without a speed: {line}")
-    print("\n".join(map(str, reports)))
+    tables = [(f"{sweep.model}, device: {sweep.device}", aligned(table(sweep))) for sweep in sweeps]
+    parts = [f"{heading}\n{rows}\n" for heading, rows in tables]
+    parts += [f"without a speed: {line}" for line in sweeps[0].missing]
+    return "\n".join([*parts, *map(str, reports)])

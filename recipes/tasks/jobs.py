@@ -21,9 +21,9 @@ from tqdm import tqdm
 from recipes.common import processes
 from recipes.common.errors import UserError
 from recipes.common.processes import last_error, last_line
-from recipes.reporting.score_table import describe, read_result
 from recipes.tasks import finetune_options
 from recipes.tasks.glue_tasks import Task
+from recipes.tasks.results import describe, read_result
 from recipes.training.run_log import duration
 
 CPU_JOBS = 4

@@ -354,9 +354,7 @@ NO_UTF8 = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
 SHOW = "import sys, locale; print(sys.flags.utf8_mode, locale.getencoding(), sys.argv[1:])"
 
 
-@pytest.mark.parametrize(
-    "start", [["recipes/reporting/score_table.py"], ["-m", "recipes.reporting.score_table"]]
-)
+@pytest.mark.parametrize("start", [["recipes/report.py"], ["-m", "recipes.report"]])
 def test_a_command_in_a_locale_without_utf8_works_in_utf8(start, tmp_path):
     """Its arguments, the libraries' files and what it prints."""
     place = tmp_path / "r\u00e9sultats \u4e2d"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,13 +86,11 @@ def test_the_figure_shows_a_line_for_each_number_of_devices(sweep):
     ]
 
 
-def test_runs_without_a_speed_are_named_and_the_others_shown(sweep, capsys, monkeypatch):
+def test_runs_without_a_speed_are_named_and_the_others_shown(sweep, capsys):
     failed = sweep[0].parent / "gpus-64-batch-4096"
     failed.mkdir()
     short = write_point(sweep[0].parent, 64, 65536, [5000])
-    arguments = ["report.py", *map(str, [*sweep, failed, short])]
-    monkeypatch.setattr(sys, "argv", arguments)
-    report.main()
+    report.main([str(path) for path in (*sweep, failed, short)])
     shown = capsys.readouterr().out
     written = sweep[0].parent.parent / "scaling-rapidbert-large.md"
     assert shown.splitlines()[-1] == str(written)

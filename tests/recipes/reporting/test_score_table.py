@@ -2,60 +2,22 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
+from report_scenarios import result, save
 
 from recipes.common.errors import UserError
-from recipes.reporting import score_table
-from recipes.reporting.score_table import (
-    STAND_IN,
-    console,
-    figure,
-    load_results,
-    markdown,
-    record,
-    summarize,
-    table,
-    write_scores,
-)
+from recipes.reporting.score_figure import figure
+from recipes.reporting.score_table import console, markdown, record, table, write_scores
+from recipes.reporting.scores import STAND_IN, load_results, summarize
 from recipes.tasks.glue_tasks import TASKS
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def result(task: str, seed: int, score: float, **changes) -> dict:
-    start = "runs/glue/mnli-seed17" if TASKS[task].start == "mnli" else "runs/base"
-    return {
-        "task": task,
-        "seed": seed,
-        "score": score,
-        "metrics": {TASKS[task].score: score},
-        "stand_in": False,
-        "checkpoint": start,
-        "checkpoint_sha256": "00" if start == "runs/base" else "11",
-        "from_scratch": False,
-        "seconds": 90.0,
-        "dollars": 0.25,
-        "notes": [],
-        **changes,
-    }
 
 
 def all_eight(score: float = 0.8, **changes) -> list[dict]:
     return [
         result(task, 17 + k, score, **changes) for task in TASKS for k in range(TASKS[task].seeds)
     ]
-
-
-def save(directory: Path, *results: dict) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    for one in results:
-        (directory / f"{one['task']}-seed{one['seed']}.json").write_text(json.dumps(one))
-    return directory
 
 
 def test_mean_deviation_and_best_by_hand():
@@ -194,34 +156,3 @@ def test_every_damaged_result_is_named(tmp_path):
     with pytest.raises(UserError) as caught:
         load_results(tmp_path)
     assert len(caught.value.faults) == 6
-
-
-@pytest.mark.parametrize(
-    "start", [["recipes/reporting/score_table.py"], ["-m", "recipes.reporting.score_table"]]
-)
-def test_command_line(tmp_path, start):
-    base = save(tmp_path / "glue", result("rte", 17, 0.7))
-    control = save(tmp_path / "control", result("rte", 17, 0.5, from_scratch=True))
-
-    def call(*words: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, *start, *map(str, words)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-    done = call(base, control)
-    assert done.returncode == 0, done.stderr
-    assert str(base) in done.stdout and "random weights" in done.stdout
-    assert (base / "scores.md").exists() and not (control / "scores.md").exists()
-    (tmp_path / "empty").mkdir()
-    failed = call(tmp_path / "empty")
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ") and "no results" in failed.stderr
-
-
-def test_an_output_that_is_a_file_and_missing_results_are_said_at_once(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError) as caught:
-        score_table.main([str(tmp_path / "none"), "--output", str(tmp_path / "file")])
-    assert caught.value.faults == (
-        f"--output {tmp_path / 'file'}: is a file; name a directory",
-        f"{tmp_path / 'none'}: no such directory",
-    )

@@ -1,0 +1,182 @@
+"""Scores of finetuned tasks: read from their results, summarized over seeds and tasks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.common.errors import UserError
+from recipes.tasks.glue_tasks import TASKS
+from recipes.tasks.results import Result, read_result
+
+STAND_IN = "STAND-IN TASKS: not GLUE"
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One task over its seeds."""
+
+    task: str
+    metric: str
+    scores: dict[int, float]
+    """The score of each seed, times 100."""
+    others: dict[str, float]
+    """Means of the remaining metrics, times 100; `set/metric` with several development sets."""
+    start: str
+    """What finetuning started from: `pretrained`, `MNLI` or `random weights`."""
+    seconds: float
+    dollars: float
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.scores.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation over the seeds; None for a single one."""
+        return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else None
+
+    @property
+    def best(self) -> float:
+        """Score of the best seed."""
+        return max(self.scores.values())
+
+
+@dataclass(frozen=True)
+class Series:
+    """Scores of one pretrained model, tasks in the order of the task table."""
+
+    name: str
+    tasks: list[TaskScores]
+    stand_in: bool
+    notes: list[str]
+    """What makes these scores other than the published recipe's."""
+    task_notes: list[str]
+    """What the jobs noted about their data, each with its task."""
+
+    @property
+    def average(self) -> float:
+        """Mean over the tasks of their means."""
+        return statistics.fmean(task.mean for task in self.tasks)
+
+    @property
+    def average_name(self) -> str:
+        """Name that the average may have; GLUE's only with all eight of GLUE's tasks."""
+        if len(self.tasks) < len(TASKS):
+            return f"average of {len(self.tasks)} task{'s' * (len(self.tasks) > 1)}"
+        return f"average of {len(TASKS)} stand-ins" if self.stand_in else "GLUE average"
+
+
+def result_files(directory: Path) -> list[Path]:
+    """Return the files of GLUE's tasks in a directory of results, `<task>-seed<k>.json`."""
+    found = sorted(directory.glob("*-seed*.json"))
+    return [path for path in found if path.name.split("-seed")[0] in TASKS]
+
+
+def load_results(directory: Path, without: Collection[Path] = ()) -> list[Result]:
+    """Read the results of GLUE's tasks in a directory, but for the files in `without`.
+
+    Raises:
+        UserError: no such directory, or damaged results; all of them named.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory")
+    results: list[Result] = []
+    faults: list[str] = []
+    left_out = {path.resolve() for path in without}
+    for path in result_files(directory):
+        if path.resolve() in left_out:
+            continue
+        try:
+            results.append(read_result(path))
+            if results[-1]["task"] != path.name.split("-seed")[0]:
+                faults.append(f"{path}: a result of {results[-1]['task']}, by its name another's")
+        except UserError as error:
+            faults += error.faults
+    if faults:
+        raise UserError(*faults)
+    return results
+
+
+def summarize(name: str, results: Sequence[Result]) -> Series:
+    """Summarize results by task, with what a reader must know about how they came about.
+
+    Raises:
+        UserError: no results, or stand-ins and GLUE's own tasks together.
+    """
+    if not results:
+        raise UserError(f"{name}: no results (files <task>-seed<k>.json)")
+    stand_ins = sorted({result["task"] for result in results if result["stand_in"]})
+    real = sorted({result["task"] for result in results if not result["stand_in"]})
+    if stand_ins and real:
+        raise UserError(
+            f"{name}: stand-ins ({', '.join(stand_ins)}) and GLUE's own tasks ({', '.join(real)}) "
+            "in one table; keep them in directories of their own"
+        )
+    by_task = {task: [r for r in results if r["task"] == task] for task in TASKS}
+    tasks = [_task_scores(task, found) for task, found in by_task.items() if found]
+    told = [f"{r['task']}: {note}" for r in results for note in r.get("notes", ())]
+    return Series(name, tasks, bool(stand_ins), _notes(results, tasks), list(dict.fromkeys(told)))
+
+
+def _task_scores(task: str, results: Sequence[Result]) -> TaskScores:
+    flat = [_flat(result["metrics"]) for result in results]
+    metric = TASKS[task].score
+    # A metric that some seed lacks has no mean over the seeds.
+    shared = [key for key in flat[0] if key != metric and all(key in one for one in flat)]
+    return TaskScores(
+        task=task,
+        metric=metric,
+        scores={result["seed"]: 100 * result["score"] for result in results},
+        others={key: 100 * statistics.fmean(one[key] for one in flat) for key in shared},
+        start=" and ".join(sorted({_start(result) for result in results})),
+        seconds=sum(result["seconds"] for result in results),
+        dollars=sum(result.get("dollars") or 0.0 for result in results),
+    )
+
+
+def _start(result: Result) -> str:
+    if result.get("from_scratch"):
+        return "random weights"
+    from_mnli = any(part.startswith("mnli-seed") for part in Path(result["checkpoint"]).parts)
+    return "MNLI" if from_mnli else "pretrained"
+
+
+def _flat(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics by name; those of several development sets as `matched/accuracy`."""
+    flat: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}/{inner}": number for inner, number in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _notes(results: Sequence[Result], tasks: Sequence[TaskScores]) -> list[str]:
+    notes = [
+        f"{task.task} starts from {task.start}, not from MNLI's result as published"
+        for task in tasks
+        if TASKS[task.task].start == "mnli" and task.start != "MNLI"
+    ]
+    fewer = [
+        f"{task.task} {len(task.scores)} of {TASKS[task.task].seeds}"
+        for task in tasks
+        if len(task.scores) < TASKS[task.task].seeds
+    ]
+    if fewer:
+        notes.append(f"fewer seeds than published: {', '.join(fewer)}")
+    origins = {r.get("checkpoint_sha256") for r in results if _start(r) == "pretrained"}
+    if len(origins) > 1:
+        notes.append(f"the results start from {len(origins)} different pretrained checkpoints")
+    return notes
+
+
+def title(all_series: Sequence[Series]) -> str:
+    """Return what a table or figure of these scores is called."""
+    stand_in = any(series.stand_in for series in all_series)
+    return STAND_IN if stand_in else "GLUE development-set scores"

@@ -1,0 +1,52 @@
+"""Results of finetunings as they lie on the disk, `<task>-seed<k>.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from recipes.common.errors import UserError
+from recipes.tasks.glue_tasks import TASKS
+
+NEEDED = {
+    "task": str,
+    "seed": int,
+    "score": float,
+    "metrics": dict,
+    "stand_in": bool,
+    "seconds": float,
+    "checkpoint": str,
+}
+
+Result = dict[str, Any]
+
+
+def read_result(path: Path) -> Result:
+    """Read one result of `recipes/finetune.py`.
+
+    Raises:
+        UserError: not such a file.
+        FileNotFoundError: no file.
+    """
+    try:
+        result: Result = json.loads(path.read_bytes())
+        for key, kind in NEEDED.items():
+            value = result[key]
+            if not isinstance(value, int | float if kind is float else kind):
+                raise UserError(f"{path}: {key} is {value!r}, not a {kind.__name__}")
+        if not math.isfinite(result["score"]):
+            raise UserError(f"{path}: the score is {result['score']}")
+    except KeyError as error:
+        raise UserError(f"{path}: no result of a finetuning, lacks {error}") from None
+    except (ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: damaged result: {error}") from None
+    return result
+
+
+def describe(result: Result) -> str:
+    """One result in a few words."""
+    return f"{TASKS[result['task']].score} {100 * result['score']:.1f}"
