@@ -24,7 +24,7 @@ source slurm/job.sh
 export CHECKPOINT=${CHECKPOINT:-runs/base}
 output=${GLUE_OUTPUT:-$CHECKPOINT/glue}
 check_glue
-reserved GLUE_OPTIONS --checkpoint --output --only --list-arrays --report-only --dry-run
+reserved GLUE_OPTIONS --checkpoint --output --dry-run
 whole TASK_END_SECONDS 1 86400
 [[ -d $CHECKPOINT ]] || fault "CHECKPOINT=$CHECKPOINT: no such directory"
 case ${GLUE_STAGE:-plan} in
@@ -33,12 +33,12 @@ case ${GLUE_STAGE:-plan} in
 esac
 stop_at_faults
 
-glue() { on_nodes python recipes/glue.py --checkpoint "$CHECKPOINT" --output "$output" "$@"; }
+glue() { on_nodes python slurm/glue_array.py "$1" --checkpoint "$CHECKPOINT" --output "$output" "${options[@]}"; }
 
 case ${GLUE_STAGE:-plan} in
   plan)
     # Two lines: the jobs that can start at once, MNLI the first of them, and those after MNLI.
-    arrays=$(glue --list-arrays "${options[@]}")
+    arrays=$(glue list)
     mapfile -t lines < <(grep -E '^(now|after-mnli) ' <<<"$arrays")
     export GLUE_STAGE=job
     array_log=slurm/logs/%x-%A_%a.log
@@ -55,6 +55,6 @@ case ${GLUE_STAGE:-plan} in
     report=$(submit --job-name=glue-report --dependency="afterany:$all" slurm/finetune_glue.sh)
     echo "tasks: jobs ${all/:/ and }; report: job $report -> $output/scores.md"
     ;;
-  job) glue --only "$SLURM_ARRAY_TASK_ID" "${options[@]}" ;;
-  report) glue --report-only "${options[@]}" ;;
+  job) glue job ;;
+  report) glue report ;;
 esac

@@ -11,11 +11,12 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from recipes.common import numbers
 from recipes.common.errors import UserError, given_again
+from recipes.common.settings import claimed as claimed
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -181,21 +182,6 @@ def _dashed(word: str) -> str:
         return word
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value
-
-
-def claimed(words: Sequence[str], ways: Mapping[str, str]) -> list[str]:
-    """Faults: options behind a bare "--" that are not for the user to hand on.
-
-    Args:
-        words: what stands behind it, for another command.
-        ways: what to do instead, by option; an empty one: the command gives it before the "--".
-    """
-    given = [_dashed(word).partition("=")[0] for word in words]
-    return [
-        f"{name} after --: {ways[name] or f'give {name} before the --'}"
-        for name in dict.fromkeys(given)
-        if name in ways
-    ]
 
 
 def _explain(word: str, known: Sequence[str]) -> str:

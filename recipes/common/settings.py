@@ -108,6 +108,21 @@ def split_rest(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at + 1 :]
 
 
+def claimed(words: Sequence[str], ways: Mapping[str, str]) -> list[str]:
+    """Faults: options behind a bare "--" that are not for the user to hand on.
+
+    Args:
+        words: what stands behind it, for another command.
+        ways: what to do instead, by option; an empty one: the command gives it before the "--".
+    """
+    given = [_dashed(word).partition("=")[0] for word in words]
+    return [
+        f"{name} after --: {ways[name] or f'give {name} before the --'}"
+        for name in dict.fromkeys(given)
+        if name in ways
+    ]
+
+
 def flat(settings: DataclassInstance) -> dict[str, Any]:
     """Values by the names of their fields, those of dataclasses inside included."""
     values: dict[str, Any] = {}

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +12,15 @@ import torch.distributed as dist
 
 from model.classifier import RapidBertForSequenceClassification
 from recipes.common.errors import UserError
-from recipes.engine.ds_config import precision
 from recipes.engine.world import World
-from recipes.planning.memory import activation_bytes, device_bytes, state_bytes
 from recipes.tasks.classification_batches import EncodedExamples
 from recipes.tasks.classification_data import Examples
-from recipes.tasks.finetune_options import Finetuning
+from recipes.tasks.finetuning import Finetuning
 from recipes.tasks.metrics import compute
 from recipes.tasks.predictions import write_predictions
+
+Metrics = dict[str, dict[str, float]]
+"""Metrics of each development set, by its name and theirs."""
 
 EVALUATION_BATCH = 256
 EVALUATION_LENGTH = 512
@@ -45,61 +42,9 @@ def encode_all(work: Finetuning) -> tuple[EncodedExamples, dict[str, EncodedExam
     return encode(work, learnt(work)), dev
 
 
-def check_memory(work: Finetuning, train: EncodedExamples, world: World) -> None:
-    """Compare a rank's part of the longest batch with the memory there is. Call on every rank.
-
-    Raises:
-        UserError: it does not fit, on all ranks, with the arithmetic and the batch that does.
-    """
-    ranks = world.data_parallel_size
-    batch = min(work.task.batch_size, len(train))
-    dtype = torch.bfloat16 if precision(work.deepspeed) == "bf16" else torch.float32
-    longest = np.sort(train.lengths)[::-1][: -(-batch // ranks)]
-    lengths, places = np.unique(longest, return_inverse=True)
-    sizes = [
-        activation_bytes(
-            *(work.config, dtype, int(length), 0.0),
-            attention=work.options.attention,
-            kernels=work.options.kernels,
-        )
-        for length in lengths
-    ]
-    kept = np.cumsum(np.array(sizes)[places])  # of so many of the longest
-    states = sum(state_bytes(work.config.parameters(), work.deepspeed, ranks))
-    free = min(free_bytes(world))
-    if states + kept[-1] > free:
-        fitting = ranks * int(np.searchsorted(kept, free - states, side="right"))
-        raise UserError(
-            f"a batch of {batch:,} examples of up to {longest[0]:,} tokens: {states / 1e9:.1f} GB "
-            f"for the model and {kept[-1] / 1e9:.1f} GB for what its backward pass needs "
-            f"(estimates), {free / 1e9:.1f} GB are free for each of {ranks} processes; "
-            + (f"--batch-size {fitting} fits" if fitting else "give a shorter --max-length")
-        )
-
-
-def free_bytes(world: World) -> list[int]:
-    """Memory that each rank may use; ranks of one host without GPUs share its memory."""
-    on_gpu = world.device.type == "cuda"
-    free = device_bytes(world.device)
-    if not on_gpu:  # a container's limit, and what others have left of the machine
-        free = min(free, host_bytes())
-    everyone: list[Any] = [None] * world.world_size
-    dist.all_gather_object(everyone, (socket.gethostname(), free))
-    hosts = [host for host, _ in everyone]
-    return [size if on_gpu else size // hosts.count(host) for host, size in everyone]
-
-
-def host_bytes() -> int:
-    """Memory of the machine that is free or can be freed; all of it where that is not told."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def cut_notes(work: Finetuning, sets: Mapping[str, EncodedExamples]) -> list[str]:
     return [
-        f"{name} set: {of.cut:,} of {len(of):,} examples are cut to {work.options.max_length:,} "
+        f"{name} set: {of.cut:,} of {len(of):,} examples are cut to {work.settings.max_length:,} "
         f"tokens, the longest has {of.longest:,} (--max-length)"
         for name, of in sets.items()
         if of.cut
@@ -112,7 +57,7 @@ def encode(work: Finetuning, examples: Examples) -> EncodedExamples:
         examples.first,
         examples.second,
         examples.labels,
-        max_length=work.options.max_length,
+        max_length=work.settings.max_length,
     )
 
 
@@ -171,9 +116,9 @@ def evaluate(
     work: Finetuning,
     sets: Mapping[str, EncodedExamples],
     world: World,
-) -> dict[str, dict[str, float]]:
-    """The task's metrics for each development set, by its name. Call on every rank."""
-    metrics = {}
+) -> Metrics:
+    """The task's metrics for each development set. Call on every rank."""
+    metrics: Metrics = {}
     for name, examples in sets.items():
         assert examples.labels is not None
         predictions = predict(model, examples, world)

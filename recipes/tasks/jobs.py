@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -21,9 +21,12 @@ from tqdm import tqdm
 from recipes.common import processes
 from recipes.common.errors import UserError
 from recipes.common.processes import last_error, last_line
-from recipes.tasks import finetune_options
+from recipes.common.settings import parse
+from recipes.tasks.finetune_result import is_done
+from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.finetuning import resolve
 from recipes.tasks.glue_tasks import Task
-from recipes.tasks.results import describe, read_result
+from recipes.tasks.results import Result, describe, read_result
 from recipes.training.run_log import duration
 
 CPU_JOBS = 4
@@ -38,15 +41,17 @@ class Job:
 
     task: Task
     seed: int
-    command: list[str]
+    script: Path
+    """What runs it: `recipes/finetune.py`."""
+    options: list[str]
+    """The script's."""
     output: Path
     after: Job | None = None
     state: State = "waiting"
 
     @property
-    def options(self) -> list[str]:
-        """The command's, after interpreter and script."""
-        return self.command[2:]
+    def command(self) -> list[str]:
+        return [sys.executable, str(self.script), *self.options]
 
     @property
     def name(self) -> str:
@@ -93,7 +98,7 @@ class Running:
     slot: Slot
     process: processes.Child
     began: float
-    before: dict[str, Any] | None
+    before: Result | None
     """The result that was there when it started."""
 
 
@@ -166,8 +171,7 @@ def _is_done(job: Job) -> bool:
     if not job.result.exists():
         return False
     try:
-        options = finetune_options.parse_arguments(job.options)
-        return finetune_options.is_done(finetune_options.resolve(options, 1))
+        return is_done(resolve(parse(Settings, job.options), 1))
     except UserError:
         return False  # the job will say why it cannot be
 
@@ -197,7 +201,7 @@ def _outcome(each: Running) -> str:
     return f"{describe(result)}, {took} on {each.slot.name}{again}"
 
 
-def result_of(job: Job) -> dict[str, Any] | None:
+def result_of(job: Job) -> Result | None:
     try:
         return read_result(job.result)
     except (FileNotFoundError, UserError):

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from lock_scenarios import held
 
-from recipes import cram, glue
+from recipes import cram
 from recipes.common import locks
 from recipes.common.errors import UserError
-from recipes.common.settings import flat, parse
+from recipes.common.settings import flat, parse, split_rest
 from recipes.corpus.preparation_settings import Settings as Preparation
+from recipes.tasks import glue_plan
 from recipes.training.settings import Settings as PretrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,12 @@ def steps(tmp_path: Path, *words: str, size: cram.Size = cram.CPU) -> list[list[
 
 def of(recipe: str, commands: list[list[str]]) -> list[list[str]]:
     return [command[2:] for command in commands if Path(command[1]).stem == recipe]
+
+
+def glue_settings(commands: list[list[str]]) -> tuple[list[glue_plan.Settings], list[list[str]]]:
+    """Of the calls of glue.py, and what each hands on to finetune.py."""
+    calls = [split_rest(words) for words in of("glue", commands)]
+    return [parse(glue_plan.Settings, own) for own, _ in calls], [rest for _, rest in calls]
 
 
 @pytest.mark.parametrize("size", [cram.CPU, cram.GPU])
@@ -42,15 +49,15 @@ def test_both_models_get_the_same_but_for_what_makes_them_different(tmp_path, si
     assert ours["minutes"] == 2 and ours["seed"] == 3 and ours["data"] == prepared.output
     assert (ROOT / ours["deepspeed_config"]).is_file()
     # Exports at the shares of the time and at its end, and random weights.
-    jobs = [glue.parse_arguments(words) for words in of("glue", commands)]
+    jobs, handed_on = glue_settings(commands)
     starts = [(job.checkpoint.relative_to(tmp_path / "run"), job.from_scratch) for job in jobs]
     for model in size.models:
         assert (Path(model), True) in starts
         assert [(Path(model, part), False) in starts for part in ("at-25", "at-50", "")] == [
             True
         ] * 3
-    assert len(jobs) == 8 and len({tuple(job.finetune) for job in jobs}) == 1
-    assert all(job.tasks == ["qnli", "cola", "sst2"] for job in jobs)
+    assert len(jobs) == 8 and len({tuple(words) for words in handed_on}) == 1
+    assert all(job.tasks == ("qnli", "cola", "sst2") for job in jobs)
 
 
 def test_prepared_data_and_real_tasks_are_taken_as_they_are(tmp_path):
@@ -59,10 +66,11 @@ def test_prepared_data_and_real_tasks_are_taken_as_they_are(tmp_path):
     words = ("--data", str(tmp_path / "data"), "--glue", str(tmp_path / "glue"))
     commands = steps(tmp_path, *words)
     assert not of("prepare_data", commands) and not of("stand_in_tasks", commands)
-    jobs = [glue.parse_arguments(words) for words in of("glue", commands)]
-    assert all(job.tasks == ["rte", "sst2"] and not job.finetune for job in jobs)  # Table S1
-    only = of("glue", steps(tmp_path, *words, "--tasks", "sst2"))
-    assert all(glue.parse_arguments(words).tasks == ["sst2"] for words in only)
+    jobs, handed_on = glue_settings(commands)
+    assert all(job.tasks == ("rte", "sst2") for job in jobs)
+    assert not any(handed_on)  # Table S1
+    only, _ = glue_settings(steps(tmp_path, *words, "--tasks", "sst2"))
+    assert all(job.tasks == ("sst2",) for job in only)
 
 
 def test_every_fault_is_named_at_once(tmp_path):

@@ -21,17 +21,20 @@ from model.parallel import initialize_parallel
 from model.weights import from_public, scatter_state
 from recipes import finetune
 from recipes.common.errors import UserError
+from recipes.common.settings import parse
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.world import World, initialize_world, shut_down
+from recipes.tasks import classifier
+from recipes.tasks.classifier import build_model
 from recipes.tasks.evaluation import (
-    check_memory,
     cut_notes,
     encode_all,
     evaluate,
     evaluation_batch,
-    free_bytes,
 )
-from recipes.tasks.finetune_options import is_done, parse_arguments, resolve
+from recipes.tasks.finetune_result import is_done, remove_earlier
+from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.finetuning import resolve
 from recipes.tasks.glue_tasks import TASKS
 from recipes.training.export import read_tensors
 
@@ -43,7 +46,7 @@ def finetunings(calls: list[list[str]]) -> list[str]:
     world = initialize_world()
     done = []
     for call in calls:
-        work = resolve(parse_arguments(call), world.world_size)
+        work = resolve(parse(Settings, call), world.world_size)
         if is_done(work):
             done.append(work.name)
         else:
@@ -54,7 +57,7 @@ def finetunings(calls: list[list[str]]) -> list[str]:
 
 def calm_finetunings(calls: list[list[str]]) -> list[str]:
     """Likewise, without the head's dropout."""
-    finetune.RapidBertForSequenceClassification = functools.partial(
+    classifier.RapidBertForSequenceClassification = functools.partial(
         RapidBertForSequenceClassification, dropout=0.0
     )  # type: ignore[misc,assignment]
     return finetunings(calls)
@@ -134,7 +137,7 @@ def test_rte_starts_from_mnli(results, finetune_place, out):
     initialize_parallel()
     start = out / "one" / "mnli-seed17"
     options = ["--task", "rte", "--data", str(finetune_place / "glue"), "--checkpoint", str(start)]
-    model = finetune.build_model(resolve(parse_arguments([*options, "--output", str(out)]), 1))
+    model = build_model(resolve(parse(Settings, [*options, "--output", str(out)]), 1))
     published = load_file(start / "export" / "model.safetensors")
     name = "bert.encoder.layer.0.mlp.wo.weight"
     assert model.encoder.layers[0].mlp.linear_out.weight.equal(published[name])
@@ -162,8 +165,8 @@ def test_another_result_takes_the_earlier_model_along(results, finetune_place, o
     assert (directory / "export" / "model.safetensors").is_file()
     options = ["--task", "cola", "--data", str(finetune_place / "glue"), "--output"]
     options += [str(out / "again"), "--checkpoint", str(finetune_place / "run")]
-    work = resolve(parse_arguments(options), 1)
-    finetune.remove_earlier(work)
+    work = resolve(parse(Settings, options), 1)
+    remove_earlier(work)
     assert not work.result.exists() and not (directory / "export").exists()
     assert (directory / "log.jsonl").exists()
 
@@ -272,7 +275,7 @@ def test_a_loss_that_is_no_number_ends_without_a_result(finetune_place, out):
 
 def poisoned(options: list[str]) -> None:
     world = initialize_world()
-    work = resolve(parse_arguments(options), 1)
+    work = resolve(parse(Settings, options), 1)
     work.weights["encoder.embedding.layernorm.weight"][0] = math.nan
     try:
         finetune.finetune(work, world)
@@ -285,8 +288,8 @@ def test_outputs_that_are_no_numbers_are_no_predictions(finetune_place, out, tas
     """For classes too, where the largest of them would be a class like any other."""
     initialize_parallel()
     options = ["--task", task, "--data", str(finetune_place / "glue"), "--output", str(out)]
-    work = resolve(parse_arguments([*options, "--checkpoint", str(finetune_place / "run")]), 1)
-    model = finetune.build_model(work)
+    work = resolve(parse(Settings, [*options, "--checkpoint", str(finetune_place / "run")]), 1)
+    model = build_model(work)
     model.classifier.bias.data[-1] = math.nan
     with pytest.raises(UserError, match="for 63 of 63 examples the model computes something else"):
         evaluate(model, work, encode_all(work)[1], ALONE)
@@ -309,7 +312,7 @@ def test_two_processes_do_not_finetune_into_one_directory(finetune_place, out):
 def test_texts_that_are_cut_are_noted(finetune_place, out, capsys):
     options = ["--task", "cola", "--data", str(finetune_place / "glue"), "--max-length", "9"]
     options += ["--output", str(out), "--checkpoint", str(finetune_place / "run")]
-    work = resolve(parse_arguments(options), 1)
+    work = resolve(parse(Settings, options), 1)
     train, dev = encode_all(work)
     notes = cut_notes(work, {"training": train, **dev})
     assert [note.split(" of ")[0].split(":")[0] for note in notes] == ["training set", "dev set"]
@@ -317,42 +320,6 @@ def test_texts_that_are_cut_are_noted(finetune_place, out, capsys):
 
 
 ALONE = World(0, 0, 1, torch.device("cpu"), 0, 1, 1)
-
-
-def test_a_batch_that_memory_does_not_hold_is_refused_with_one_that_it_does(
-    finetune_place, out, monkeypatch
-):
-    """Arithmetic against arithmetic: the memory is pretended, what is named then fits."""
-    initialize_parallel()
-    named = ["--task", "cola", "--data", str(finetune_place / "glue"), "--output", str(out)]
-    named += ["--checkpoint", str(finetune_place / "run"), "--batch-size"]
-
-    def check(batch: int, free: int) -> None:
-        monkeypatch.setattr("recipes.tasks.evaluation.host_bytes", lambda: free)
-        work = resolve(parse_arguments([*named, str(batch)]), 1)
-        check_memory(work, encode_all(work)[0], ALONE)
-
-    check(100_000, 10**9)
-    states = 16 * resolve(parse_arguments([*named, "1"]), 1).config.parameters()
-    with pytest.raises(
-        UserError, match=r"a batch of 192 examples .* --batch-size \d+ fits"
-    ) as error:
-        check(100_000, states + 10**6)
-    fitting = int(str(error.value).split("--batch-size ")[1].split()[0])
-    assert 0 < fitting < 192
-    check(fitting, states + 10**6)
-    with pytest.raises(UserError, match="give a shorter --max-length"):
-        check(1, states)
-
-
-@pytest.mark.parametrize(("limit", "available"), [(10**9, 10**10), (10**10, 10**9)])
-def test_a_containers_limit_and_what_is_left_of_the_machine_both_count(
-    monkeypatch, limit, available
-):
-    initialize_parallel()
-    monkeypatch.setattr("recipes.tasks.evaluation.device_bytes", lambda device: limit)
-    monkeypatch.setattr("recipes.tasks.evaluation.host_bytes", lambda: available)
-    assert free_bytes(ALONE) == [10**9]
 
 
 def test_long_texts_are_evaluated_in_smaller_batches():

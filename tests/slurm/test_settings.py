@@ -82,7 +82,7 @@ WRONG = {
         "GLUE_STAGE": "all",
         "CPUS_PER_GPU": "0",
         "TASK_END_SECONDS": "-1",
-        "GLUE_OPTIONS": "--only=3",
+        "GLUE_OPTIONS": "--output=3",
     },
     "scaling_sweep": {
         "MODEL": "base",

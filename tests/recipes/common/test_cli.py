@@ -258,9 +258,9 @@ def test_the_commands_with_numbers_were_all_looked_at(monkeypatch):
             for made in parsers(recipe, monkeypatch)
             for action in made._actions
         )
-        for recipe in ("pretrain", "finetune", "glue", "plan", "benchmark", "cram")
+        for recipe in ("plan", "benchmark", "cram")
     }
-    assert found["pretrain"] >= 22 and found["finetune"] >= 9 and found["plan"] >= 9
+    assert found["plan"] >= 9
     assert min(found.values()) >= 2
 
 
@@ -391,7 +391,7 @@ def test_a_console_that_cannot_show_a_character_stops_nothing():
     assert (ended.returncode, ended.stdout) == (0, b"\\u4e2d \\xe9 \\udc80\n"), ended.stderr
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [path.stem for path in (ROOT / "recipes").glob("[!_]*.py")])
 def test_every_command_sees_to_utf8_before_it_imports_libraries(recipe):
     lines = (ROOT / "recipes" / f"{recipe}.py").read_text("utf-8").splitlines()
     imports = [line.strip() for line in lines if line.strip().startswith(("import ", "from "))]

@@ -213,4 +213,4 @@ def test_the_commands_with_numbers_are_found():
     settings = importlib.import_module("recipes.prepare_data").Settings
     names = {name for name, _, _ in number_fields(settings)}
     assert {"vocab_size", "validation_fraction", "workers", "max_documents"} <= names
-    assert "prepare_data" in COMMANDS
+    assert {"prepare_data", "pretrain", "finetune", "glue"} <= set(COMMANDS)

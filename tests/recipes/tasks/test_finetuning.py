@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from recipes import finetune
-from recipes.common.errors import UserError
-from recipes.tasks.finetune_options import Finetuning, is_done, parse_arguments, resolve
+from recipes.common.errors import Faults, UserError
+from recipes.common.settings import parse
+from recipes.tasks.classifier import build_model
+from recipes.tasks.finetune_result import is_done
+from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.finetuning import Finetuning, resolve
 from recipes.tasks.glue_tasks import TASKS
 
 
@@ -21,7 +24,9 @@ def resolved(place: Path, output: Path, *more: str, world_size: int = 1) -> Fine
     """CoLA, unless `more` says otherwise."""
     named = ["--checkpoint", str(place / "run"), "--output", str(output)]
     data = [] if "--train-file" in more else ["--task", "cola", "--data", str(place / "glue")]
-    return resolve(parse_arguments([*named, *data, *more]), world_size)
+    refused = Faults()
+    settings = parse(Settings, [*named, *data, *more], faults=refused)
+    return resolve(settings, world_size, refused)
 
 
 def faults(place: Path, *more: str, world_size: int = 1) -> list[str]:
@@ -34,12 +39,12 @@ def faults(place: Path, *more: str, world_size: int = 1) -> list[str]:
 def test_a_task_is_its_row_of_the_table_but_for_what_is_given(finetune_place, tmp_path):
     work = resolved(finetune_place, tmp_path, "--epochs", "2")
     cola = TASKS["cola"]
-    assert work.settings["learning_rate"] == cola.learning_rate
-    assert (work.settings["epochs"], cola.epochs) == (2, 10)
+    assert work.identity["learning_rate"] == cola.learning_rate
+    assert (work.identity["epochs"], cola.epochs) == (2, 10)
     assert not work.saves_model
     assert resolved(finetune_place, tmp_path, "--task", "MNLI").saves_model
     few = resolved(finetune_place, tmp_path, "--max-train", "7")
-    assert len(few.data.train) == few.settings["train_examples"] == 7
+    assert len(few.data.train) == few.identity["train_examples"] == 7
     assert few.data.notes[-2:] == [
         "trained on the first 7 of 192 examples",
         "a batch of 32 examples: all 7 there are make one",
@@ -77,12 +82,12 @@ def test_done_is_a_result_of_the_same_work_with_all_that_is_asked_for(finetune_p
     assert not is_done(work)
     work.result.write_text("{}")
     assert not is_done(work)
-    work.result.write_text(json.dumps({"settings": work.settings, "test_examples_sha256": None}))
+    work.result.write_text(json.dumps({"settings": work.identity, "test_examples_sha256": None}))
     assert is_done(work)
-    older = {name: value for name, value in work.settings.items() if name != "deepspeed"}
+    older = {name: value for name, value in work.identity.items() if name != "deepspeed"}
     work.result.write_text(json.dumps({"settings": older, "test_examples_sha256": None}))
     assert is_done(work), "a result that does not say what is compared since"
-    work.result.write_text(json.dumps({"settings": work.settings, "test_examples_sha256": None}))
+    work.result.write_text(json.dumps({"settings": work.identity, "test_examples_sha256": None}))
     rounding = tmp_path / "rounding.json"
     rounding.write_text('{"communication_data_type": "bf16"}')
     for more in (
@@ -138,7 +143,7 @@ def test_options_that_do_not_fit_together(finetune_place, options, fault):
 def test_a_task_or_files_must_be_named(finetune_place):
     options = ["--checkpoint", str(finetune_place / "run"), "--output", str(finetune_place / "o")]
     with pytest.raises(UserError, match="give --task, or --train-file and --dev-file"):
-        resolve(parse_arguments(options), 1)
+        resolve(parse(Settings, options), 1)
 
 
 def test_a_start_is_not_overwritten(finetune_place, tmp_path):
@@ -203,4 +208,4 @@ def test_weights_of_other_shapes_are_refused_with_both(finetune_place, tmp_path)
     save_file(state, weights)
     work = resolved(finetune_place, tmp_path / "o", "--checkpoint", str(tmp_path))
     with pytest.raises(UserError, match=r"word_embeddings.weight is \[200, 32\], .* \[320, 32\]"):
-        finetune.build_model(work)
+        build_model(work)

@@ -1,0 +1,120 @@
+"""The classifier of a finetuning: built on the start's weights, trained by steps, exported."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.classifier import RapidBertForSequenceClassification
+from model.config import ModelOptions
+from model.weights import scatter_state
+from recipes.common.errors import UserError
+from recipes.engine import engine as engines
+from recipes.engine.batch_plan import BatchPlan
+from recipes.engine.world import World
+from recipes.tasks.classification_batches import ClassificationBatch
+from recipes.tasks.finetuning import Finetuning
+from recipes.tasks.glue_tasks import Task
+from recipes.training.export import export
+from recipes.training.run_record import git_revision
+from recipes.training.schedule import adamw_weight_decay
+
+
+class AdamW(TypedDict):
+    """Settings of the optimizer."""
+
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+
+def adamw(task: Task) -> AdamW:
+    return {
+        "learning_rate": task.learning_rate,
+        "betas": task.betas,
+        "eps": task.eps,
+        "weight_decay": adamw_weight_decay(task.weight_decay, task.learning_rate),
+    }
+
+
+def build_model(work: Finetuning) -> RapidBertForSequenceClassification:
+    """Build the classifier with the weights to start from; what these lack stays random.
+
+    Raises:
+        UserError: they are of other shapes than the model's; both are named.
+    """
+    choice = work.settings.kernel_choice
+    model = RapidBertForSequenceClassification(
+        work.config, work.task.outputs, ModelOptions(choice.attention, choice.kernels)
+    )
+    fresh = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    try:
+        scatter_state(model, {**fresh, **work.weights})
+    except ValueError as error:
+        raise UserError(f"{work.settings.checkpoint}: {error}") from None
+    return model
+
+
+def build_engine(model: RapidBertForSequenceClassification, work: Finetuning, world: World) -> Any:
+    """Put the model into a DeepSpeed engine, which has no types. A micro-batch is a whole step."""
+    task, ranks = work.task, world.data_parallel_size
+    plan = BatchPlan(task.batch_size, -(-task.batch_size // ranks), 1, ranks)
+    return engines.build_engine(model, work.deepspeed, plan, world, **adamw(task))
+
+
+def train_step(
+    engine: Any, batch: ClassificationBatch, learning_rate: float, world: World
+) -> tuple[float, float]:
+    """Train on one batch.
+
+    Returns:
+        Mean loss over the whole batch's examples, and the 2-norm of its gradient. Where that is not
+        finite on any rank, no rank has changed its weights.
+    """
+    engines.set_learning_rate(engine, learning_rate)
+    loss = engine(
+        batch.input_ids,
+        batch.sequence_offsets,
+        batch.max_sequence_length,
+        batch.labels,
+        batch.token_type_ids,
+        batch.sequence_keys,
+    )
+    # DeepSpeed averages over the ranks; this makes it the mean over the whole batch.
+    engine.backward(loss * (world.data_parallel_size / batch.global_examples), scale_wrt_gas=False)
+    update = engines.update_weights(engine)
+    assert update is not None  # one micro-batch is a step
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    return total.item() / batch.global_examples, float(update.norm)
+
+
+def save_model(engine: Any, work: Finetuning) -> None:
+    """Write `<task>-seed<k>/export`, from which other tasks can start. Call on every rank."""
+    facts = {
+        "task": {"name": work.task.name, "labels": work.task.labels},
+        "tokenizer": work.identity["tokenizer"],
+        "git_revision": git_revision(),
+    }
+
+    def in_own_units(state: dict[str, Tensor]) -> None:
+        """Make the head compute labels as they stand in the data: a reader of the export need not
+        know on which scale they were learnt.
+        """
+        if work.scale is not None:
+            weight, bias = state["classifier.weight"], state["classifier.bias"]
+            state["classifier.weight"] = (weight.double() * work.scale.deviation).float()
+            state["classifier.bias"] = torch.from_numpy(
+                work.scale.own_units(bias.numpy()).astype(np.float32)
+            )
+
+    export(
+        *(engine, work.config, work.tokenizer.path.parent, work.directory, facts),
+        head="classifier",
+        finish=in_own_units,
+    )

@@ -1,0 +1,332 @@
+"""A finetuning before it starts: its settings resolved and checked, and all that they name read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.weights import from_public
+from recipes.common.errors import Faults, UserError
+from recipes.common.files import sha256
+from recipes.corpus.tokenizer import Tokenizer
+from recipes.engine.ds_config import NUMERIC_KEYS, precision, read_config
+from recipes.engine.kernel_choice import KernelChoice
+from recipes.tasks.classification_data import TaskData, load_task
+from recipes.tasks.example_files import Examples
+from recipes.tasks.finetune_settings import Settings, faults_of, naming_faults
+from recipes.tasks.glue_tasks import Task, find_task
+from recipes.tasks.own_data import LabelScale, label_scale, load_files
+from recipes.training.export import WEIGHTS, export_directory, read_tensors, read_tokenizer
+
+WARMUP_FRACTION = 0.06
+DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an export gives a finetuning to start from."""
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    """The encoder, and the pooler of a finetuned model; the classification head is always new."""
+    description: dict[str, Any]
+    """The export's `config.json`."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all tasks that start from one export with the same settings share."""
+
+    start: Start
+    tokenizer: Tokenizer
+    deepspeed: dict[str, Any]
+    """DeepSpeed's configuration."""
+    kernel_choice: KernelChoice
+    """Kernels by name, none of them `auto`."""
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """Everything a finetuning is, resolved and checked."""
+
+    settings: Settings
+    task: Task
+    """A row of the table with what the settings change, or one made for data of one's own."""
+    data: TaskData
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    """The encoder, and the pooler of a finetuned start; empty from scratch."""
+    tokenizer: Tokenizer
+    deepspeed: dict[str, Any]
+    scale: LabelScale | None
+    """Of a regression on data of one's own; None: the labels are learnt as they are."""
+    start_notes: list[str]
+    """How this start differs from the published one; the score table sees it by itself."""
+    identity: dict[str, Any]
+    """What decides the result: a result with the same `settings` is not computed again."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}-seed{self.settings.seed}"
+
+    @property
+    def result(self) -> Path:
+        return self.settings.output / f"{self.name}.json"
+
+    @property
+    def directory(self) -> Path:
+        """Of everything beside the result: log, TensorBoard, model, test predictions."""
+        return self.settings.output / self.name
+
+    @property
+    def predictions(self) -> Path:
+        return self.directory / "predictions"
+
+    @property
+    def saves_model(self) -> bool:
+        # Other tasks start from MNLI's; and a model on one's own data is what one came for.
+        settings = self.settings
+        return settings.save_model or self.task.name == "mnli" or settings.own_data.given
+
+
+def resolve(settings: Settings, world_size: int, refused: Sequence[str] = ()) -> Finetuning:
+    """Check everything that can be checked before there is a model.
+
+    Args:
+        refused: values of the command line that are no settings, to be named with the other faults.
+
+    Raises:
+        UserError: all faults at once.
+    """
+    faults = Faults([*refused, *faults_of(settings)])
+    own = settings.own_data.given
+    task = None
+    if settings.task is not None and not own:
+        name = settings.task
+        task = faults.attempt(lambda: find_task(name))
+    shared = read_shared(settings, faults)
+    data = None
+    local = settings.data is not None or own
+    named = own and not naming_faults(settings)
+    if (task or named) and (local or not faults):  # no download in vain
+        data = faults.attempt(lambda: _load(settings, task))
+    faults.stop()
+    assert data and shared
+    settings = replace(settings, kernel_choice=shared.kernel_choice)
+    data = _first_examples(data, settings.max_train)
+    task = _with_overrides(task or _own_task(settings, data), settings)
+    scale = label_scale(data) if own else None
+    data = replace(data, notes=[*data.notes, *_training_notes(data, task, scale)])
+    work = Finetuning(
+        settings=settings,
+        task=task,
+        data=data,
+        config=shared.start.config,
+        weights={} if settings.from_scratch else shared.start.weights,
+        tokenizer=shared.tokenizer,
+        deepspeed=shared.deepspeed,
+        scale=scale,
+        start_notes=_start_notes(settings, task, shared.start),
+        identity=_identity(settings, task, data, shared, scale),
+    )
+    _check_fit(work, world_size)
+    return work
+
+
+def read_start(checkpoint: Path) -> Start:
+    """Read an export to start from; a finetuned one keeps its pooler, as published.
+
+    Raises:
+        UserError: no export there, a damaged one, or one that lacks tensors.
+    """
+    config, public, description = read_tensors(checkpoint)
+    try:
+        weights = from_public(public, config, "none")
+    except ValueError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+    for part in ("weight", "bias"):
+        if (pooler := public.get(f"bert.pooler.dense.{part}")) is not None:
+            weights[f"pooler.{part}"] = pooler
+    return Start(config, weights, description)
+
+
+def read_shared(settings: Settings, faults: Faults) -> Shared | None:
+    """Read the export, its tokenizer and the DeepSpeed JSON, and choose the kernels.
+
+    Args:
+        faults: takes everything that is wrong; then nothing is returned.
+    """
+    before = len(faults)
+    start = faults.attempt(lambda: read_start(settings.checkpoint))
+    tokenizer = start and faults.attempt(
+        lambda: read_tokenizer(settings.checkpoint, start.config, start.description)
+    )
+    deepspeed = faults.attempt(lambda: _deepspeed(settings))
+    choice = settings.kernel_choice
+    if start and deepspeed is not None:
+        choice = choice.resolve(start.config, precision(deepspeed), faults)
+    if len(faults) > before:
+        return None
+    assert start and tokenizer and deepspeed is not None
+    return Shared(start, tokenizer, deepspeed, choice)
+
+
+def checksum(sets: Mapping[str, Examples], labels: tuple[str, ...] | None = None) -> str | None:
+    """Of every text and label of the sets and the classes' names; None where there are no sets."""
+    digest = hashlib.sha256(repr(labels).encode())
+    for name, examples in sorted(sets.items()):
+        digest.update(repr((name, examples.first, examples.second)).encode())
+        digest.update(b"" if examples.labels is None else examples.labels.tobytes())
+    return digest.hexdigest() if sets else None
+
+
+def _deepspeed(settings: Settings) -> dict[str, Any]:
+    default = "finetune.json" if torch.cuda.is_available() else "finetune_cpu.json"
+    path = settings.deepspeed_config or DS_CONFIGS / default
+    return read_config(path, batch_sizes=False)
+
+
+def _load(settings: Settings, task: Task | None) -> TaskData:
+    if task is not None:
+        return load_task(task, settings.data, with_test=settings.predict_test)
+    own = settings.own_data
+    assert own.train_file and own.dev_file and own.label_column is not None
+    return load_files(
+        own.train_file,
+        own.dev_file,
+        text_columns=own.text_columns,
+        label_column=own.label_column,
+        regression=own.regression,
+    )
+
+
+def _own_task(settings: Settings, data: TaskData) -> Task:
+    metrics: tuple[str, ...] = ("accuracy",)
+    if data.labels is None:
+        metrics = ("spearman", "pearson", "rmse")
+    elif len(data.labels) == 2:
+        metrics = ("accuracy", "f1")
+    name = settings.task or "custom"
+    return Task(
+        name=name,
+        folder=name,
+        text_columns=settings.own_data.text_columns,
+        labels=data.labels,
+        metrics=metrics,
+        train_count=len(data.train),
+        dev_counts={name: len(dev) for name, dev in data.dev.items()},
+        test_counts={},
+        server_files={},
+        # Between the table's small and large tasks, unless told.
+        learning_rate=3e-5,
+        weight_decay=3e-6,
+        epochs=3,
+        batch_size=32,
+    )
+
+
+def _with_overrides(task: Task, settings: Settings) -> Task:
+    given = vars(settings.hyper_parameters)
+    return replace(task, **{name: value for name, value in given.items() if value is not None})
+
+
+def _first_examples(data: TaskData, count: int | None) -> TaskData:
+    """The data with so many training examples at most, and a note if there were more."""
+    train = data.train
+    if count is None or count >= len(train):
+        return data
+    front = Examples(
+        train.first[:count],
+        None if train.second is None else train.second[:count],
+        None if train.labels is None else train.labels[:count],
+    )
+    told = f"trained on the first {count:,} of {len(train):,} examples"
+    return replace(data, train=front, notes=[*data.notes, told])
+
+
+def _training_notes(data: TaskData, task: Task, scale: LabelScale | None) -> list[str]:
+    notes = []
+    if task.batch_size > len(data.train):
+        notes.append(
+            f"a batch of {task.batch_size:,} examples: all {len(data.train):,} there are make one"
+        )
+    if scale is not None:
+        notes.append(
+            f"labels are learnt as (label - {scale.mean:.6g}) / {scale.deviation:.6g}, mean and "
+            "deviation of the training labels; so is the loss, but metrics and the exported model "
+            "are in the labels' own units"
+        )
+    return notes
+
+
+def _start_notes(settings: Settings, task: Task, start: Start) -> list[str]:
+    started = start.description.get("task", {}).get("name")
+    if task.start != "mnli" or (started == "mnli" and not settings.from_scratch):
+        return []
+    instead = "a model that is not finetuned on MNLI"
+    if settings.from_scratch:
+        instead = "random weights"
+    return [
+        f"the published recipe starts {task.folder} from MNLI's finetuned model, this one from "
+        f"{instead}: finetune --task mnli first and take its result as --checkpoint, or run glue.py"
+    ]
+
+
+def _identity(
+    settings: Settings,
+    task: Task,
+    data: TaskData,
+    shared: Shared,
+    scale: LabelScale | None,
+) -> dict[str, Any]:
+    identity = {
+        "task": task.name,
+        "checkpoint_sha256": sha256(export_directory(settings.checkpoint) / WEIGHTS),
+        "from_scratch": settings.from_scratch,
+        "examples_sha256": checksum({"train": data.train, **data.dev}, data.labels),
+        "seed": settings.seed,
+        "learning_rate": task.learning_rate,
+        "betas": list(task.betas),
+        "eps": task.eps,
+        "weight_decay": task.weight_decay,
+        "epochs": task.epochs,
+        "batch_size": task.batch_size,
+        "max_length": settings.max_length,
+        "warmup_fraction": WARMUP_FRACTION,
+        "train_examples": len(data.train),
+        "precision": precision(shared.deepspeed),
+        "deepspeed": {key: shared.deepspeed.get(key) for key in NUMERIC_KEYS},
+        "tokenizer": shared.start.description["tokenizer"],
+        "model": shared.start.config.to_dict(),
+    }
+    if scale is not None:
+        identity["label_scale"] = asdict(scale)
+    return identity
+
+
+def _check_fit(work: Finetuning, world_size: int) -> None:
+    settings, task, config = work.settings, work.task, work.config
+    faults = Faults()
+    if task.batch_size < world_size:
+        faults.append(
+            f"a batch of {task.batch_size} examples on {world_size} processes: at most "
+            f"{task.batch_size} can share it"
+        )
+    if config.positions == "learned" and settings.max_length > config.max_positions:
+        faults.append(
+            f"--max-length {settings.max_length}: {config.name} has learned positions for "
+            f"{config.max_positions} tokens at most"
+        )
+    if export_directory(settings.checkpoint).resolve() == (work.directory / "export").resolve():
+        faults.append(
+            f"--checkpoint {settings.checkpoint}: this finetuning would overwrite it; give "
+            "another --output"
+        )
+    faults.stop()
