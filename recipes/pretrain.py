@@ -34,7 +34,7 @@ from recipes.engine.world import World, initialize_world, shut_down
 from recipes.planning import memory
 from recipes.training import run_record
 from recipes.training.bookkeeping import Bookkeeping, due
-from recipes.training.checkpoint import Checkpoints
+from recipes.training.checkpoints.store import Checkpoints
 from recipes.training.interruption import StopRequests, Watchdog, outlive_the_console
 from recipes.training.progress import check_ending, on_skipped
 from recipes.training.run import Run, resolve

@@ -50,7 +50,7 @@ from recipes.engine.ds_config import precision, read_config
 from recipes.engine.engine import build_engine
 from recipes.engine.world import World, initialize_world, shut_down
 from recipes.reporting.figures import COLORS
-from recipes.training.checkpoint import Checkpoints
+from recipes.training.checkpoints.store import Checkpoints
 from recipes.training.progress import Progress
 from recipes.training.run import adamw
 from recipes.training.settings import Identity

@@ -17,7 +17,7 @@ from recipes.common.settings import flat
 from recipes.engine.engine import Update, check_replicas
 from recipes.engine.world import World
 from recipes.training import run_record
-from recipes.training.checkpoint import Checkpoints
+from recipes.training.checkpoints.store import Checkpoints
 from recipes.training.export import export
 from recipes.training.interruption import StopRequests, Watchdog
 from recipes.training.progress import Progress

@@ -26,7 +26,7 @@ from recipes.common.files import PARTIAL, sha256, sync_directory, write_whole
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.engine import full_precision_parameters
 from recipes.engine.world import on_first_rank
-from recipes.training.checkpoint import published
+from recipes.training.checkpoints.manifest import published
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.vocab")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -12,7 +12,7 @@ from recipes.common.locks import lock
 from recipes.common.settings import flat
 from recipes.engine.ds_config import NUMERIC_KEYS, precision
 from recipes.engine.world import World, on_first_rank
-from recipes.training.checkpoint import has_checkpointed, identities
+from recipes.training.checkpoints.manifest import has_checkpointed, identities
 from recipes.training.provenance import git_revision, versions
 from recipes.training.run import Run
 from recipes.training.run_description import describe

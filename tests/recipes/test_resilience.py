@@ -33,8 +33,8 @@ from recipes import pretrain
 from recipes.common.errors import UserError
 from recipes.engine.engine import check_replicas
 from recipes.engine.world import shut_down
-from recipes.training import checkpoint
-from recipes.training.checkpoint import Checkpoints
+from recipes.training.checkpoints import manifest
+from recipes.training.checkpoints.store import Checkpoints
 from recipes.training.interruption import INTERRUPTED, STOPPED
 from recipes.training.progress import Progress, check_ending
 from recipes.training.settings import Settings
@@ -177,8 +177,8 @@ def test_a_signal_during_a_save(data, tmp_path):
     config = write_config(tmp_path, 8, 4)
     arguments = command_line(data, tmp_path / "run", config, duration=80, save_every=2)
     assert values(run_world(2, signalled_while_saving, arguments)) == [INTERRUPTED] * 2
-    newest = checkpoint.published(tmp_path / "run" / "checkpoints")[0]
-    assert newest.name == "step-000000003" and not list(checkpoint.damage(newest))
+    newest = manifest.published(tmp_path / "run" / "checkpoints")[0]
+    assert newest.name == "step-000000003" and not list(manifest.damage(newest))
 
 
 def signalled_at_once(arguments: list[str]) -> Any:
@@ -391,7 +391,7 @@ def test_killed_at_random_points_the_losses_are_those_of_an_unbroken_run(data, t
     arguments = command_line(data, killed, config, **options)
     outcomes = []
     for number in range(KILLS):
-        before = checkpoint.published(killed / "checkpoints") if killed.exists() else []
+        before = manifest.published(killed / "checkpoints") if killed.exists() else []
         ranks = start_world(2, arguments)
         target = len(records(killed)) + chance.randint(1, 12)
         victims = chance.choice([ranks, ranks[:1], ranks[1:]])
@@ -405,13 +405,13 @@ def test_killed_at_random_points_the_losses_are_those_of_an_unbroken_run(data, t
         finally:
             time.sleep(0.05)
             end(ranks)
-        after = checkpoint.published(killed / "checkpoints") if killed.exists() else []
+        after = manifest.published(killed / "checkpoints") if killed.exists() else []
         newest = int(after[0].name.removeprefix("step-")) if after else 0
         outcomes.append((number, len(victims), target, newest))
         print(f"kill {number} (seed {CHAOS_SEED}): {len(victims)} ranks, newest step {newest}")
         if before:  # what was complete stays
             assert newest >= int(before[0].name.removeprefix("step-"))
-        assert not any(list(checkpoint.damage(path)) for path in after[:1])
+        assert not any(list(manifest.damage(path)) for path in after[:1])
     assert values(run_world(2, pretraining, arguments)) == [0, 0]
     expected, state = trained(straight)
     again, state_again = trained(killed)

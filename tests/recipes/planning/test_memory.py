@@ -163,7 +163,7 @@ def states(settings: Settings) -> tuple[int, int, int]:
     if hasattr(optimizer, "fp32_groups_gradients_flat"):  # BF16_Optimizer, fp32 accumulation
         gradients = sum(t.nbytes for t in optimizer.fp32_groups_gradients_flat)
     inner = getattr(optimizer, "optimizer", optimizer)
-    from recipes.training import optimizer_state
+    from recipes.training.checkpoints import state as optimizer_state
 
     list(optimizer_state.pieces(engine, world))  # makes the moments
     moments = sum(

@@ -34,8 +34,10 @@ from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL
 from recipes.common.settings import parse
 from recipes.engine.world import shut_down
-from recipes.training import checkpoint, export, optimizer_state
-from recipes.training.checkpoint import MANIFEST, Checkpoints
+from recipes.training import export
+from recipes.training.checkpoints import manifest, state, writer
+from recipes.training.checkpoints.manifest import MANIFEST
+from recipes.training.checkpoints.store import Checkpoints
 from recipes.training.progress import Progress
 from recipes.training.settings import Settings
 
@@ -164,7 +166,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_like_the_straight_one(finished, co
     assert again == records
     assert all(torch.equal(state[name], state_again[name]) for name in state)
     # Written again in place of the damaged one.
-    assert not list(checkpoint.damage(run / "checkpoints" / NEWEST))
+    assert not list(manifest.damage(run / "checkpoints" / NEWEST))
 
 
 def test_without_a_whole_checkpoint_a_run_does_not_start_over(copy):
@@ -183,7 +185,7 @@ def test_without_a_whole_checkpoint_a_run_does_not_start_over(copy):
 def test_a_run_killed_in_its_first_save_starts_again(copy):
     run, arguments = copy
     shutil.rmtree(run / "export")
-    (run / checkpoint.CHECKPOINTED).unlink()
+    (run / manifest.CHECKPOINTED).unlink()
     shutil.rmtree(run / "checkpoints" / OLDER)
     never_published(run / "checkpoints" / NEWEST)
     outcomes = run_world(2, pretraining, arguments)
@@ -191,10 +193,10 @@ def test_a_run_killed_in_its_first_save_starts_again(copy):
     assert "step 1/5" in outcomes[0].output
 
 
-@pytest.mark.parametrize("left", ["export", checkpoint.CHECKPOINTED])
+@pytest.mark.parametrize("left", ["export", manifest.CHECKPOINTED])
 def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(copy, left):
     run, arguments = copy
-    for lost in {"checkpoints", "export", checkpoint.CHECKPOINTED} - {left}:
+    for lost in {"checkpoints", "export", manifest.CHECKPOINTED} - {left}:
         path = run / lost
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     log = (run / "log.jsonl").read_bytes()
@@ -206,11 +208,11 @@ def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(copy, left):
 def test_the_checkpoint_knows_the_settings_of_its_run(copy):
     run, arguments = copy
     recorded = json.loads((run / "config.json").read_text())["identity"]
-    assert set(checkpoint.identities(run / "checkpoints")) == {
+    assert set(manifest.identities(run / "checkpoints")) == {
         run / "checkpoints" / NEWEST,
         run / "checkpoints" / OLDER,
     }
-    assert all(found == recorded for found in checkpoint.identities(run / "checkpoints").values())
+    assert all(found == recorded for found in manifest.identities(run / "checkpoints").values())
     (run / "config.json").unlink()
     for outcome in run_world(2, pretraining, [*arguments, "--learning-rate", "0.5"]):
         assert isinstance(outcome.error, UserError)
@@ -225,7 +227,7 @@ def poisoned_state(settings: Settings, kind: str) -> list[str]:
     one_step(run, world, engine, 0)
     checkpoints = opened(run, world)
     if world.rank == world.world_size - 1:
-        piece = list(optimizer_state.pieces(engine, world))[-1]
+        piece = list(state.pieces(engine, world))[-1]
         with torch.no_grad():
             piece.tensors[kind][-1] = torch.nan
     refusals = []
@@ -254,7 +256,7 @@ def test_what_is_not_a_number_is_not_written(data, tmp_path, kind, stage):
         if kind == "weight":
             [refusal] = exporting
             assert refusal.startswith(f"UserError: {output / 'export'}: not written: ")
-    assert not checkpoint.published(output / "checkpoints")
+    assert not manifest.published(output / "checkpoints")
     assert (output / "export").exists() == (kind != "weight")
 
 
@@ -272,8 +274,8 @@ def test_a_damaged_checkpoint_does_not_take_a_good_ones_place(copy, step):
     run, arguments = copy
     truncated(run / "checkpoints" / NEWEST)
     values(run_world(2, resumed_and_saved, arguments, step))
-    [kept] = checkpoint.published(run / "checkpoints")
-    assert kept.name == f"step-{step:09d}" and not list(checkpoint.damage(kept))
+    [kept] = manifest.published(run / "checkpoints")
+    assert kept.name == f"step-{step:09d}" and not list(manifest.damage(kept))
 
 
 def limited(arguments: list[str], rank: int, limit: int) -> Any:
@@ -376,24 +378,24 @@ def test_the_newest_checkpoints_and_every_nth_are_kept(data, tmp_path, keep, eve
     kept = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert [path.name for path in kept] == [f"step-{step:09d}" for step in expected]
     for checkpoint_directory in kept:
-        assert not list(checkpoint.damage(checkpoint_directory))
+        assert not list(manifest.damage(checkpoint_directory))
 
 
 def test_the_library_reads_what_is_written_without_it():
     generator = torch.Generator().manual_seed(0)
     tensors = {f"weight/{n}/0": torch.randn(n, generator=generator) for n in (1, 3, 1000)}
-    written = b"".join(checkpoint.safetensors_parts(tensors))
+    written = b"".join(writer.safetensors_parts(tensors))
     read = safetensors_load(written)
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
-    assert safetensors_load(b"".join(checkpoint.safetensors_parts({}))) == {}
+    assert safetensors_load(b"".join(writer.safetensors_parts({}))) == {}
 
 
 def interrupted_writer(settings: Settings) -> str:
     """A fault that is nobody's file system, in the thread that writes."""
     run, world, engine = build(settings)
     checkpoints = opened(run, world)
-    checkpoint._Save._write = lambda save, name: 1 / 0  # type: ignore[method-assign]
+    writer.Save._write = lambda save, name: 1 / 0  # type: ignore[method-assign]
     checkpoints.save(engine, Progress(1))
     with pytest.raises(SaveError, match="division by zero") as refusal:
         checkpoints.wait()
@@ -432,7 +434,7 @@ def test_a_stale_writer_publishes_nothing(data, tmp_path):
 
 def blind(arguments: list[str]) -> Any:
     """Each rank has an `--output` of its own, as on nodes without a common file system."""
-    checkpoint.VISIBLE_SECONDS = 0.5
+    writer.VISIBLE_SECONDS = 0.5
     word = arguments.index("--output") + 1
     arguments[word] += os.environ["RANK"]
     return pretraining(arguments)
@@ -449,15 +451,15 @@ def test_ranks_that_do_not_share_the_directory_are_told(data, tmp_path):
 
 def blind_later(arguments: list[str]) -> Any:
     """Rank 1 writes elsewhere once the run has begun, or what it writes is never seen."""
-    checkpoint.VISIBLE_SECONDS = 0.5
-    write = checkpoint._Save._write
+    writer.VISIBLE_SECONDS = 0.5
+    write = writer.Save._write
 
     def elsewhere(save: Any, name: str) -> None:
         if os.environ["RANK"] == "1":
             save.partial = save.partial.with_name(f"elsewhere{PARTIAL}")
         write(save, name)
 
-    checkpoint._Save._write = elsewhere  # type: ignore[method-assign]
+    writer.Save._write = elsewhere  # type: ignore[method-assign]
     return pretraining(arguments)
 
 
@@ -467,7 +469,7 @@ def test_a_shard_that_rank_0_does_not_see_is_named(data, tmp_path):
     for outcome in run_world(2, blind_later, arguments):
         assert isinstance(outcome.error, SaveError)
         assert "does not see tp00-dp00001.safetensors, which other ranks" in str(outcome.error)
-    assert not checkpoint.has_checkpointed(tmp_path / "run")
+    assert not manifest.has_checkpointed(tmp_path / "run")
 
 
 def exported(settings: Settings) -> tuple[float, float]:
