@@ -9,15 +9,16 @@ loss, torch's fused AdamW on fp32 masters.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from model.attention import BACKENDS
 from model.kernels import KERNELS
+from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.records import (
+    Json,
     Record,
     Rows,
     alternate,
@@ -32,7 +33,6 @@ from recipes.benchmarks.training_step import (
     STEPS_MADE,
     Setup,
     Trainer,
-    add_data_option,
     check_attention_timed,
     check_kernels_timed,
     made_batches,
@@ -45,15 +45,15 @@ from recipes.corpus.mlm_batches import PackedBatch
 from recipes.engine.world import World
 from recipes.reporting.figures import COLORS
 
-BY_DEVICE = True
 RECOMMENDED = "recommended"
 REPEATS = 7
 FULL_MODELS = ("rapidbert-base", "rapidbert-large")
 TOY_MODELS = ("rapidbert-tiny",)
 
 
-def add_options(parser: ArgumentParser) -> None:
-    add_data_option(parser)
+@dataclass(frozen=True)
+class Settings(DataSettings):
+    """Compares the recommended training step with steps that have one thing changed."""
 
 
 def variants(setup: Setup) -> dict[str, Setup]:
@@ -76,9 +76,9 @@ def zero_0(deepspeed: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in deepspeed.items() if key not in left_out}
 
 
-def benchmark(options: Namespace, record: Record) -> None:
+def measure(settings: Settings, record: Record) -> None:
     record["ratios"], record["step_seconds"] = {}, {}
-    with training_data(options.data, record) as shards, one_process() as world:
+    with training_data(settings.data, record) as shards, one_process() as world:
         for model in FULL_MODELS if record.gpu else TOY_MODELS:
             setup, micro_batch = recommended(model, record)
             setup = on_data(setup, shards)
@@ -131,7 +131,7 @@ def compare(
     return ratios(times["changed"], times["ours"]), spread(times["ours"])
 
 
-def figure(record: dict[str, Any]) -> Figure:
+def figure(record: Json) -> Figure:
     """Ratios of step times with their spread, a panel for each model."""
     models = {model: found for model, found in record["ratios"].items() if found}
     tallest = max((len(found) for found in models.values()), default=1)
@@ -168,17 +168,20 @@ def figure(record: dict[str, Any]) -> Figure:
     return drawn
 
 
-def table(record: dict[str, Any]) -> Rows:
+def table(record: Json) -> Rows:
     rows: Rows = [("model", "changed", "step time / recommended")]
     for model, found in record["ratios"].items():
         rows += [(model, name, shown(ratio, ".3f")) for name, ratio in found.items()]
     return rows
 
 
-def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def headlines(record: Json) -> list[tuple[str, str]]:
     """Every change of the first model."""
     model, found = next(iter(record["ratios"].items()))
     return [
         (f"{model}, {name}", f"{ratio['median']:.2f} x the time of a step")
         for name, ratio in found.items()
     ]
+
+
+MODE = Mode(Settings, measure, table, figure, headlines)

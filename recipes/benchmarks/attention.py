@@ -12,10 +12,9 @@ is in the record.
 from __future__ import annotations
 
 import functools
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -24,7 +23,9 @@ from torch import Tensor
 
 from model.attention import BACKENDS, packed_attention, slopes_on
 from model.padding import sequence_of_row
+from recipes.benchmarks.mode import Mode, ModeSettings
 from recipes.benchmarks.records import (
+    Json,
     NotHere,
     Record,
     Rows,
@@ -36,10 +37,10 @@ from recipes.benchmarks.records import (
     spread,
 )
 from recipes.benchmarks.training_step import check_attention_timed
-from recipes.common.cli import whole
+from recipes.common.numbers import whole
+from recipes.common.settings import number_in
 from recipes.reporting.figures import COLORS
 
-BY_DEVICE = True
 FLEX = "FlexAttention"
 REPEATS = 7
 TURN_SECONDS = 0.01
@@ -64,10 +65,13 @@ FULL = Sizes(65_536, (128, 512, 64, 4096, 256, 1024, 2048), 12, 64, torch.bfloat
 TOY = Sizes(1024, (128, 32, 64), 3, 64, torch.float32, 2**27, 1024)
 
 
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--lengths", type=whole(1, 65_536), nargs="+", help="in tokens; 64 to 4,096 unless given"
-    )
+@dataclass(frozen=True)
+class Settings(ModeSettings):
+    """Compares attention backends with each other, and with the shortest time that the hardware
+    allows for the bytes and the matrix multiplications of a pass."""
+
+    lengths: tuple[Annotated[int, number_in(whole(1, 65_536))], ...] = ()
+    """Tokens of a sequence; 64 to 4,096 unless given."""
 
 
 def bytes_moved(tokens: int, heads: int, head_dim: int, itemsize: int) -> tuple[int, int]:
@@ -83,9 +87,9 @@ def matmul_flops(token_pairs: int, heads: int, head_dim: int) -> tuple[int, int]
     return 2 * one, 5 * one
 
 
-def benchmark(options: Namespace, record: Record) -> None:
+def measure(settings: Settings, record: Record) -> None:
     sizes = FULL if record.gpu else TOY
-    lengths = options.lengths or sizes.lengths
+    lengths = settings.lengths or sizes.lengths
     bandwidth, matmul = ceilings(sizes, record.device)
     record["settings"] = {
         "tokens": sizes.tokens,
@@ -266,7 +270,7 @@ def text(point: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def figure(record: dict[str, Any]) -> Figure:
+def figure(record: Json) -> Figure:
     """Time per token and share of the floor, forward and backward, against the length."""
     drawn, axes = panels(2, 2, "Attention, packed, bidirectional, ALiBi", record)
     points = sorted(record["points"], key=lambda point: point["sequence_length"])
@@ -307,7 +311,7 @@ def figure(record: dict[str, Any]) -> Figure:
     return drawn
 
 
-def table(record: dict[str, Any]) -> Rows:
+def table(record: Json) -> Rows:
     rows: Rows = [("backend", "length", "forward us", "of floor", "backward us", "of floor")]
     for point in record["points"]:
         cells = []
@@ -319,10 +323,13 @@ def table(record: dict[str, Any]) -> Rows:
     return rows
 
 
-def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def headlines(record: Json) -> list[tuple[str, str]]:
     """Every backend at the first length."""
     return [
         (f"{point['backend']} at {point['sequence_length']} tokens", text(point))
         for point in record["points"]
         if point["sequence_length"] == record["points"][0]["sequence_length"]
     ]
+
+
+MODE = Mode(Settings, measure, table, figure, headlines)

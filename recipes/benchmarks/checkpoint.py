@@ -27,7 +27,7 @@ import os
 import shutil
 import tempfile
 import time
-from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,11 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from model.config import PRESETS, ModelOptions, preset
+from model.config import ModelOptions, preset
 from model.masked_lm import RapidBertForMaskedLM
-from recipes.benchmarks.input import write_synthetic_data
-from recipes.benchmarks.records import Record, Rows, panels, shown, spread
-from recipes.common.cli import whole
+from recipes.benchmarks.mode import Mode, ModeSettings
+from recipes.benchmarks.records import Json, Record, Rows, panels, shown, spread
+from recipes.benchmarks.synthetic import write_synthetic_data
 from recipes.common.errors import Faults
 from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
 from recipes.corpus.token_shards import open_shards
@@ -57,7 +57,8 @@ from recipes.training.settings import Identity
 from recipes.training.step import global_counts, train_step
 from recipes.training.stragglers import RankTimes
 
-BY_DEVICE = True
+REPEATS = 5
+"""Of saves, and of loads."""
 STEPS = 8
 """Of one stretch of training, with or without a save at its beginning."""
 SEQUENCES, SEQUENCE_LENGTH = 1, 64
@@ -69,6 +70,18 @@ SAVE_EVERY = 1000
 GPUS = 8
 PUBLISHED_TOKENS_PER_SECOND = 1.1e6
 PUBLISHED_STEP_SECONDS = 4096 * 128 / PUBLISHED_TOKENS_PER_SECOND
+
+
+@dataclass(frozen=True)
+class Settings(ModeSettings):
+    """Measures what saving and resuming cost, and what share of the training time that is."""
+
+    model: str = "rapidbert-base"
+    """Preset."""
+    deepspeed_config: Path = Path("ds_configs/base.json")
+    """DeepSpeed JSON with precision and ZeRO stage; its batch sizes are not used."""
+    directory: Path | None = None
+    """Directory to write to, on the disk that is to be measured; /tmp unless given."""
 
 
 def seconds_since_start() -> float:
@@ -113,11 +126,11 @@ class Training:
         self.steps += 1
 
 
-def measure_saving(training: Training, directory: Path, repeats: int) -> dict[str, Any]:
+def measure_saving(training: Training, directory: Path) -> dict[str, Any]:
     """Stall, write and whole cost of a checkpoint, on rank 0; the last one stays in `directory`."""
     checkpoints = Checkpoints(directory, training.world, keep=1)
     steps, lost, work, timings = [], [], [], []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         before = _stretch(training)
         during = _stretch(training, checkpoints)
         after = _stretch(training)
@@ -161,10 +174,10 @@ def _stretch(training: Training, checkpoints: Checkpoints | None = None) -> np.n
     return np.array([time.perf_counter() - began[0], time.process_time() - began[1], count])
 
 
-def measure_loading(training: Training, directory: Path, repeats: int) -> list[float]:
+def measure_loading(training: Training, directory: Path) -> list[float]:
     """Seconds to verify and load the checkpoint in `directory`, its files read from the disk."""
     seconds = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         if training.world.rank == 0:
             _forget_pages(directory)
         dist.barrier()
@@ -215,7 +228,7 @@ SHARES = {
 }
 
 
-def figure(record: dict[str, Any]) -> Figure:
+def figure(record: Json) -> Figure:
     """Seconds of a save and of a resume, and the share of the training time by interval."""
     saving, resuming, share = record["saving"], record["resuming"], record["share_of_training"]
     title = f"Checkpoints of {record['settings']['model']}, {saving['gigabytes']:.2f} GB"
@@ -265,7 +278,7 @@ def figure(record: dict[str, Any]) -> Figure:
     return drawn
 
 
-def table(record: dict[str, Any]) -> Rows:
+def table(record: Json) -> Rows:
     """The record in a few lines."""
     saving, resuming, share = record["saving"], record["resuming"], record["share_of_training"]
     parts = resuming["to_the_first_step"]
@@ -306,30 +319,30 @@ def table(record: dict[str, Any]) -> Rows:
     ]
 
 
-def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def headlines(record: Json) -> list[tuple[str, str]]:
     """What a save costs."""
     wanted = ("checkpoint", "training stands still", "written", "verified and loaded")
     return [(name, value) for name, value in table(record) if name in wanted]
 
 
-def benchmark(options: Namespace, record: Record) -> None:
+def measure(settings: Settings, record: Record) -> None:
     faults = Faults()
-    faults.attempt(lambda: preset(options.model))
-    deepspeed = faults.attempt(lambda: read_config(options.deepspeed_config))
+    faults.attempt(lambda: preset(settings.model))
+    deepspeed = faults.attempt(lambda: read_config(settings.deepspeed_config))
     faults.stop()
     assert deepspeed
     world = initialize_world()
     start_up = seconds_since_start()
     record.of_another_rank = world.rank != 0
-    record["size"] = "toy" if options.model.endswith("-tiny") else "full"
+    record["size"] = "toy" if settings.model.endswith("-tiny") else "full"
     try:
         with tempfile.TemporaryDirectory() as scratch:
             # All ranks on this machine, in rank 0's directory.
-            place: list[Any] = [str(options.directory or scratch)]
+            place: list[Any] = [str(settings.directory or scratch)]
             dist.broadcast_object_list(place, src=0)
             directory = Path(place[0]) / "checkpoint-benchmark"
             try:
-                record.content |= _measure(options, deepspeed, world, directory, start_up)
+                record.content |= _measure(settings, deepspeed, world, directory, start_up)
             finally:
                 dist.barrier()
                 if world.rank == 0:
@@ -339,7 +352,7 @@ def benchmark(options: Namespace, record: Record) -> None:
 
 
 def _measure(
-    options: Namespace, deepspeed: dict[str, Any], world: World, directory: Path, start_up: float
+    settings: Settings, deepspeed: dict[str, Any], world: World, directory: Path, start_up: float
 ) -> dict[str, Any]:
     load_average = os.getloadavg()[0]  # others on the machine make everything slower
     data = directory / "data"
@@ -348,22 +361,22 @@ def _measure(
         write_synthetic_data(data, documents=1000)
     dist.barrier()
     began = time.perf_counter()
-    training = Training(options.model, deepspeed, world, data)
+    training = Training(settings.model, deepspeed, world, data)
     built = time.perf_counter()
     training.step()
     first_step = time.perf_counter() - built
-    saving = measure_saving(training, directory / "checkpoints", options.repeats)
-    loading = measure_loading(training, directory / "checkpoints", options.repeats)
+    saving = measure_saving(training, directory / "checkpoints")
+    loading = measure_loading(training, directory / "checkpoints")
     if world.rank != 0:
         return {}
     return {
         "settings": {
-            "model": options.model,
+            "model": settings.model,
             "parameters": training.parameters,
             "processes": world.world_size,
             "zero_stage": deepspeed.get("zero_optimization", {}).get("stage", 0),
             "precision": precision(deepspeed),
-            "repeats": options.repeats,
+            "repeats": REPEATS,
             "load_average": load_average,
         },
         "saving": saving,
@@ -383,15 +396,4 @@ def _measure(
     }
 
 
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", default="rapidbert-base", help=f"preset: {', '.join(PRESETS)}")
-    parser.add_argument(
-        "--deepspeed-config",
-        type=Path,
-        default=Path("ds_configs/base.json"),
-        help="precision and ZeRO stage; its batch sizes are not used",
-    )
-    parser.add_argument(
-        "--directory", type=Path, help="where to write, on the disk to measure; /tmp unless given"
-    )
-    parser.add_argument("--repeats", type=whole(1, 10_000), default=5, help="saves, and loads")
+MODE = Mode(Settings, measure, table, figure, headlines)

@@ -9,10 +9,9 @@ and so as many weights as the standard block.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -24,7 +23,9 @@ from model.feed_forward import feed_forward_spec
 from model.kernels import KERNELS
 from model.megatron import build_module
 from model.megatron_config import megatron_config
+from recipes.benchmarks.mode import Mode, ModeSettings
 from recipes.benchmarks.records import (
+    Json,
     Record,
     Rows,
     alternate,
@@ -35,10 +36,10 @@ from recipes.benchmarks.records import (
     spread,
 )
 from recipes.benchmarks.training_step import check_kernels_timed, one_process
-from recipes.common.cli import whole
+from recipes.common.numbers import whole
+from recipes.common.settings import number_in
 from recipes.reporting.figures import COLORS
 
-BY_DEVICE = True
 TOKENS_PER_SEQUENCE = 128
 # From the largest on, which is nearest to training: with --minutes, the small ones may find no
 # time.
@@ -50,11 +51,15 @@ EQUAL = "fused_glu, equal parameters"
 REPEATS = 7
 TURN_SECONDS = 0.005
 
+Batch = Annotated[int, number_in(whole(1, 1_000_000))]
 
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--batches", type=whole(1, 1_000_000), nargs="+", help="in sequences of 128 tokens"
-    )
+
+@dataclass(frozen=True)
+class Settings(ModeSettings):
+    """Compares the gated feed-forwards of appendix G with the standard one (Figure S4)."""
+
+    batches: tuple[Batch, ...] = ()
+    """Sequences of 128 tokens; 1 to 2,048 on a GPU unless given."""
 
 
 def blocks(model: ModelConfig) -> dict[str, ModelConfig]:
@@ -69,8 +74,8 @@ def blocks(model: ModelConfig) -> dict[str, ModelConfig]:
     }
 
 
-def benchmark(options: Namespace, record: Record) -> None:
-    batches = options.batches or (BATCHES if record.gpu else TOY_BATCHES)
+def measure(settings: Settings, record: Record) -> None:
+    batches = settings.batches or (BATCHES if record.gpu else TOY_BATCHES)
     models = MODELS if record.gpu else TOY_MODELS
     dtype = torch.bfloat16 if record.gpu else torch.float32
     record["settings"] = {
@@ -176,7 +181,7 @@ def measure_blocks(
     return points
 
 
-def figure(record: dict[str, Any]) -> Figure:
+def figure(record: Json) -> Figure:
     """Slowdown against the batch size: a row for each model, forward left, both passes right."""
     points = [point for point in record["points"] if point["block"] != STANDARD]
     models = list(dict.fromkeys(point["model"] for point in points))
@@ -222,7 +227,7 @@ def figure(record: dict[str, Any]) -> Figure:
     return drawn
 
 
-def table(record: dict[str, Any]) -> Rows:
+def table(record: Json) -> Rows:
     rows: Rows = [("model", "batch", "kernels", "block", "forward us", "both us", "slowdown, both")]
     for point in record["points"]:
         rows.append(
@@ -239,7 +244,7 @@ def table(record: dict[str, Any]) -> Rows:
     return rows
 
 
-def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def headlines(record: Json) -> list[tuple[str, str]]:
     """Slowdown of the fused block, as trained, at the first batch of each model."""
     lines: dict[tuple[str, str], tuple[str, str]] = {}
     for point in record["points"]:
@@ -249,3 +254,6 @@ def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
             what = f"{point['model']}, fused_glu ({point['kernels']}), {point['batch']} sequences"
             lines.setdefault(key, (what, text))
     return list(lines.values())
+
+
+MODE = Mode(Settings, measure, table, figure, headlines)

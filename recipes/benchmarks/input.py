@@ -8,92 +8,48 @@ beside the slowest and the fastest.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
-from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 from tqdm import tqdm
 
-from recipes.benchmarks.records import Record, Rows, measure, panels, shown
-from recipes.common.cli import SEQUENCE_LENGTH, whole
-from recipes.common.files import write_whole
+from recipes.benchmarks.mode import DataSettings, Mode
+from recipes.benchmarks.records import Json, Record, Rows, panels, rates, shown
+from recipes.benchmarks.synthetic import write_synthetic_data
+from recipes.common.numbers import whole
+from recipes.common.settings import SequenceLength, number_in
 from recipes.corpus.mlm_batches import MlmBatches
-from recipes.corpus.token_shards import (
-    MANIFEST_FORMAT,
-    MANIFEST_NAME,
-    ShardWriter,
-    TokenShards,
-    open_shards,
-)
-from recipes.corpus.tokenizer import SPECIAL_IDS, Tokenizer, encode_documents
+from recipes.corpus.token_shards import TokenShards, open_shards
+from recipes.corpus.tokenizer import Tokenizer, encode_documents
 from recipes.reporting.figures import COLORS
 
-BY_DEVICE = False
 SWEPT_MICRO_BATCHES = (16, 64, 256, 1024)
 PASS_SEQUENCES = 16_384
 TOKENIZED_DOCUMENTS = 2_000
+REPEATS = 7
+
+Batch = Annotated[int, number_in(whole(1, 1_000_000))]
 
 
-def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", type=Path, help="prepared directory; without it random tokens, and no text"
-    )
-    parser.add_argument("--sequence-length", type=SEQUENCE_LENGTH, default=128, help="in tokens")
-    parser.add_argument(
-        "--micro-batch",
-        type=whole(1, 1_000_000),
-        default=512,
-        help="in sequences; the figure shows others beside",
-    )
-    parser.add_argument("--repeats", type=whole(1, 10_000), default=7, help="timed passes per rate")
+@dataclass(frozen=True)
+class Settings(DataSettings):
+    """Measures what one core feeds: tokenisation of text (with --data, which has some), and token
+    shards to finished micro-batches."""
+
+    sequence_length: SequenceLength = 128
+    """Tokens."""
+    micro_batch: Batch = 512
+    """Sequences; the figure shows others beside it."""
 
 
-def write_synthetic_data(
-    directory: Path,
-    documents: int = 20_000,
-    *,
-    vocab_size: int = 30_522,
-    mean_length: float = 400.0,
-) -> None:
-    """Random tokens in documents whose lengths are spread as C4's are (log-normal), one shard.
-
-    Args:
-        mean_length: tokens; C4's documents have about 400.
-    """
-    generator = np.random.default_rng(0)
-    sigma = 0.9
-    drawn = generator.lognormal(np.log(mean_length) - sigma**2 / 2, sigma, documents)
-    lengths = np.clip(drawn, 1, 125 * mean_length).astype(int)
-    with ShardWriter(directory / "train-00000", vocab_size) as writer:
-        for length in lengths.tolist():
-            writer.add(generator.integers(len(SPECIAL_IDS), vocab_size, length, dtype=np.int32))
-    split = {
-        "documents": writer.info["documents"],
-        "tokens": writer.info["tokens"],
-        "unigram_entropy_nats": float(np.log(vocab_size - len(SPECIAL_IDS))),
-        "shards": [writer.info],
-    }
-    tokenizer = {
-        "fingerprint": "synthetic",
-        "vocab_size": vocab_size,
-        "lower_case": True,
-        "special_ids": SPECIAL_IDS,
-    }
-    manifest = {"format": MANIFEST_FORMAT, "tokenizer": tokenizer, "splits": {"train": split}}
-    write_whole(directory / MANIFEST_NAME, json.dumps(manifest).encode())
-
-
-def measure_batches(
-    shards: TokenShards, sequence_length: int, micro_batch: int, repeats: int
-) -> dict[str, Any]:
+def measure_batches(shards: TokenShards, sequence_length: int, micro_batch: int) -> Json:
     """Shards to finished micro-batches: rate, padding and shapes at one micro-batch size."""
     batches = MlmBatches(shards, sequence_length=sequence_length, seed=0, micro_batch=micro_batch)
     items = range(-(-PASS_SEQUENCES // micro_batch))
@@ -101,7 +57,7 @@ def measure_batches(
     def one_pass() -> float:
         return sum(batches[item].real_tokens for item in items)
 
-    rate = measure(one_pass, repeats)
+    rate = rates(one_pass, REPEATS)
     made = [batches[item] for item in items]
     rows = sum(len(batch.input_ids) for batch in made)
     masked_rows = sum(len(batch.labels) for batch in made)
@@ -116,7 +72,7 @@ def measure_batches(
     }
 
 
-def measure_tokenizer(shards: TokenShards, tokenizer: Tokenizer, repeats: int) -> dict[str, float]:
+def measure_tokenizer(shards: TokenShards, tokenizer: Tokenizer) -> dict[str, float]:
     """Text to tokens: MB (10**6 UTF-8 bytes) per second, on the first documents decoded."""
     shard = shards.shards[0]
     starts = (shard.pointers[:TOKENIZED_DOCUMENTS] // shard.tokens.itemsize).tolist()
@@ -131,14 +87,14 @@ def measure_tokenizer(shards: TokenShards, tokenizer: Tokenizer, repeats: int) -
         encode_documents(tokenizer, texts)
         return megabytes
 
-    return measure(one_pass, repeats)
+    return rates(one_pass, REPEATS)
 
 
-def benchmark(options: Namespace, record: Record) -> None:
+def measure(settings: Settings, record: Record) -> None:
     torch.set_num_threads(1)
     record["threads"] = 1
     with ExitStack() as stack:
-        data, tokenizer = options.data, None
+        data, tokenizer = settings.data, None
         if data is None:
             data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             write_synthetic_data(data)
@@ -147,30 +103,28 @@ def benchmark(options: Namespace, record: Record) -> None:
             tokenizer = Tokenizer(data / "tokenizer.model")
             shards = open_shards(data, "train", tokenizer_fingerprint=tokenizer.fingerprint)
         record["settings"] = {
-            "data": str(options.data) if options.data else "synthetic",
+            "data": str(settings.data) if settings.data else "synthetic",
             "documents": shards.documents,
             "tokens": shards.tokens,
-            "sequence_length": options.sequence_length,
-            "micro_batch": options.micro_batch,
-            "repeats": options.repeats,
+            "sequence_length": settings.sequence_length,
+            "micro_batch": settings.micro_batch,
+            "repeats": REPEATS,
             "sequences_per_pass": PASS_SEQUENCES,
         }
         record["batches"] = []
-        record["tokenizer_mb_per_second"] = tokenizer and measure_tokenizer(
-            shards, tokenizer, options.repeats
-        )
+        record["tokenizer_mb_per_second"] = tokenizer and measure_tokenizer(shards, tokenizer)
         # The one that was asked for first, in case there is no time for the others.
-        sizes = [options.micro_batch] + sorted({*SWEPT_MICRO_BATCHES} - {options.micro_batch})
+        sizes = [settings.micro_batch] + sorted({*SWEPT_MICRO_BATCHES} - {settings.micro_batch})
         for size in tqdm(sizes, desc="micro-batch sizes", disable=not sys.stderr.isatty()):
             if record["batches"] and record.out_of_time(f"micro-batch {size}"):
                 continue
-            point = measure_batches(shards, options.sequence_length, size, options.repeats)
+            point = measure_batches(shards, settings.sequence_length, size)
             record["batches"].append(point)
             record["batches"].sort(key=lambda point: point["micro_batch"])
             record.save()
 
 
-def figure(record: dict[str, Any]) -> Figure:
+def figure(record: Json) -> Figure:
     """Rate and padding against the micro-batch size."""
     points = record["batches"]
     sizes = [point["micro_batch"] for point in points]
@@ -212,7 +166,7 @@ def figure(record: dict[str, Any]) -> Figure:
     return drawn
 
 
-def table(record: dict[str, Any]) -> Rows:
+def table(record: Json) -> Rows:
     settings = record["settings"]
     (chosen,) = (b for b in record["batches"] if b["micro_batch"] == settings["micro_batch"])
     text = record["tokenizer_mb_per_second"]
@@ -242,7 +196,10 @@ def table(record: dict[str, Any]) -> Rows:
     ]
 
 
-def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def headlines(record: Json) -> list[tuple[str, str]]:
     """What is fed at the micro-batch asked for."""
     (line,) = (value for name, value in table(record) if name == "shards to batches")
     return [("shards to batches", line)]
+
+
+MODE = Mode(Settings, measure, table, figure, headlines, by_device=False)

@@ -126,7 +126,9 @@ class PaddedRapidBERT(nn.Module):
         hidden = output.LayerNorm(self._dropout(output.dense(context)) + hidden)
         gate, value = mlp.gated_layers(hidden).chunk(2, dim=-1)
         inner = F.dropout(F.gelu(gate) * value, self.config.ffn_dropout, self.training)
-        return mlp.layernorm(mlp.wo(inner) + hidden)  # nothing is dropped behind the matrix
+        output = mlp.layernorm(mlp.wo(inner) + hidden)  # nothing is dropped behind the matrix
+        assert isinstance(output, Tensor)
+        return output
 
     def _dropout(self, hidden: Tensor) -> Tensor:
         return F.dropout(hidden, self.config.hidden_dropout, self.training)
@@ -170,9 +172,10 @@ def hugging_face_bert(toy: bool, ours: ModelConfig, attention: str) -> nn.Module
             hidden_dropout_prob=ours.hidden_dropout,
             attention_probs_dropout_prob=ours.attention_dropout,
         )
-    return transformers.AutoModelForMaskedLM.from_config(
+    built: nn.Module = transformers.AutoModelForMaskedLM.from_config(
         transformers.BertConfig(**sizes), attn_implementation=attention
     )
+    return built
 
 
 def hugging_face_modernbert(toy: bool, ours: ModelConfig, attention: str | None) -> nn.Module:
@@ -200,9 +203,10 @@ def hugging_face_modernbert(toy: bool, ours: ModelConfig, attention: str | None)
             sep_token_id=3,
         )
     named = {} if attention is None else {"attn_implementation": attention}
-    return transformers.AutoModelForMaskedLM.from_config(
+    built: nn.Module = transformers.AutoModelForMaskedLM.from_config(
         transformers.ModernBertConfig(**sizes), **named
     )
+    return built
 
 
 def _vocabulary(standard: Any, ours: ModelConfig) -> dict[str, Any]:

@@ -12,16 +12,17 @@ On the CPU, at toy size, Hugging Face's models are given about as many parameter
 from __future__ import annotations
 
 import itertools
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.peer_models import IGNORED_LABEL, peers
 from recipes.benchmarks.records import (
+    Json,
     Record,
     Rows,
     alternate,
@@ -35,7 +36,6 @@ from recipes.benchmarks.training_step import (
     SEQUENCE_LENGTH,
     STEPS_MADE,
     Trainer,
-    add_data_option,
     made_batches,
     on_data,
     one_process,
@@ -45,15 +45,16 @@ from recipes.benchmarks.training_step import (
 from recipes.corpus.mlm_batches import PackedBatch
 from recipes.reporting.figures import COLORS
 
-BY_DEVICE = True
 ROUNDS = 11
 FULL_MODELS = ("rapidbert-base", "bert-base")
 TOY_MODELS = ("rapidbert-tiny", "bert-tiny")
 TOY_SEQUENCES = 16
 
 
-def add_options(parser: ArgumentParser) -> None:
-    add_data_option(parser)
+@dataclass(frozen=True)
+class Settings(DataSettings):
+    """Compares training steps with those of Hugging Face's BERT and ModernBERT and of the published
+    RapidBERT, in turns, on the same sequences."""
 
 
 class Peer:
@@ -91,7 +92,7 @@ class Peer:
             [
                 {name: part.to(self.device) for name, part in zip(padded, parts, strict=True)}
                 for parts in zip(
-                    *(tensor.split(micro_batch) for tensor in padded.values()), strict=True
+                    *(torch.split(tensor, micro_batch) for tensor in padded.values()), strict=True
                 )
             ]
             for padded in self._padded
@@ -144,9 +145,9 @@ def pad_batch(batch: PackedBatch) -> dict[str, Tensor]:
     }
 
 
-def benchmark(options: Namespace, record: Record) -> None:
+def measure(settings: Settings, record: Record) -> None:
     models = FULL_MODELS if record.gpu else TOY_MODELS
-    with training_data(options.data, record) as shards, one_process() as world:
+    with training_data(settings.data, record) as shards, one_process() as world:
         setups = {model: on_data(recommended(model, record)[0], shards) for model in models}
         ours = models[0]
         # The toy's own micro-batch is so small that filling its buckets costs a tenth.
@@ -154,7 +155,7 @@ def benchmark(options: Namespace, record: Record) -> None:
         batches = made_batches(shards, sequences, sequences, SEQUENCE_LENGTH, STEPS_MADE)
         record["contenders"] = {}
         record["settings"] = {
-            "data": str(options.data) if options.data else "synthetic",
+            "data": str(settings.data) if settings.data else "synthetic",
             "sequence_length": SEQUENCE_LENGTH,
             "sequences_per_step": sequences,
             "rounds": ROUNDS,
@@ -202,7 +203,7 @@ def benchmark(options: Namespace, record: Record) -> None:
         alternate(steps, world.device, repeats=ROUNDS, go_on=go_on)
 
 
-def figure(record: dict[str, Any]) -> Figure:
+def figure(record: Json) -> Figure:
     """Real tokens per second of each, with the ratio to ours."""
     measured = {k: v for k, v in record["contenders"].items() if "ratio" in v}
     drawn, ((axes,),) = panels(
@@ -232,7 +233,7 @@ def figure(record: dict[str, Any]) -> Figure:
     return drawn
 
 
-def table(record: dict[str, Any]) -> Rows:
+def table(record: Json) -> Rows:
     rows: Rows = [("contender", "parameters", "micro", "real tokens/s", "times as long as ours")]
     for name, found in record["contenders"].items():
         if "ratio" in found:
@@ -248,7 +249,7 @@ def table(record: dict[str, Any]) -> Rows:
     return rows
 
 
-def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def headlines(record: Json) -> list[tuple[str, str]]:
     """Every contender."""
     return [
         (
@@ -259,3 +260,6 @@ def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
         for name, found in record["contenders"].items()
         if "ratio" in found
     ]
+
+
+MODE = Mode(Settings, measure, table, figure, headlines)

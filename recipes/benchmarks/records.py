@@ -35,7 +35,9 @@ MAX_CALLS = 1000
 
 Result = TypeVar("Result")
 Rows = list[tuple[str, ...]]
-"""Of a table for the console, its header first."""
+"""Cells of a table for the console, its header first."""
+Json = dict[str, Any]
+"""What a record's file holds; its types are known where it is written, not where it is read."""
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -56,18 +58,18 @@ def ratios(of: Sequence[float], to: Sequence[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(of, to, strict=True)])
 
 
-def measure(work: Callable[[], float], repeats: int) -> dict[str, float]:
-    """Rates of `work`, which returns how much it did: median, min and max per second.
+def rates(work: Callable[[], float], repeats: int) -> dict[str, float]:
+    """Measure the rates of `work`, which returns how much it did: median, min and max per second.
 
     An untimed pass comes first, for caches and lazy imports.
     """
     work()
-    rates = []
+    measured = []
     for _ in range(repeats):
         begin = time.perf_counter()
         amount = work()
-        rates.append(amount / (time.perf_counter() - begin))
-    return spread(rates)
+        measured.append(amount / (time.perf_counter() - begin))
+    return spread(measured)
 
 
 def synchronize(device: torch.device) -> None:
@@ -81,13 +83,15 @@ def seconds_per_call(work: Callable[[], object], device: torch.device, calls: in
     where the host is ahead of the device; by the clock on the CPU."""
     synchronize(device)
     if device.type == "cuda":
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
+        ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
         began.record()
         for _ in range(calls):
             work()
         ended.record()
         ended.synchronize()
-        return began.elapsed_time(ended) / 1000 / calls
+        milliseconds: float = began.elapsed_time(ended)
+        return milliseconds / 1000 / calls
     start = time.perf_counter()
     for _ in range(calls):
         work()
@@ -190,7 +194,7 @@ class Record:
         self.output = output
         self.of_another_rank = False  # of a benchmark of several processes, whose first one writes
         self.name = f"{benchmark}_cpu" if by_device and not self.gpu else benchmark
-        self.content: dict[str, Any] = {"benchmark": benchmark, "complete": False}
+        self.content: Json = {"benchmark": benchmark, "complete": False}
         if by_device:
             self.content["size"] = "full" if self.gpu else "toy"
         self.content |= environment() | {"settings": {}, "not_run": {}, "failures": {}}

@@ -6,18 +6,18 @@ length of 4,096 is one of 4,096 tokens and not of C4's 400; --data keeps its own
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from recipes.benchmarks.records import Record, Rows, panels, release_memory, shown
+from recipes.benchmarks.mode import DataSettings, Mode
+from recipes.benchmarks.records import Json, Record, Rows, panels, release_memory, shown
 from recipes.benchmarks.throughput import rate
 from recipes.benchmarks.training_step import (
     Setup,
     Trainer,
-    add_data_option,
     made_batches,
     measure_steps,
     on_data,
@@ -25,12 +25,11 @@ from recipes.benchmarks.training_step import (
     recommended,
     training_data,
 )
-from recipes.common.cli import SEQUENCE_LENGTH
+from recipes.common.settings import SequenceLength
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.world import World
 from recipes.reporting.figures import COLORS
 
-BY_DEVICE = True
 # Both ends first: with --minutes, what lies between may find no time.
 LENGTHS = (128, 4096, 512, 2048, 256, 1024, 8192)
 TOY_LENGTHS = (32, 128, 64)
@@ -40,15 +39,17 @@ TOY_MODELS = {"rapidbert-tiny": 1024}
 WARM_UP_STEPS, STEPS = 3, 7
 
 
-def add_options(parser: ArgumentParser) -> None:
-    add_data_option(parser)
-    parser.add_argument(
-        "--lengths", type=SEQUENCE_LENGTH, nargs="+", help="in tokens; Figure S2's unless given"
-    )
+@dataclass(frozen=True)
+class Settings(DataSettings):
+    """Measures training steps of a constant number of tokens in sequences of different lengths
+    (Figure S2)."""
+
+    lengths: tuple[SequenceLength, ...] = ()
+    """Tokens of a sequence; those of Figure S2 unless given."""
 
 
-def benchmark(options: Namespace, record: Record) -> None:
-    lengths = options.lengths or (LENGTHS if record.gpu else TOY_LENGTHS)
+def measure(settings: Settings, record: Record) -> None:
+    lengths = settings.lengths or (LENGTHS if record.gpu else TOY_LENGTHS)
     models = MODELS if record.gpu else TOY_MODELS
     setups = {model: recommended(model, record)[0] for model in models}
     record["points"] = []
@@ -59,10 +60,10 @@ def benchmark(options: Namespace, record: Record) -> None:
             # Enough for every step, twice over: documents vary in length.
             documents = max(32, round(2 * most * (WARM_UP_STEPS + STEPS) / mean))
             with training_data(
-                options.data, record, mean_length=mean, documents=documents
+                settings.data, record, mean_length=mean, documents=documents
             ) as shards:
                 record["settings"] = {
-                    "data": str(options.data) if options.data else "synthetic, long documents",
+                    "data": str(settings.data) if settings.data else "synthetic, long documents",
                     "tokens_per_step": models,
                     "steps": STEPS,
                     "warm_up_steps": WARM_UP_STEPS,
@@ -96,7 +97,7 @@ def measure_length(
     return {"model": setup.model.name, "sequence_length": length, **measured}
 
 
-def figure(record: dict[str, Any]) -> Figure:
+def figure(record: Json) -> Figure:
     """Tokens/s and sequences/s against the length, both logarithmic."""
     drawn, ((tokens,), (sequences,)) = panels(
         2, 1, "Training throughput and sequence length", record
@@ -135,7 +136,7 @@ def figure(record: dict[str, Any]) -> Figure:
     return drawn
 
 
-def table(record: dict[str, Any]) -> Rows:
+def table(record: Json) -> Rows:
     rows: Rows = [("model", "length", "real tokens/s", "ms/step", "MFU", "executed")]
     for point in record["points"]:
         used = [point["mfu"], point["executed_flops_utilization"]]
@@ -151,7 +152,7 @@ def table(record: dict[str, Any]) -> Rows:
     return rows
 
 
-def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def headlines(record: Json) -> list[tuple[str, str]]:
     """The shortest and the longest of each model."""
     lines = []
     for model in dict.fromkeys(point["model"] for point in record["points"]):
@@ -165,3 +166,6 @@ def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
             for point in {id(point): point for point in (points[0], points[-1])}.values()
         ]
     return lines
+
+
+MODE = Mode(Settings, measure, table, figure, headlines)

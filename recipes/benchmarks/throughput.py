@@ -9,9 +9,8 @@ fits is found by doubling until memory runs out, on sequences without any paddin
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from matplotlib.axes import Axes
@@ -19,15 +18,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from model.config import preset
+from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.profile import COLORS as CLASS_COLORS
 from recipes.benchmarks.profile import breakdown
-from recipes.benchmarks.records import Record, Rows, panels, release_memory, shown
+from recipes.benchmarks.records import Json, Record, Rows, panels, release_memory, shown
 from recipes.benchmarks.training_step import (
     SEQUENCE_LENGTH,
     STEPS_MADE,
     Setup,
     Trainer,
-    add_data_option,
     full_batch,
     made_batches,
     measure_steps,
@@ -36,14 +35,12 @@ from recipes.benchmarks.training_step import (
     recommended,
     training_data,
 )
-from recipes.common.cli import shorten, whole
-from recipes.common.errors import UserError
 from recipes.common.gpus import describe_peak
+from recipes.common.numbers import whole
+from recipes.common.settings import checked
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.world import World
 from recipes.reporting.figures import COLORS
-
-BY_DEVICE = True
 
 # model, micro-batch, global batch, in sequences. The most important first: with --minutes, those
 # at the end may find no time.
@@ -78,52 +75,46 @@ WARM_UP_STEPS, STEPS = 2, 5
 BATCH = whole(1, 1_000_000)
 
 
-def add_options(parser: ArgumentParser) -> None:
-    add_data_option(parser)
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        metavar="MODEL:MICRO:GLOBAL",
-        help="instead of the paper's, e.g. rapidbert-base:512:4096; batches in sequences",
-    )
+def parse_row(word: str) -> Row:
+    """Read MODEL:MICRO:GLOBAL.
+
+    Raises:
+        ValueError: with what is wrong with it.
+    """
+    model, *sizes = word.split(":")
+    try:
+        micro, total = (int(BATCH.read(size)) for size in sizes)
+    except ValueError:
+        raise ValueError(
+            "not MODEL:MICRO:GLOBAL, e.g. rapidbert-base:512:4096; each batch a whole number up to "
+            f"{BATCH.high:,}"
+        ) from None
+    preset(model)
+    if total % micro:
+        near = max(1, round(total / micro)) * micro
+        raise ValueError(
+            f"{total} / {micro} = {total / micro:.3g} micro-batches; the nearest global batch is "
+            f"{near}"
+        )
+    return model, micro, total
 
 
-def parse_rows(words: Sequence[str]) -> list[Row]:
-    """Raises UserError with everything that is wrong with them."""
-    rows, faults = [], []
-    for word in words:
-        model, *sizes = word.split(":")
-        try:
-            micro, total = (int(BATCH(size)) for size in sizes)
-        except (ValueError, ArgumentTypeError):
-            faults.append(
-                f"--rows {shorten(word)}: not MODEL:MICRO:GLOBAL, e.g. rapidbert-base:512:4096; "
-                f"each batch a whole number up to {BATCH.high:,}"
-            )
-            continue
-        try:
-            preset(model)
-        except ValueError as error:
-            faults.append(f"--rows {word}: {error}")
-        if total % micro:
-            near = max(1, round(total / micro)) * micro
-            faults.append(
-                f"--rows {word}: {total} / {micro} = {total / micro:.3g} micro-batches; the "
-                f"nearest global batch is {near}"
-            )
-        rows.append((model, micro, total))
-    if faults:
-        raise UserError(*faults)
-    return rows
+@dataclass(frozen=True)
+class Settings(DataSettings):
+    """Measures training on one device: model x micro-batch x global batch (Table S2, Figure S1),
+    and what the time of a step is spent on."""
+
+    rows: tuple[Annotated[str, checked(parse_row, "MODEL:MICRO:GLOBAL")], ...] = ()
+    """Models and batches in sequences, e.g. rapidbert-base:512:4096; the paper's unless given."""
 
 
-def benchmark(options: Namespace, record: Record) -> None:
-    rows = parse_rows(options.rows) if options.rows else (ROWS if record.gpu else TOY_ROWS)
+def measure(settings: Settings, record: Record) -> None:
+    rows = [parse_row(word) for word in settings.rows] or (ROWS if record.gpu else TOY_ROWS)
     setups = {model: recommended(model, record) for model, *_ in rows}
     print(describe_peak(record["device"]))
-    with training_data(options.data, record) as shards, one_process() as world:
+    with training_data(settings.data, record) as shards, one_process() as world:
         record["settings"] = {
-            "data": str(options.data) if options.data else "synthetic",
+            "data": str(settings.data) if settings.data else "synthetic",
             "sequence_length": SEQUENCE_LENGTH,
             "steps": STEPS,
             "warm_up_steps": WARM_UP_STEPS,
@@ -221,7 +212,7 @@ def rate(measured: dict[str, Any]) -> str:
     return f"{shown(measured['tokens_per_second'], ',.0f')} real tokens/s"
 
 
-def figure(record: dict[str, Any]) -> Figure:
+def figure(record: Json) -> Figure:
     """Throughput of every row, and what the step of each model is made of."""
     rows, parts = record["rows"], record["breakdowns"]
     drawn, ((speed,), (bars,)) = panels(2, 1, "Training throughput", record, height=3.8)
@@ -279,7 +270,7 @@ def _legend_above(axes: Axes, columns: int) -> None:
     )
 
 
-def table(record: dict[str, Any]) -> Rows:
+def table(record: Json) -> Rows:
     header = ("model", "micro", "global", "real tokens/s", "ms/step", "MFU", "executed", "peak GB")
     rows: Rows = [header]
     for row in record["rows"]:
@@ -302,7 +293,7 @@ def table(record: dict[str, Any]) -> Rows:
     return rows
 
 
-def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def headlines(record: Json) -> list[tuple[str, str]]:
     """The first row of each model, and what fits."""
     lines: dict[str, tuple[str, str]] = {}
     for row in record["rows"]:
@@ -320,3 +311,6 @@ def headlines(record: dict[str, Any]) -> list[tuple[str, str]]:
             if fit
         ),
     ]
+
+
+MODE = Mode(Settings, measure, table, figure, headlines)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import resource
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,8 +23,8 @@ from model.attention import check_backend
 from model.config import ModelConfig, ModelOptions, preset, training_flops
 from model.kernels import check_kernels
 from model.masked_lm import RapidBertForMaskedLM
-from recipes.benchmarks.input import write_synthetic_data
 from recipes.benchmarks.records import NotHere, Record, seconds_per_call, spread
+from recipes.benchmarks.synthetic import write_synthetic_data
 from recipes.common.errors import Faults, UserError
 from recipes.common.gpus import peak_flops
 from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
@@ -81,16 +80,10 @@ def recommended(model: str, record: Record) -> tuple[Setup, int]:
     built = preset(model, **sizes)
     deepspeed = read_config(config)
     faults = Faults()
-    choice = KernelChoice().resolve(built, precision(deepspeed), faults)
+    chosen = KernelChoice().resolve(built, precision(deepspeed), faults)
     faults.stop()
-    setup = Setup(built, deepspeed, choice.attention, choice.kernels)
+    setup = Setup(built, deepspeed, chosen.attention, chosen.kernels)
     return setup, setup.deepspeed["train_micro_batch_size_per_gpu"]
-
-
-def add_data_option(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", type=Path, help="prepared directory; without it random tokens in real lengths"
-    )
 
 
 @contextmanager
@@ -158,7 +151,12 @@ class Trainer:
     """
 
     def __init__(
-        self, setup: Setup, micro_batch: int, global_batch: int, batches: list[PackedBatch], world
+        self,
+        setup: Setup,
+        micro_batch: int,
+        global_batch: int,
+        batches: list[PackedBatch],
+        world: World,
     ):
         self.setup, self.world = setup, world
         self.micro_batch, self.parameters = micro_batch, setup.model.parameters()
@@ -261,7 +259,7 @@ class PlainEngine:
         """Nothing of it outlives it."""
 
     def backward(self, loss: torch.Tensor, **_: Any) -> None:
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
 
     def is_gradient_accumulation_boundary(self) -> bool:
         return (self._micro_step + 1) % self._accumulation == 0

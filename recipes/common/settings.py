@@ -91,12 +91,12 @@ def parse(
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         registry=_registry(),
     )
-    refused = {name: fault for name, fault in _refusals(result) if option(name) not in missing}
+    refused = [fault for name, fault in _refusals(result) if option(name) not in missing]
     if wrong or faults is None:
-        wrong += refused.values()
+        wrong += refused
         wrong.stop()
     else:
-        faults += refused.values()
+        faults += refused
         result = _with_defaults(result)
     return result
 

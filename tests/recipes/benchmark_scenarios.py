@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def run_benchmark(output: Path, mode: str, *words: str, **changed: Any) -> dict[
 
 
 def _run(mode: str, words: list[str], changed: dict[str, Any]) -> int:
-    module = benchmark.module_of(mode)
+    module = importlib.import_module(f"recipes.benchmarks.{mode.replace('-', '_')}")
     for name, value in changed.items():
         assert hasattr(module, name), name
         setattr(module, name, value)

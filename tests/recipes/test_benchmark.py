@@ -3,16 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from lock_scenarios import held
 from matplotlib.figure import Figure
 
 from recipes import benchmark
-from recipes.benchmarks import run_all as benchmark_all
+from recipes.benchmarks import run_all
+from recipes.benchmarks.mode import MODES, Mode, ModeSettings, mode_of, run_mode
 from recipes.common import locks
 from recipes.common.errors import UserError
+from recipes.common.settings import help_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,79 +36,92 @@ def test_faults_end_with_a_message_and_exit_code_2(start, tmp_path):
             ["--lengths 7: must be a whole number from 8"],
         ),
         (
-            ["input", "--minutes", "0", "--repeats", "1e3"],
+            ["input", "--minutes", "0", "--micro-batch", "1e3"],
             ["--minutes 0: must", "did you mean 1000?"],
         ),
     ],
 )
-def test_impossible_numbers_are_refused_before_any_work(
-    words, faults, monkeypatch, tmp_path, capsys
-):
+def test_impossible_numbers_are_refused_before_any_work(words, faults, monkeypatch, tmp_path):
     output = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *words, "--output", str(output)])
-    with pytest.raises(SystemExit) as refusal:
+    with pytest.raises(UserError) as refusal:
         benchmark.main()
-    assert refusal.value.code == 2 and not output.exists()
-    said = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(said) == len(faults)
-    assert all(fault in line for fault, line in zip(faults, said, strict=True))
+    assert not output.exists()
+    for said, fault in zip(refusal.value.faults, faults, strict=True):
+        assert fault in said
 
 
-@pytest.mark.parametrize("mode", benchmark.MODES)
-def test_every_mode_has_what_the_command_needs(mode):
-    module = benchmark.module_of(mode)
-    for name in ("add_options", "benchmark", "figure", "table", "headlines"):
-        assert callable(getattr(module, name))
-    assert isinstance(module.BY_DEVICE, bool) and module.__doc__
+def test_the_mode_comes_first_and_a_mistyped_one_is_told_the_nearest(monkeypatch, capsys):
+    for words, said in (
+        ([], "the mode is missing: one of throughput, attention,"),
+        (["--minutes=3"], "the mode is missing"),
+        (["thruput"], "mode thruput: must be one of .* or all; did you mean throughput?"),
+        (["input", "--mircobatch", "4"], "did you mean --micro-batch?"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])
+        with pytest.raises(UserError, match=said):
+            benchmark.main()
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--help"])
+    assert benchmark.main() == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name}  " in said for name in (*MODES, "all"))
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_explains_its_options(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main()
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    settings = mode_of(name).settings
+    assert " ".join(settings.__doc__.split()) in said
+    for owner in settings.__mro__[:-1]:
+        for field, text in help_of(owner).items():
+            assert f"--{field.replace('_', '-')}" in said and " ".join(text.split()) in said
+
+
+def sums(measure=lambda settings, record: None, table=lambda record: [("sum", "2")]):
+    return Mode(
+        ModeSettings, measure, table, lambda record: Figure(), lambda record: [], by_device=False
+    )
 
 
 def test_a_contender_that_failed_costs_the_exit_status_and_nothing_else(tmp_path, capsys):
-    def measured(options, record):
+    def measured(settings, record):
         record["sum"] = record.attempt("addition", lambda: 1 + 1)
         record.attempt("division", lambda: 1 / 0)
 
-    module = SimpleNamespace(
-        BY_DEVICE=False,
-        benchmark=measured,
-        figure=lambda record: Figure(),
-        table=lambda record: [("sum", str(record["sum"]))],
-    )
-    options = SimpleNamespace(output=tmp_path, minutes=None)
-    assert benchmark.run_mode("sums", module, options) == 1
+    def table(record):
+        return [("sum", str(record["sum"]))]
+
+    assert run_mode("sums", sums(measured, table), ModeSettings(tmp_path)) == 1
     out = capsys.readouterr().out
     assert "sum  2" in out and "division: ZeroDivisionError" in out
     assert (tmp_path / "sums.png").exists() and (tmp_path / "sums.json").exists()
 
 
-def sums(tmp_path, output):
-    module = SimpleNamespace(
-        BY_DEVICE=False,
-        benchmark=lambda options, record: None,
-        figure=lambda record: Figure(),
-        table=lambda record: [("sum", "2")],
-    )
-    return benchmark.run_mode("sums", module, SimpleNamespace(output=output, minutes=None))
-
-
 def test_an_output_that_is_a_file_or_taken_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
+
+    def measure(output):
+        return run_mode("sums", sums(), ModeSettings(output))
+
     with pytest.raises(UserError, match="file: is a file; name a directory"):
-        sums(tmp_path, tmp_path / "file")
+        measure(tmp_path / "file")
     with pytest.raises(UserError, match="file is a file"):
-        sums(tmp_path, tmp_path / "file" / "below")
+        measure(tmp_path / "file" / "below")
     with held(tmp_path, locks.LOCK), pytest.raises(UserError, match="measuring into it right now"):
-        sums(tmp_path, tmp_path)
-    assert sums(tmp_path, tmp_path) == 0
-    everything = SimpleNamespace(output=tmp_path / "file", minutes=1.0, data=None)
-    with pytest.raises(UserError, match="file: is a file"):
-        benchmark_all.run_all(everything, {}, benchmark.module_of)
+        measure(tmp_path)
+    assert measure(tmp_path) == 0
+    with pytest.raises(UserError, match="file is a file"):
+        run_all.run_all(run_all.Settings(tmp_path / "file"), mode_of)
     (tmp_path / "logs").mkdir()
-    everything.output = tmp_path
     with (
         held(tmp_path / "logs", locks.LOCK),
-        pytest.raises(UserError, match="measuring everything"),
+        pytest.raises(UserError, match="measuring into it right now"),
     ):
-        benchmark_all.run_all(everything, {}, benchmark.module_of)
+        run_all.run_all(run_all.Settings(tmp_path), mode_of)
 
 
 def test_a_refused_measurement_leaves_no_directory(tmp_path, monkeypatch):

@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def measured(output: Path) -> None:
-    arguments = ["--model", "rapidbert-tiny", "--repeats", "2", "--output", str(output)]
+    arguments = ["--model", "rapidbert-tiny", "--output", str(output)]
     arguments += ["--deepspeed-config", str(ROOT / "ds_configs" / "tiny_cpu.json")]
     sys.argv = ["benchmark.py", "checkpoint", *arguments]
-    benchmark_checkpoint.STEPS = 2
+    benchmark_checkpoint.STEPS = benchmark_checkpoint.REPEATS = 2
     benchmark.main()
 
 

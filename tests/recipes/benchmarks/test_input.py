@@ -32,7 +32,8 @@ def text_data(tmp_path, write_token_data):
 
 def input_benchmark(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(benchmark_input, "PASS_SEQUENCES", 64)
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "input", "--repeats", "2", *arguments])
+    monkeypatch.setattr(benchmark_input, "REPEATS", 2)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "input", *arguments])
     benchmark.main()
     return capsys.readouterr().out
 
@@ -67,8 +68,8 @@ def test_tokenisation_is_measured_on_the_text_itself(monkeypatch, text_data):
     monkeypatch.setattr(
         benchmark_input, "encode_documents", lambda _, given: seen.append(list(given))
     )
-    monkeypatch.setattr(benchmark_input, "measure", lambda work, repeats: work())
-    megabytes = benchmark_input.measure_tokenizer(open_shards(data_dir, "train"), tokenizer, 1)
+    monkeypatch.setattr(benchmark_input, "rates", lambda work, repeats: work())
+    megabytes = benchmark_input.measure_tokenizer(open_shards(data_dir, "train"), tokenizer)
     assert seen == [texts]
     assert megabytes == pytest.approx(sum(map(len, texts)) / 1e6)
 

@@ -27,7 +27,7 @@ def test_rates_are_amounts_over_their_own_time(monkeypatch):
     clock = iter([10.0, 12.0, 20.0, 21.0, 30.0, 34.0])
     monkeypatch.setattr(records.time, "perf_counter", lambda: next(clock))
     amounts = iter([1e9, 6.0, 8.0, 4.0])  # the first pass is not timed
-    assert records.measure(lambda: next(amounts), repeats=3) == spread([3.0, 8.0, 1.0])
+    assert records.rates(lambda: next(amounts), repeats=3) == spread([3.0, 8.0, 1.0])
 
 
 def test_contenders_take_turns_and_warm_up_does_not_count(monkeypatch):

@@ -2,15 +2,19 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from recipes import benchmark
 from recipes.benchmarks import run_all as benchmark_all
+from recipes.benchmarks.mode import MODES, DataSettings, Mode, ModeSettings
+from recipes.common.errors import UserError
 
 # What a mode's process does: write what it has measured, then end in its own way.
 WRITE = """
@@ -22,47 +26,50 @@ def record(**content):
     (output / f"{NAME}.json").write_text(json.dumps(content))
 """
 ENDINGS = {
-    "correctness": "record(within_limits=True)",
-    "wrong": "record(within_limits=False); sys.exit(1)",
+    "first": "record()",
     "good": "record(); print('measured')",
     "broken": "print('about to fail'); sys.exit(3)",
     "hanging": "record(); print('hangs', flush=True); time.sleep(60)",
 }
 
 
-def module_of(mode):
-    def add_options(parser):
-        if mode == "good":
-            parser.add_argument("--data")
-
-    return SimpleNamespace(
-        BY_DEVICE=False,
-        add_options=add_options,
+def mode_of(name):
+    return Mode(
+        DataSettings if name == "good" else ModeSettings,
+        measure=lambda settings, record: None,
+        table=lambda record: [],
         figure=lambda record: Figure(),
         headlines=lambda record: [("words", " ".join(record["words"]))],
+        by_device=False,
     )
 
 
 @pytest.fixture
 def run_all(monkeypatch, tmp_path):
-    def run(order, minutes=1.0, data=None, as_wrong=False, least=0.01):
-        monkeypatch.setattr(benchmark_all, "ORDER", order)
+    """Runs these modes, on a GPU after the tests of the kernels, which print and end as told."""
+
+    def run(weights, minutes=1.0, data=None, least=0.01, kernels=None):
+        order = weights if kernels is None else {benchmark_all.KERNELS: 1.0, **weights}
+        monkeypatch.setattr(benchmark_all, "WEIGHTS", order)
         monkeypatch.setattr(benchmark_all, "GRACE_SECONDS", 1.0)
         monkeypatch.setattr(benchmark_all, "LEAST_SECONDS", least)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: kernels is not None)
 
         def command(mode):
-            ending = ENDINGS["wrong" if as_wrong and mode == "correctness" else mode]
-            return [sys.executable, "-S", "-c", f"NAME = {mode!r}\n{WRITE}\n{ending}"]
+            program = f"NAME = {mode!r}\n{WRITE}\n{ENDINGS[mode]}"
+            return [sys.executable, "-S", "-c", program]
 
         monkeypatch.setattr(benchmark_all, "command", command)
-        options = SimpleNamespace(minutes=minutes, output=tmp_path / "out", data=data)
-        return benchmark_all.run_all(options, dict.fromkeys(order), module_of), tmp_path / "out"
+        tests = [sys.executable, "-S", "-c", f"import sys, time; {kernels}"]
+        monkeypatch.setattr(benchmark_all, "kernel_tests", lambda: tests)
+        settings = benchmark_all.Settings(tmp_path / "out", minutes, data)
+        return benchmark_all.run_all(settings, mode_of), tmp_path / "out"
 
     return run
 
 
 def test_a_mode_that_fails_or_hangs_costs_only_itself(run_all, capsys):
-    order = {"correctness": 1.0, "broken": 1.0, "hanging": 0.02, "good": 1.0}
+    order = {"first": 1.0, "broken": 1.0, "hanging": 0.02, "good": 1.0}
     began = time.monotonic()
     status, output = run_all(order, minutes=0.2)
     assert status == 1 and time.monotonic() - began < 12
@@ -75,12 +82,12 @@ def test_a_mode_that_fails_or_hangs_costs_only_itself(run_all, capsys):
     assert json.loads((output / "hanging.json").read_text())
     assert (output / "hanging.png").exists()
     rows = said[said.index("benchmark ") :].splitlines()
-    assert rows[1].startswith("correctness")
+    assert rows[1].startswith("first")
     assert [row.split()[0] for row in rows if not row.startswith(" ")][-1] == "good"
 
 
 def test_all_good(run_all, capsys):
-    status, _ = run_all({"correctness": 1.0, "good": 1.0}, data="prepared")
+    status, _ = run_all({"first": 1.0, "good": 1.0}, data=Path("prepared"))
     assert status == 0
     good = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("good  "))
     assert "--data prepared" in good  # given to the modes that take it
@@ -97,17 +104,55 @@ def test_nothing_starts_without_time_left(run_all, capsys):
 
 def test_the_first_ones_get_enough_where_time_is_short(run_all):
     """Three seconds without the grace: half of that would not be enough for anything."""
-    _, output = run_all({"correctness": 1.0, "good": 1.0}, minutes=4 / 60, least=2.0)
-    words = json.loads((output / "correctness.json").read_text())["words"]
+    _, output = run_all({"first": 1.0, "good": 1.0}, minutes=4 / 60, least=2.0)
+    words = json.loads((output / "first.json").read_text())["words"]
     assert float(words[words.index("--minutes") + 1]) == pytest.approx(2 / 60, rel=0.05)
 
 
-def test_speeds_of_wrong_kernels_do_not_lie_among_the_results(run_all, capsys):
-    status, output = run_all({"correctness": 1.0, "good": 1.0}, as_wrong=True)
-    assert status == 1
-    assert not (output / "good.json").exists()
-    assert (output / benchmark_all.UNVERIFIED / "good.json").exists()
-    assert "WRONG KERNELS" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("kernels", "verified"),
+    [
+        ("print('9 passed in 2 s')", True),
+        ("print('1 failed, 8 passed in 2 s'); sys.exit(1)", False),
+        ("time.sleep(60)", False),
+    ],
+    ids=["right", "wrong", "too long"],
+)
+def test_speeds_of_kernels_that_did_not_pass_do_not_lie_among_the_results(
+    run_all, capsys, kernels, verified
+):
+    status, output = run_all({"good": 1.0}, minutes=10 / 60, kernels=kernels)
+    assert status == (0 if verified else 1)
+    apart = output / benchmark_all.UNVERIFIED / "good.json"
+    assert (output / "good.json").exists() == verified and apart.exists() != verified
+    said = capsys.readouterr().out
+    assert (f"NOT VERIFIED; all records go to {apart.parent}" in said) != verified
+    last = kernels.split("'")[1] if "print" in kernels else "ended at the time limit"
+    rows = said[said.index("benchmark ") :].splitlines()
+    assert rows[1].startswith("kernels") and any(row.endswith(last) for row in rows[1:3])
+
+
+def test_kernels_that_there_is_no_time_to_test_are_not_verified(run_all):
+    status, output = run_all({"good": 1.0}, minutes=2 / 60, least=1.5, kernels="pass")
+    assert status == 1 and not (output / "good.json").exists()
+
+
+def test_on_the_cpu_it_is_said_that_nothing_was_tested(run_all, capsys):
+    run_all({"good": 1.0})
+    assert "kernels: not checked, since on the CPU" in capsys.readouterr().out
+
+
+def test_the_kernel_tests_are_those_that_compute_on_a_gpu():
+    """As pytest finds them, without running any."""
+    words = [word for word in benchmark_all.kernel_tests() if word not in ("-n", "4")]
+    listed = subprocess.run([*words, "--collect-only"], capture_output=True, text=True).stdout
+    for name in (
+        "test_every_backend_at_the_sizes_of_training",
+        "test_a_model_trains_with_each_as_with_plain_pytorch",
+        "test_the_fast_paths_train_like_the_plain_one",
+        *(f"test_{operation}[" for operation in ("residual_norm", "gated_gelu", "cross_entropy")),
+    ):
+        assert name in listed, name
 
 
 def test_a_record_of_an_earlier_run_is_not_taken_for_this_one(run_all, tmp_path, capsys):
@@ -133,14 +178,12 @@ def test_a_kill_reaches_what_the_mode_has_started(run_all, monkeypatch, tmp_path
 
 
 def test_every_mode_has_its_place():
-    from recipes.benchmark import MODES
-
-    assert list(benchmark_all.ORDER) == list(MODES)
+    assert list(benchmark_all.WEIGHTS) == [benchmark_all.KERNELS, *MODES]
 
 
-def test_no_time_at_all_is_refused(monkeypatch, capsys, tmp_path):
+def test_no_time_at_all_is_refused(monkeypatch, tmp_path):
     words = ["benchmark.py", "all", "--minutes", "0", "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--minutes 0: must be"):
         benchmark.main()
-    assert "--minutes 0: must be" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()

@@ -13,19 +13,14 @@ from recipes.benchmarks import throughput
 from recipes.benchmarks.profile import CLASSES, COLORS, IDLE, OTHER, kernel_class
 from recipes.benchmarks.training_step import Setup
 from recipes.common.errors import UserError
+from recipes.common.settings import parse
 
 
 def test_rows_and_all_their_faults_at_once():
-    assert throughput.parse_rows(["rapidbert-base:512:4096"]) == [("rapidbert-base", 512, 4096)]
+    assert throughput.parse_row("rapidbert-base:512:4096") == ("rapidbert-base", 512, 4096)
+    words = ["bert-base:8", "bert-base:96:256", "bert-base:x:8", "bert-base:0:8", "bert-bas:8:8"]
     with pytest.raises(UserError) as error:
-        words = [
-            "bert-base:8",
-            "bert-base:96:256",
-            "bert-base:x:8",
-            "bert-base:0:8",
-            "bert-bas:8:8",
-        ]
-        throughput.parse_rows(words)
+        parse(throughput.Settings, ["--rows", *words])
     first, second, third, fourth, fifth = error.value.faults
     assert "not MODEL:MICRO:GLOBAL" in first and "not MODEL" in third and "not MODEL" in fourth
     assert "did you mean bert-base?" in fifth

@@ -92,12 +92,13 @@ def faults_of(*words: str) -> list[str]:
 
 
 def test_unknown_missing_and_impossible_are_named_together():
-    words = ("--outpt", "o", "--model", "bas", "--log-every", "1e3", "--export-at", "0.2", "x")
+    words = ("--outpt", "o", "--model", "bas", "--log-every", "1e3", "--export-at", "0.2", "x", "2")
     assert faults_of(*words) == [
         "unknown argument '--outpt' (did you mean --output?)",
         "--output is needed",
         "--model bas: must be one of base, large; did you mean base?",
         "--export-at x: must be a number above 0, up to 1",
+        "--export-at 2: must be a number above 0, up to 1",
         "--log-every 1e3: must be a whole number from 1 to 1,000,000,000; did you mean 1000?",
     ]
 
