@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .config import PLAIN, ModelConfig, ModelOptions
 from .encoder import RapidBert
 from .kernels.hashed_dropout import dropout
+from .labels import IGNORED_LABEL
 from .layer import POOLER_SITE
 from .padding import pack
 from .pretrained import read_export
@@ -125,4 +126,6 @@ class RapidBertForSequenceClassification(nn.Module):
         if labels.is_floating_point():
             error = logits.squeeze(-1) - labels  # [S, 1] to [S]
             return error.masked_fill(labels.isnan(), 0.0).square().sum()
-        return F.cross_entropy(logits, labels.masked_fill(labels < 0, -100), reduction="sum")
+        return F.cross_entropy(
+            logits, labels.masked_fill(labels < 0, IGNORED_LABEL), reduction="sum"
+        )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .config import PLAIN, ModelConfig, ModelOptions
 from .encoder import RapidBert
 from .kernels.operations import cross_entropy
+from .labels import IGNORED_LABEL
 from .megatron import (
     copy_to_tensor_model_parallel_region,
     parallel_state,
@@ -22,9 +23,6 @@ from .megatron import (
 from .padding import pack
 from .parallel import parallel_size
 from .pretrained import read_export
-
-IGNORED_LABEL = -100
-"""Label of rows that only round the number of masked tokens up to one of a few shapes."""
 
 
 class MaskedLMHead(nn.Module):

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from model.attention import alibi_slopes
 from model.config import ModelConfig
+from model.labels import IGNORED_LABEL
 from recipes.benchmarks.records import NotHere
-
-IGNORED_LABEL = -100
 
 
 class PaddedRapidBERT(nn.Module):

@@ -19,8 +19,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from model.labels import IGNORED_LABEL
 from recipes.benchmarks.mode import DataSettings, Mode
-from recipes.benchmarks.peer_models import IGNORED_LABEL, peers
+from recipes.benchmarks.peer_models import peers
 from recipes.benchmarks.records import (
     Json,
     Record,

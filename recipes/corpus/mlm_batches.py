@@ -33,12 +33,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from model.labels import IGNORED_LABEL
 from recipes.common.errors import UserError
 from recipes.common.hashing import GOLDEN, hash64, mix64
 from recipes.corpus.sequence_order import Documents, SequenceIndex, shuffled
 from recipes.corpus.token_shards import TokenShards
 
-IGNORED_LABEL = -100  # what torch's cross entropy skips by default
 _BUCKETS = 32
 _ROW_MULTIPLE = 64  # matmul tiles
 _MASKED_SHARE, _RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest keep their id

@@ -142,7 +142,10 @@ def _task_scores(task: str, results: Sequence[Result]) -> TaskScores:
 def _start(result: Result) -> str:
     if result.get("from_scratch"):
         return "random weights"
-    from_mnli = any(part.startswith("mnli-seed") for part in Path(result["checkpoint"]).parts)
+    if "start_task" in result:
+        from_mnli = result["start_task"] == "mnli"
+    else:  # a result of an older version, of which only the path tells
+        from_mnli = any(part.startswith("mnli-seed") for part in Path(result["checkpoint"]).parts)
     return "MNLI" if from_mnli else "pretrained"
 
 

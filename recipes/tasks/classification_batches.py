@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.labels import IGNORED_LABEL
 from recipes.common.hashing import hash64
 from recipes.corpus.tokenizer import Tokenizer
 
@@ -31,7 +32,8 @@ class ClassificationBatch:
         sequence_offsets: int32 [sequences + 1]; an entry equal to the next is an empty sequence.
         sequence_keys: int64 [sequences], what dropout masks are a hash of (see `hashed_dropout`): a
             hash itself of (seed, epoch, example).
-        labels: int64 [sequences], -100 on empty ones; or fp32 [sequences], NaN on empty ones.
+        labels: int64 [sequences], `IGNORED_LABEL` on empty ones; or fp32 [sequences], with NaN on
+            empty ones.
         max_sequence_length: of the examples, rounded up.
         rows: int64 [examples], which examples these are.
         global_examples, global_tokens: of this batch over all ranks.
@@ -165,7 +167,7 @@ class EncodedExamples:
 
     def _labels(self, rows: np.ndarray, sequences: int) -> Tensor:
         if self.labels is None or np.issubdtype(self.labels.dtype, np.integer):
-            labels = np.full(sequences, -100, np.int64)
+            labels = np.full(sequences, IGNORED_LABEL, np.int64)
         else:
             labels = np.full(sequences, np.nan, np.float32)
         if self.labels is not None:

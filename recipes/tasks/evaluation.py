@@ -14,7 +14,7 @@ from model.classifier import RapidBertForSequenceClassification
 from recipes.common.errors import UserError
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import EncodedExamples
-from recipes.tasks.classification_data import Examples
+from recipes.tasks.example_files import Examples
 from recipes.tasks.finetuning import Finetuning
 from recipes.tasks.metrics import compute
 from recipes.tasks.predictions import write_predictions

@@ -112,6 +112,7 @@ def _record(work: Finetuning, metrics: Metrics) -> dict[str, Any]:
         "checkpoint": str(settings.checkpoint),
         "checkpoint_sha256": work.identity["checkpoint_sha256"],
         "from_scratch": settings.from_scratch,
+        "start_task": work.start_task,
         "data": str(settings.data or settings.own_data.train_file or "hub"),
         "settings": work.identity,
         "adamw_weight_decay": adamw(task)["weight_decay"],

@@ -39,6 +39,12 @@ class Start:
     description: dict[str, Any]
     """The export's `config.json`."""
 
+    @property
+    def task(self) -> str | None:
+        """The task that the export was finetuned on; None for a pretrained one."""
+        name: str | None = self.description.get("task", {}).get("name")
+        return name
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -67,6 +73,8 @@ class Finetuning:
     deepspeed: dict[str, Any]
     scale: LabelScale | None
     """Of a regression on data of one's own; None: the labels are learnt as they are."""
+    start_task: str | None
+    """The task that the start was finetuned on; None for a pretrained one and from scratch."""
     start_notes: list[str]
     """How this start differs from the published one; the score table sees it by itself."""
     identity: dict[str, Any]
@@ -133,6 +141,7 @@ def resolve(settings: Settings, world_size: int, refused: Sequence[str] = ()) ->
         tokenizer=shared.tokenizer,
         deepspeed=shared.deepspeed,
         scale=scale,
+        start_task=None if settings.from_scratch else shared.start.task,
         start_notes=_start_notes(settings, task, shared.start),
         identity=_identity(settings, task, data, shared, scale),
     )
@@ -267,8 +276,7 @@ def _training_notes(data: TaskData, task: Task, scale: LabelScale | None) -> lis
 
 
 def _start_notes(settings: Settings, task: Task, start: Start) -> list[str]:
-    started = start.description.get("task", {}).get("name")
-    if task.start != "mnli" or (started == "mnli" and not settings.from_scratch):
+    if task.start != "mnli" or (start.task == "mnli" and not settings.from_scratch):
         return []
     instead = "a model that is not finetuned on MNLI"
     if settings.from_scratch:

@@ -40,7 +40,7 @@ def compute(names: Iterable[str], predictions: np.ndarray, labels: np.ndarray) -
 
 
 def _f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    return sklearn_metrics.f1_score(labels, predictions, zero_division=0.0)
+    return float(sklearn_metrics.f1_score(labels, predictions, zero_division=0.0))
 
 
 def _correlation(

@@ -11,7 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.masked_lm import IGNORED_LABEL, RapidBertForMaskedLM
+from model.labels import IGNORED_LABEL
+from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import seed_dropout
 from recipes.corpus.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
 from recipes.engine.engine import Update, set_learning_rate, update_weights

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig, ModelOptions, training_flops
 from model.kernels import operations as kernels
-from model.masked_lm import IGNORED_LABEL, RapidBertForMaskedLM
+from model.labels import IGNORED_LABEL
+from model.masked_lm import RapidBertForMaskedLM
 from model.weights import from_public, scatter_state, to_public
 
 LENGTHS = [7, 1, 12, 4]

@@ -119,6 +119,12 @@ def test_the_record_says_what_was_done(results):
     assert mnli["score"] == pytest.approx((matched["accuracy"] + mismatched["accuracy"]) / 2)
 
 
+def test_the_record_names_the_task_that_the_start_was_finetuned_on(results):
+    started = {name: record["start_task"] for name, record in results.items()}
+    assert started.pop("one/rte-seed17.json") == "mnli"
+    assert set(started.values()) == {None}
+
+
 def test_a_decisive_word_is_learned(results):
     assert results["one/cola-seed17.json"]["score"] > 0.8
 

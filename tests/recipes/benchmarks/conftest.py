@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.masked_lm import IGNORED_LABEL
+from model.labels import IGNORED_LABEL
 from recipes.corpus.mlm_batches import PackedBatch
 
 LENGTHS = (7, 1, 12, 4)

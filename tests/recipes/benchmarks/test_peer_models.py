@@ -9,7 +9,8 @@ from megatron.core import parallel_state
 
 from model.config import PRESETS
 from model.kernels.hashed_dropout import keep_mask, row_keys
-from model.masked_lm import IGNORED_LABEL, RapidBertForMaskedLM
+from model.labels import IGNORED_LABEL
+from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from model.weights import gather_state, to_public
 from recipes.benchmarks.peer_models import PaddedRapidBERT, peers

@@ -30,6 +30,25 @@ def test_mean_deviation_and_best_by_hand():
     assert series.average_name == "average of 1 task"
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "recorded", "shown"),
+    [
+        ("runs/mnli-seed3/export", {"start_task": None}, "pretrained"),
+        ("renamed", {"start_task": "mnli"}, "MNLI"),
+        ("renamed", {"start_task": "cola"}, "pretrained"),
+        ("glue/mnli-seed17", {}, "MNLI"),  # by an older version
+        ("runs/base", {}, "pretrained"),
+        ("renamed", {"start_task": None, "from_scratch": True}, "random weights"),
+    ],
+)
+def test_where_a_result_starts_from_is_what_it_says_and_not_how_a_path_is_spelt(
+    checkpoint, recorded, shown
+):
+    one = result("rte", 17, 0.6) | {"checkpoint": checkpoint} | recorded
+    (rte,) = summarize("base", [one]).tasks
+    assert rte.start == shown
+
+
 def test_the_average_is_over_tasks_not_over_jobs():
     results = [result("mnli", 17, 0.9)] + [result("rte", 17 + k, 0.6) for k in range(5)]
     series = summarize("base", results)
