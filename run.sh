@@ -204,6 +204,7 @@ case $command in
     "$venv/bin/ruff" format --check .
     "$venv/bin/ruff" check .
     "$venv/bin/mypy"
+    "$venv/bin/lint-imports" --no-cache >/dev/null || "$venv/bin/lint-imports" --no-cache
     git ls-files -z '*.sh' .ci/run | xargs -0 "$venv/bin/shellcheck"
     ;;
   -h | --help | help) sed -n '2,12s/^# \{0,1\}//p' run.sh ;;
