@@ -258,9 +258,8 @@ def test_the_commands_with_numbers_were_all_looked_at(monkeypatch):
             for made in parsers(recipe, monkeypatch)
             for action in made._actions
         )
-        for recipe in ("plan", "benchmark", "cram")
+        for recipe in ("cram",)
     }
-    assert found["plan"] >= 9
     assert min(found.values()) >= 2
 
 
