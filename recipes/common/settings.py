@@ -84,8 +84,9 @@ def parse(
         words += [word for name in missing for word in (name, "?")]
     else:
         missing = []
+    shown = settings if not {"-h", "--help"}.intersection(words) else _explained(settings)
     result = tyro.cli(
-        settings,
+        shown,
         prog=program,
         args=words,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
@@ -220,6 +221,33 @@ def _registry() -> ConstructorRegistry:
         return one_of(*choices) if choices else None
 
     return registry
+
+
+def _explained(settings: type[Any]) -> type[Any]:
+    """The dataclass with the help of each option in one piece, and defaults only where they say
+    something: "(default: None)" tells a reader nothing."""
+    said, types = help_of(settings), get_type_hints(settings, include_extras=True)
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    for field in dataclasses.fields(settings):
+        kind = types[field.name]
+        if dataclasses.is_dataclass(kind):  # its own fields have their defaults
+            fields.append((field.name, _explained(kind)))  # type: ignore[arg-type]
+            continue
+        text = " ".join(said.get(field.name, "").split())
+        plain = field.default is None or field.default is False or field.default == ()
+        silent = plain or field.default_factory is not dataclasses.MISSING
+        kind = Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=_hint(silent))]
+        same = dataclasses.field(default=field.default)
+        if field.default_factory is not dataclasses.MISSING:
+            same = dataclasses.field(default_factory=field.default_factory)
+        fields.append((field.name, kind, same))
+    made = dataclasses.make_dataclass(settings.__name__, fields, frozen=True, kw_only=True)
+    made.__doc__ = settings.__doc__
+    return made
+
+
+def _hint(silent: bool) -> str | Callable[[str], str]:
+    return "" if silent else "(default: {})".format
 
 
 def _options(settings: type[DataclassInstance]) -> Iterator[tuple[str, bool]]:

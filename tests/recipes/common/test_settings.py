@@ -138,6 +138,8 @@ def test_help_shows_every_option_with_its_sentence(capsys):
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for field, text in (help_of(Settings) | help_of(Science)).items():
         assert f"--{field.replace('_', '-')}" in said and text in said
+    assert "default: None" not in said and "default: False" not in said
+    assert "(default: 10)" in said and "(required)" in said
     assert "Counts sheep." in said and "What decides the result." in said
 
 
