@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recipes.common.files import write_whole
-from recipes.training.run_record import git_revision, versions
+from recipes.training.provenance import git_revision, versions
 
 OTHER_PACKAGES = ("transformers", "flash-attn")
 """Measured beside ours, so their versions belong to the record."""

@@ -25,7 +25,8 @@ class MegatronTopology:
         return getattr(parallel_state, name)
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
-        return parallel_state.get_model_parallel_group()
+        group: dist.ProcessGroup = parallel_state.get_model_parallel_group()
+        return group
 
     def get_model_parallel_world_size(self) -> int:
         return self.get_model_parallel_group().size()

@@ -6,9 +6,8 @@ back: a kernel that cannot run here is an error that says why.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 
@@ -50,39 +49,3 @@ class KernelChoice:
             faults.attempt(lambda: check_backend(attention, device_type, dropout))
             faults.attempt(lambda: check_kernels(kernels, device_type))
         return KernelChoice(attention, kernels)
-
-
-def add_kernel_options(parser: argparse.ArgumentParser) -> None:
-    """`--attention` and `--kernels`."""
-    parser.add_argument(
-        "--attention",
-        choices=("auto", *BACKENDS),
-        default="auto",
-        help="attention backend; auto: triton on a GPU in bf16, unless the model drops attention "
-        "weights, otherwise sdpa",
-    )
-    parser.add_argument(
-        "--kernels",
-        choices=("auto", *KERNELS),
-        default="auto",
-        help="of the operations around the matmuls; auto: triton on a GPU, torch on the CPU",
-    )
-
-
-def choose_kernels(
-    model: ModelConfig, precision: str, options: Any, *, assumed_gpus: bool = False
-) -> list[str]:
-    """Put names in the place of `auto`.
-
-    Args:
-        precision: "bf16" or "fp32".
-        assumed_gpus: choose for GPUs that are not here, and may not be asked.
-
-    Returns:
-        What was asked for and cannot run here.
-    """
-    faults = Faults()
-    choice = KernelChoice(options.attention, options.kernels)
-    choice = choice.resolve(model, precision, faults, assumed_gpus=assumed_gpus)
-    options.attention, options.kernels = choice.attention, choice.kernels
-    return faults

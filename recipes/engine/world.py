@@ -33,7 +33,8 @@ class World:
 
     @property
     def data_parallel_group(self) -> dist.ProcessGroup:
-        return parallel_state.get_data_parallel_group()
+        group: dist.ProcessGroup = parallel_state.get_data_parallel_group()
+        return group
 
 
 def initialize_world(tensor_parallel: int = 1) -> World:
@@ -70,7 +71,11 @@ def initialize_world(tensor_parallel: int = 1) -> World:
         host_group = join(backend, environment)
     else:
         dist.init_process_group(
-            backend, rank=0, world_size=1, store=dist.HashStore(), timeout=TIMEOUT
+            backend,
+            rank=0,
+            world_size=1,
+            store=dist.HashStore(),
+            timeout=TIMEOUT,
         )
         host_group = dist.group.WORLD
     deepspeed.init_distributed(backend, verbose=False)
@@ -115,7 +120,8 @@ def on_first_rank(action: Callable[[], Result], where: object) -> Result:
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
-    return outcome[0]
+    result: Result = outcome[0]
+    return result
 
 
 def shut_down() -> None:

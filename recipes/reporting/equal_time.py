@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from model.pretrained import CONFIG
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.reporting.figures import COLORS, DASHED, add_legend, panels, write_png
@@ -24,7 +25,7 @@ from recipes.reporting.runs import CONFIG_NAME, Run, Values, load_runs
 from recipes.reporting.scores import STAND_IN, Series, load_results, summarize
 from recipes.reporting.tables import aligned, markdown, shown
 from recipes.tasks.glue_tasks import TASKS
-from recipes.training.export import CONFIG, export_directory
+from recipes.training.export import export_directory
 
 SHARES = (0.25, 0.5)
 """Shares of the time at which `cram.py` exports, beside the end."""

@@ -20,7 +20,7 @@ from recipes.tasks.classification_batches import ClassificationBatch
 from recipes.tasks.finetuning import Finetuning
 from recipes.tasks.glue_tasks import Task
 from recipes.training.export import export
-from recipes.training.run_record import git_revision
+from recipes.training.provenance import git_revision
 from recipes.training.schedule import adamw_weight_decay
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from model.pretrained import WEIGHTS
 from recipes.common.files import write_whole
 from recipes.common.locks import lock
 from recipes.engine.world import World
 from recipes.tasks.classifier import adamw
 from recipes.tasks.evaluation import Metrics
 from recipes.tasks.finetuning import Finetuning, checksum
-from recipes.training.export import WEIGHTS
+from recipes.training.provenance import git_revision, versions
 from recipes.training.run_log import LOG_NAME
-from recipes.training.run_record import git_revision, versions
 
 # Settings that results of older versions lack; what these were is not known, and not compared.
 LATER_SETTINGS = {"deepspeed"}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.pretrained import WEIGHTS
 from model.weights import from_public
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import sha256
@@ -23,7 +24,7 @@ from recipes.tasks.example_files import Examples
 from recipes.tasks.finetune_settings import Settings, faults_of, naming_faults
 from recipes.tasks.glue_tasks import Task, find_task
 from recipes.tasks.own_data import LabelScale, label_scale, load_files
-from recipes.training.export import WEIGHTS, export_directory, read_tensors, read_tokenizer
+from recipes.training.export import export_directory, read_tensors, read_tokenizer
 
 WARMUP_FRACTION = 0.06
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"

@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
             continue
     if torch.cuda.is_available():
         found["cuda"] = str(torch.version.cuda)
-        nccl = torch.cuda.nccl.version()
+        nccl = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]  # torch has no types here
         found["nccl"] = ".".join(map(str, nccl))
     return found
 

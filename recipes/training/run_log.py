@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from recipes.common.files import write_whole
 
@@ -71,12 +72,12 @@ def _newest_file(directory: Path) -> Iterator[None]:
         event_file_writer.time = now
 
 
-def read_records(path: Path) -> tuple[list[dict], int]:
+def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The records of a `log.jsonl` in file order, and how many lines were no record.
 
     A machine that goes down while writing leaves a torn last line; nothing else makes one.
     """
-    records: list[dict] = []
+    records: list[dict[str, Any]] = []
     broken = 0
     for line in path.read_bytes().splitlines():
         try:
@@ -225,7 +226,7 @@ class RunLog:
                 self._draw(writer.close)
             self._writes = False
 
-    def _drop_after(self, path: Path, resume_step: int) -> dict:
+    def _drop_after(self, path: Path, resume_step: int) -> dict[str, Any]:
         """Rewrite `path` up to `resume_step`; returns the last record that stays, or {}."""
         if not path.exists():
             return {}

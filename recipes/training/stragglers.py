@@ -40,7 +40,10 @@ class RankTimes:
     def forward(self) -> Iterator[None]:
         """Around a forward pass; does not wait for the device."""
         if self.world.device.type == "cuda":
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began, ended = (
+                torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has none
+                for _ in range(2)
+            )
             began.record()
             yield
             ended.record()
@@ -80,9 +83,9 @@ class RankTimes:
 
     def _forward_seconds(self) -> float:
         if self.world.device.type != "cuda":
-            return sum(self._forward)
+            return float(sum(self._forward))
         torch.cuda.synchronize(self.world.device)
-        return sum(began.elapsed_time(ended) for began, ended in self._forward) / 1000
+        return float(sum(began.elapsed_time(ended) for began, ended in self._forward)) / 1000
 
 
 def slow_ranks(ranks: list[tuple[str, float, float]]) -> dict[str, str]:

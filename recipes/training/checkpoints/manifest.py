@@ -66,7 +66,7 @@ def damage(checkpoint: Path, part: tuple[int, int] = (0, 1)) -> Iterator[str]:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+    manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())
     if manifest["format"] != FORMAT:
         raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
     Progress(**manifest["progress"])

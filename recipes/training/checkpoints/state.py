@@ -87,7 +87,9 @@ def _is_sharded(engine: Any) -> bool:
 
 def _optimizer(engine: Any) -> torch.optim.Optimizer:
     """The AdamW inside."""
-    return engine.optimizer.optimizer if _is_sharded(engine) else engine.optimizer
+    sharded = _is_sharded(engine)
+    inner: torch.optim.Optimizer = engine.optimizer.optimizer if sharded else engine.optimizer
+    return inner
 
 
 def _held(engine: Any) -> Iterator[Piece]:

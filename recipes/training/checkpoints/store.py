@@ -218,11 +218,11 @@ class Checkpoints:
                 "a file system that all nodes share"
             )
         agree(fault, str(self.directory))
-        return token[0]
+        return str(token[0])
 
     def _owner(self) -> str | None:
         try:
-            return json.loads((self.directory / OWNER).read_bytes())["token"]
+            return str(json.loads((self.directory / OWNER).read_bytes())["token"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
