@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from recipes.common.settings import (
     Count,
     LearningRate,
     Positional,
+    claimed,
     flat,
     help_of,
     number_in,
@@ -153,6 +155,30 @@ def test_a_list_without_values_is_what_an_unset_variable_leaves(words):
     assert faults_of(*MINIMAL, *words) == ["--input: is empty"]
 
 
+@pytest.mark.parametrize("words", [["--input", "a", "--input", "b"], ["--input=a", "--input=b"]])
+def test_a_list_that_is_given_twice_does_not_lose_the_first(words):
+    [fault] = faults_of(*MINIMAL, *words)
+    assert fault.startswith("--input: is there 2 times and the last would win")
+    assert parse(Settings, [*MINIMAL, "--input", "a", "b"]).input == ("a", "b")
+
+
+def test_options_that_a_command_gives_itself_are_named_with_what_to_do():
+    ways = {"--seed": "give --seeds", "--dry-run": "", "--output": ""}
+    words = ["--epochs", "2", "--seed=3", "--dry_run", "--seed", "4", "output"]
+    assert claimed(words, ways) == [
+        "--seed after --: give --seeds",
+        "--dry-run after --: give --dry-run before the --",
+    ]
+
+
+def test_the_command_line_is_the_default_and_stays_as_it_is(monkeypatch):
+    words = ["recipe", "--model", "base", "--output=a_b/c_d", "--log_every", "5"]
+    monkeypatch.setattr(sys, "argv", list(words))
+    settings = parse(Settings)
+    assert (settings.log_every, settings.output) == (5, Path("a_b/c_d"))
+    assert sys.argv == words
+
+
 @dataclass(frozen=True)
 class Said:
     """Says words."""
@@ -216,4 +242,4 @@ def test_the_commands_with_numbers_are_found():
     settings = importlib.import_module("recipes.prepare_data").Settings
     names = {name for name, _, _ in number_fields(settings)}
     assert {"vocab_size", "validation_fraction", "workers", "max_documents"} <= names
-    assert {"prepare_data", "pretrain", "finetune", "glue"} <= set(COMMANDS)
+    assert {"prepare_data", "pretrain", "finetune", "glue", "plan", "cram"} <= set(COMMANDS)
