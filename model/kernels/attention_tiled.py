@@ -117,7 +117,7 @@ def _backward_keys(
     KEYS: tl.constexpr, QUERIES: tl.constexpr, ALIBI: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of the keys and values. Here a tile is of keys."""
-    head, sequence, tile, start, end, key = _place(Offsets, tiles, HEADS, KEYS)
+    head, _sequence, tile, start, end, key = _place(Offsets, tiles, HEADS, KEYS)
     columns = tl.arange(0, BLOCK_D)
     Q, DQ = QKV + head * 3 * D, DQKV + head * 3 * D
     slope = tl.load(Slopes + head).to(ACC) if ALIBI else 0.0

@@ -25,7 +25,7 @@ def _gelu_and_slope(gate, ACC: tl.constexpr):
     with the library's erf these kernels would wait for arithmetic, not for memory.
     """
     bell = tl.exp(-0.5 * gate * gate)
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         cdf = 0.5 * (1.0 + tl.math.erf(gate * 0.7071067811865476))
     else:
         t = 1.0 / (1.0 + 0.2316419 * tl.abs(gate))

@@ -52,7 +52,7 @@ def open_binary(path: Path, trailing: dict[str, int] | None = None) -> BinaryIO:
     """
     ending = path.suffix.lower()
     if ending not in _DECOMPRESSORS:
-        return open(path, "rb", buffering=1 << 20)
+        return path.open("rb", buffering=1 << 20)
     return io.BufferedReader(_Decompressed(path, *_DECOMPRESSORS[ending], trailing), 1 << 20)
 
 
@@ -65,7 +65,7 @@ class _Decompressed(io.RawIOBase):
         trailing: dict[str, int] | None,
     ):
         self._path = path
-        self._file = open(path, "rb", buffering=0)
+        self._file = path.open("rb", buffering=0)
         self._make = make
         self._magic = magic
         self._trailing = trailing

@@ -146,7 +146,7 @@ def find_files(
 
 def identity(path: str) -> tuple[int, int]:
     """Give the device and the inode, which are the same for all names of a file."""
-    status = os.stat(path)
+    status = Path(path).stat()
     return status.st_dev, status.st_ino
 
 
@@ -154,7 +154,8 @@ def compressed_twins(paths: Iterable[str]) -> Iterator[str]:
     """Name every file beside which there seems to be the same file uncompressed."""
     there = {os.path.realpath(path): path for path in paths}
     for real, path in there.items():
-        stem, ending = os.path.splitext(real)
+        ending = Path(real).suffix
+        stem = real.removesuffix(ending)
         if ending.lower() in COMPRESSIONS and stem in there:
             if _head(Path(real)) == _head(Path(stem)):
                 yield (

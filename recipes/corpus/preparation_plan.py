@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -173,8 +172,8 @@ def _options(settings: Settings, tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def _input_times(spans: Iterable[Span]) -> str:
-    files = sorted({span.name for span in spans if os.path.isfile(span.name)})
-    times = [(name, os.stat(name).st_mtime_ns) for name in files]
+    files = sorted({span.name for span in spans if Path(span.name).is_file()})
+    times = [(name, Path(name).stat().st_mtime_ns) for name in files]
     return hashlib.sha256(json.dumps(times).encode()).hexdigest()
 
 

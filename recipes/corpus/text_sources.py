@@ -14,7 +14,6 @@ stopped repeats only the portions that were not finished. The cuts depend on the
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -171,7 +170,7 @@ def is_hub_name(name: str) -> bool:
     """Find out whether a name is a hub dataset's: it looks like one, and no such path exists."""
     return (
         _HUB_NAME.fullmatch(name) is not None
-        and not os.path.exists(name)
+        and not Path(name).exists()
         and not name.startswith((".", "/"))
         and BY_ENDING.kind(Path(name)) is None
     )

@@ -346,7 +346,7 @@ def _shard_faults(data_dir: Path, info: ShardInfo) -> Iterator[str]:
 
 def _header_faults(data_dir: Path, info: ShardInfo) -> Iterator[str]:
     path = _with_suffix(data_dir / info["prefix"], ".idx")
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         header = file.read(_HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
         yield f"{path}: not a Megatron index"
@@ -379,7 +379,7 @@ def _map_shard(prefix: Path) -> Shard:
 
 
 def _map(path: Path) -> mmap.mmap:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 

@@ -140,7 +140,7 @@ class Adjustable:
     gpu_memory_gb: GpuMemoryGb | None = None
     """Memory of each GPU, in 10^9 bytes, against which the estimate is checked before the start;
     what the GPU says if not given, and 80 with --dry-run."""
-    kernel_choice: KernelChoice = KernelChoice()
+    kernel_choice: KernelChoice = KernelChoice()  # noqa: RUF009  # frozen
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -38,7 +39,7 @@ def test_slopes_of_a_tensor_parallel_rank_are_its_part_of_all():
 
 def attention_by_loops(q: Tensor, k: Tensor, v: Tensor, offsets: list[int], slopes) -> Tensor:
     context = torch.zeros_like(q)
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in itertools.pairwise(offsets):
         for head in range(q.shape[1]):
             for i in range(start, end):
                 scores = []

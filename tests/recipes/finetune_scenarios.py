@@ -15,9 +15,9 @@ from recipes.corpus.tokenizer import Tokenizer
 from recipes.prepare_data import main as prepare
 from recipes.training.export import write_export
 
-GOOD = "fine lovely bright warm happy".split()
-BAD = "awful broken grim cold bitter".split()
-FILLER = "the a report said that weather was quite again and then".split()
+GOOD = ["fine", "lovely", "bright", "warm", "happy"]
+BAD = ["awful", "broken", "grim", "cold", "bitter"]
+FILLER = ["the", "a", "report", "said", "that", "weather", "was", "quite", "again", "and", "then"]
 
 TRAIN, DEV = 192, 63
 

@@ -293,7 +293,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(data, tmp_path):
 
 
 def corrupted(settings: Settings) -> None:
-    run, world, engine = build(settings)
+    _run, world, engine = build(settings)
     check_replicas(engine, world)
     if world.rank == 2:
         parameter = next(engine.module.parameters())

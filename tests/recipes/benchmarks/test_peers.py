@@ -52,7 +52,7 @@ class Bounded(nn.Module):
         return self.weight * attention_mask.sum()
 
 
-def test_a_peer_takes_the_largest_micro_batch_that_fits(batch):  # noqa: F811
+def test_a_peer_takes_the_largest_micro_batch_that_fits(batch):
     model = Bounded()
     peer = Peer(lambda: model, [batch], 4, torch.device("cpu"))
     assert peer.fits()
@@ -61,7 +61,7 @@ def test_a_peer_takes_the_largest_micro_batch_that_fits(batch):  # noqa: F811
     assert model.seen == [2, 2, 2, 2]
 
 
-def test_one_step_updates_with_the_whole_batch(batch):  # noqa: F811
+def test_one_step_updates_with_the_whole_batch(batch):
     """However it is cut: the mean over micro-batches."""
     model = Bounded()
     gradients = []

@@ -1,3 +1,4 @@
+import itertools
 import math
 import subprocess
 from collections import Counter
@@ -32,7 +33,7 @@ def sequences_of(batch: PackedBatch) -> list[tuple[list[int], dict[int, int]]]:
     labels = dict(zip(masked[: batch.masked_tokens], kept[: batch.masked_tokens], strict=True))
     return [
         (ids[a:b], {row - a: labels[row] for row in range(a, b) if row in labels})
-        for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+        for a, b in itertools.pairwise(offsets)
         if b > a
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from dataclasses import replace
@@ -165,7 +166,7 @@ def test_200_ranks_together_read_what_one_rank_reads(data):
                 batch = batches[item]
                 bounds = batch.sequence_offsets.tolist()
                 ids = batch.input_ids.tolist()
-                found += [ids[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+                found += [ids[a:b] for a, b in itertools.pairwise(bounds)]
         return found
 
     # Step 3 of a global batch of 400: one micro-batch of 2 a rank, two of 1, or 4 of 100 on one.

@@ -156,7 +156,7 @@ def test_activations_grow_with_width_and_shrink_with_precision():
 
 def states(settings: Settings) -> tuple[int, int, int]:
     """Bytes of the tensors that a real engine holds: weights, gradients, optimizer."""
-    run, world, engine = build(settings)
+    _run, world, engine = build(settings)
     weights = sum(p.numel() * p.element_size() for p in engine.module.parameters())
     optimizer = engine.optimizer
     gradients = 0

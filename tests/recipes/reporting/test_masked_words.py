@@ -114,7 +114,7 @@ def test_a_tokenizer_that_keeps_text_is_asked_for_the_word_with_its_space(export
 def test_another_models_tokenizer_is_refused(exported, tmp_path, pieces):
     _, tokenizer, export = exported
     shutil.copytree(export, tmp_path / "export")
-    model, same = load_with_tokenizer(tmp_path)
+    _model, same = load_with_tokenizer(tmp_path)
     assert same.fingerprint == tokenizer.fingerprint
     documents = [" ".join(WORDS[::-1]), "some other text with other pieces in it"] * 300
     train_tokenizer(documents, tmp_path / "export" / "tokenizer.model", pieces)

@@ -12,7 +12,7 @@ from recipes.reporting.runs import load_runs
 
 
 def column(directory: Path) -> dict[str, str]:
-    return {name: value for name, value in table(load_runs([directory]))}
+    return dict(table(load_runs([directory])))
 
 
 def test_the_table_by_hand(tmp_path):
