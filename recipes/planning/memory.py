@@ -1,10 +1,10 @@
-"""What pretraining needs of a GPU's memory, before there is a GPU.
+"""How much memory a GPU needs for pretraining, by arithmetic: no GPU is needed to ask.
 
-All of it is arithmetic, nothing is allocated. The states follow from the number of parameters and
-from what DeepSpeed keeps. The activations are those that autograd keeps, per sequence by formula
-(tests count them on the CPU) and times the micro-batch. Buffers that live for moments only are
-covered by a reserve, so this is an estimate, and does not know better than a user who gives
---gpu-memory-gb.
+A GPU holds two kinds of things. States (parameters, gradients, the optimizer's copies) depend on
+the number of parameters and on the DeepSpeed JSON. Activations are the tensors that the forward
+pass keeps for the backward pass; a formula gives their bytes per sequence, and tests count the same
+bytes on the CPU. Buffers that live only for a moment are covered by a fixed reserve. The sum is
+therefore an estimate, and a user who knows better gives --gpu-memory-gb.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from recipes.engine.ds_config import precision
 from recipes.engine.world import World
 
 RESERVE = 3 * 10**9
-"""Allowance for the CUDA context, NCCL's and cuBLAS's buffers, and fragmentation."""
+"""Bytes set aside for the CUDA context, buffers of NCCL and cuBLAS, and fragmentation."""
 UNSPLIT_SHARE = 0.22
-"""Of the activations: what tensor parallelism leaves whole on every rank (residual stream, norms).
-Counted on two layers of width 256 in bf16, tensor-parallel 1, 2 and 4."""
+"""Share of the activations that every rank of a tensor-parallel group keeps whole: the residual
+stream and the norms. It was counted on two layers of width 256 in bf16, with 1, 2 and 4 ranks."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each GPU."""
+    """Bytes that each GPU needs, by what they are for."""
 
     parameters: int
     gradients: int
@@ -46,6 +46,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """All bytes together."""
         return sum(asdict(self).values())
 
     def __str__(self) -> str:
@@ -65,7 +66,10 @@ def estimate(
     kernels: str = "torch",
     recompute: bool = False,
 ) -> MemoryEstimate:
-    """For full sequences: padding of shorter ones is removed."""
+    """Estimate the memory for micro-batches of full sequences.
+
+    Shorter sequences need less, because their padding is removed.
+    """
     parameters, gradients, optimizer = state_bytes(
         config.parameters() // tensor_parallel, deepspeed, plan.data_parallel
     )
@@ -77,8 +81,8 @@ def estimate(
         recompute=recompute,
     )
     if kernels != "triton":
-        # The loss reads fp32 logits, which autograd keeps; those in the model's precision live
-        # beside them for a moment, and so do their gradients.
+        # Autograd keeps the fp32 logits that the loss reads. The logits in the model's precision,
+        # and later their gradients, lie beside them for a moment.
         masked = round(mask_probability * sequence_length)
         per_sequence += masked * config.padded_vocab_size * dtype.itemsize
     split = UNSPLIT_SHARE + (1 - UNSPLIT_SHARE) / tensor_parallel
@@ -87,30 +91,31 @@ def estimate(
 
 
 def device_bytes(device: torch.device) -> int:
-    """Memory of a GPU that no other process holds; of a CPU, all that this machine may use."""
+    """Return the memory that this process may use: what no other process holds of a GPU, or on
+    the CPU what this machine or container has."""
     if device.type == "cpu":
         limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
         for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
-            with suppress(OSError, ValueError):  # "max": none
+            with suppress(OSError, ValueError):  # "max" stands for no limit
                 limits.append(int((Path("/sys/fs/cgroup") / file).read_text()))
         return min(limits)
     free, total = torch.cuda.mem_get_info(device)
-    # What this process has of it itself, context and NCCL's buffers, is in the reserve.
+    # This process itself holds its CUDA context and NCCL's buffers, which the reserve counts.
     return min(total, free + RESERVE)
 
 
 def check_devices(
     needed: MemoryEstimate, micro_batch: int, world: World, capacity_gb: float | None
 ) -> None:
-    """Compare with the GPUs of all ranks, the smallest of them. Call on every rank.
+    """Compare the need with the smallest memory of all ranks. Call it on every rank.
 
-    Without GPUs, the ranks of a machine share its memory.
+    Without GPUs, the ranks of one machine share its memory.
 
     Args:
-        capacity_gb: what to take for each GPU's memory instead of asking it.
+        capacity_gb: each GPU's memory, if it is not to be asked for.
 
     Raises:
-        UserError: as `check_fit`, and which rank it is, on all of them.
+        UserError: on all ranks, as `check_fit`, with the rank that has too little.
     """
     host = socket.gethostname()
     where = f"rank {world.rank} ({host}, {world.device})"
@@ -131,7 +136,7 @@ def check_devices(
 
 
 def check_fit(needed: MemoryEstimate, micro_batch: int, capacity_gb: float) -> None:
-    """Compare with a GPU's memory, in 10^9 bytes.
+    """Compare the need with a GPU's memory, in 10^9 bytes.
 
     Raises:
         UserError: it does not fit, with the arithmetic and the largest micro-batch that does.
@@ -153,7 +158,12 @@ def check_fit(needed: MemoryEstimate, micro_batch: int, capacity_gb: float) -> N
 
 
 def state_bytes(parameters: int, deepspeed: dict[str, Any], ranks: int) -> tuple[int, int, int]:
-    """Bytes of parameters, gradients and optimizer, as DeepSpeed 0.19 keeps them."""
+    """Return the bytes of parameters, gradients and optimizer that DeepSpeed 0.19 keeps on a rank.
+
+    Args:
+        ranks: how many share what the ZeRO stage splits: from stage 1 on the optimizer's states, at
+            stage 2 the gradients as well.
+    """
     stage = deepspeed.get("zero_optimization", {}).get("stage", 0)
     shard = -(-parameters // ranks) if stage else parameters
     if precision(deepspeed) == "fp32":
@@ -179,26 +189,29 @@ def activation_bytes(
     kernels: str = "torch",
     recompute: bool = False,
 ) -> int:
-    """Bytes per full sequence that one forward pass keeps for its backward pass.
+    """Return the bytes per full sequence that a forward pass keeps for its backward pass.
 
-    They are tensors of n rows or, behind the last layer's attention, of the k rows to predict.
+    A sequence has n tokens, of which k are to be predicted. Tensors have n rows; behind the last
+    layer's attention they have k rows.
 
     Args:
-        attention: `flash` is taken for `sdpa`; kernels: `compile` for `torch`.
-        recompute: of all layers but the last only the input is kept, and one of them at a time is
-            there as a whole (while the last one, whose turn comes first, is not).
+        attention: the backend; `flash` keeps as much as `sdpa`.
+        kernels: those around the matrix products; `compile` keeps as much as `torch`.
+        recompute: whether layers keep only their input and are computed again in the backward
+            pass, one at a time. The last layer keeps everything, and is gone before the others
+            are computed again.
     """
     n, k = sequence_length, round(mask_probability * sequence_length)
     size, h = dtype.itemsize, config.hidden_size
     plain = kernels != "triton"
-    dropped = 1 if plain and config.hidden_dropout else 0  # a stored mask has a byte per unit
+    dropped = 1 if plain and config.hidden_dropout else 0  # a dropout mask has a byte per value
     per_row = behind_attention_bytes(config, size, plain)
     layer = n * h * size + attention_bytes(config, size, n, attention) + n * per_row
     last = layer - (n - k) * per_row
     if attention == "triton" and not is_whole(n, config.head_dim):
-        last += n * h * size  # the backward pass reads the output, before rows are picked
+        last += n * h * size  # the backward pass reads attention's output for all n rows
     embedding = n * h * (size + dropped)
-    # The head's input, what GELU, norm and decoder read, and of the logits what the loss keeps.
+    # The inputs of the head's dense layer, GELU, norm and decoder, and the logits.
     head = k * (4 * h * size + config.padded_vocab_size * (4 if plain else size))
     between = n * h * size if recompute else layer
     everything = embedding + (config.num_layers - 1) * between + last + head
@@ -206,7 +219,7 @@ def activation_bytes(
 
 
 def attention_bytes(config: ModelConfig, size: int, length: int, attention: str) -> int:
-    """Bytes that attention keeps of one sequence beside its input, the context left out.
+    """Return the bytes that attention keeps of one sequence, without its input and its output.
 
     Args:
         size: bytes of a number in the model's precision.
@@ -215,8 +228,9 @@ def attention_bytes(config: ModelConfig, size: int, length: int, attention: str)
     if attention == "triton":
         return 3 * n * h * size + (0 if is_whole(n, config.head_dim) else 4 * n * heads)
     if attention == "reference" or config.attention_dropout:
-        # Queries, keys and values in fp32, and the weights; where some are dropped, these before
-        # and after it, and which. So does SDPA on the CPU; what it keeps on a GPU may be less.
+        # Queries, keys, values and attention weights in fp32. Dropout keeps three squares: the
+        # weights before it, after it, and its mask. SDPA does so on the CPU; on a GPU it may keep
+        # less.
         squares = 3 if config.attention_dropout else 1
         return 4 * (3 * n * h + squares * heads * n * n)
     bias = heads * n * n if config.positions == "alibi" else n
@@ -224,11 +238,12 @@ def attention_bytes(config: ModelConfig, size: int, length: int, attention: str)
 
 
 def behind_attention_bytes(config: ModelConfig, size: int, plain: bool) -> int:
-    """Bytes that a layer keeps of each row behind its attention.
+    """Return the bytes that a layer keeps of each row behind its attention.
 
-    Context, both sums before a norm, what the feed-forward reads, and what it computes: before and
-    after GELU, or gate, value and their product. Two numbers per norm are fp32. The plain kernels
-    keep GELU of the gate as well, and the masks of dropout.
+    Four values have the layer's width: attention's output, the two residual sums that the norms
+    read, and the input of the feed-forward. The inner width has the values before and after GELU
+    or, where it is gated, gate, value and their product. Each of the two norms keeps two fp32
+    numbers. Plain kernels (those of torch) keep GELU of the gate and the dropout masks as well.
     """
     h, f = config.hidden_size, config.ffn_size
     gated = config.feed_forward != "standard"
