@@ -17,17 +17,9 @@ from matplotlib.figure import Figure
 from model.attention import BACKENDS
 from model.kernels import KERNELS
 from recipes.benchmarks.mode import DataSettings, Mode
-from recipes.benchmarks.records import (
-    Json,
-    Record,
-    Rows,
-    alternate,
-    panels,
-    ratios,
-    release_memory,
-    shown,
-    spread,
-)
+from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import (
     SEQUENCE_LENGTH,
     STEPS_MADE,

@@ -24,18 +24,9 @@ from torch import Tensor
 from model.attention import BACKENDS, packed_attention, slopes_on
 from model.padding import sequence_of_row
 from recipes.benchmarks.mode import Mode, ModeSettings
-from recipes.benchmarks.records import (
-    Json,
-    NotHere,
-    Record,
-    Rows,
-    alternate,
-    panels,
-    release_memory,
-    seconds_per_call,
-    shown,
-    spread,
-)
+from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.records import Json, NotHere, Record, Rows
+from recipes.benchmarks.timing import alternate, release_memory, seconds_per_call, spread
 from recipes.benchmarks.training_step import check_attention_timed
 from recipes.common.numbers import whole
 from recipes.common.settings import number_in
@@ -307,7 +298,7 @@ def figure(record: Json) -> Figure:
             panel.xaxis.set_minor_locator(NullLocator())
     axes[0][0].set_ylabel("ns per token")
     axes[1][0].set_ylabel("speed, of the floor's")
-    axes[0][0].legend(frameon=False, fontsize=8)
+    axes[0][0].legend(fontsize=8)
     return drawn
 
 

@@ -32,30 +32,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from model.config import ModelOptions, preset
-from model.masked_lm import RapidBertForMaskedLM
+from model.config import preset
 from recipes.benchmarks.mode import Mode, ModeSettings
-from recipes.benchmarks.records import Json, Record, Rows, panels, shown, spread
-from recipes.benchmarks.synthetic import write_synthetic_data
+from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.timing import spread
+from recipes.benchmarks.training_step import Setup, Trainer, full_batch
 from recipes.common.errors import Faults
-from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
-from recipes.corpus.token_shards import open_shards
-from recipes.engine.batch_plan import plan_batches
 from recipes.engine.ds_config import precision, read_config
-from recipes.engine.engine import build_engine
 from recipes.engine.world import World, initialize_world, shut_down
 from recipes.reporting.figures import COLORS
 from recipes.training.checkpoints.store import Checkpoints
 from recipes.training.progress import Progress
-from recipes.training.run import adamw
-from recipes.training.settings import Identity
-from recipes.training.step import global_counts, train_step
-from recipes.training.stragglers import RankTimes
 
 REPEATS = 5
 """Of saves, and of loads."""
@@ -63,7 +55,6 @@ STEPS = 8
 """Of one stretch of training, with or without a save at its beginning."""
 SEQUENCES, SEQUENCE_LENGTH = 1, 64
 """Of the micro-batches: little to compute, so that the state is what costs."""
-LEARNING_RATE = 1e-4
 SAVE_EVERY = 1000
 """Steps between checkpoints: the default of recipes/pretrain.py."""
 # RapidBERT-Base on one node of 8 x A100-80, 4,096 sequences of 128 tokens (appendix, Table S2).
@@ -91,42 +82,7 @@ def seconds_since_start() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
-class Training:
-    """Pretraining of a model on random tokens, a step at a time."""
-
-    def __init__(self, model: str, deepspeed: dict[str, Any], world: World, data: Path):
-        self.world = world
-        self.identity = Identity(model)
-        plan = plan_batches(SEQUENCES * world.world_size, SEQUENCES, world.world_size)
-        torch.manual_seed(0)
-        network = RapidBertForMaskedLM(preset(model), ModelOptions("sdpa"))
-        self.parameters = preset(model).parameters()
-        optimizer = adamw(self.identity, LEARNING_RATE)
-        self.engine = build_engine(network, deepspeed, plan, world, **optimizer)
-        self._batches = MlmBatches(
-            open_shards(data, "train"),
-            sequence_length=SEQUENCE_LENGTH,
-            seed=0,
-            micro_batch=SEQUENCES,
-            rank=world.rank,
-            world_size=world.world_size,
-        )
-        self._times = RankTimes(world)
-        self.steps = 0
-
-    def step(self) -> None:
-        micro_batches: list[PackedBatch] = [self._batches[self.steps].to(self.world.device)]
-        counts, _ = global_counts(micro_batches, {}, self.world)
-        train_step(
-            *(self.engine, micro_batches, counts, LEARNING_RATE),
-            seed=self.identity.seed,
-            step=self.steps,
-            times=self._times,
-        )
-        self.steps += 1
-
-
-def measure_saving(training: Training, directory: Path) -> dict[str, Any]:
+def measure_saving(training: Trainer, directory: Path) -> dict[str, Any]:
     """Stall, write and whole cost of a checkpoint, on rank 0; the last one stays in `directory`."""
     checkpoints = Checkpoints(directory, training.world, keep=1)
     steps, lost, work, timings = [], [], [], []
@@ -155,7 +111,7 @@ def measure_saving(training: Training, directory: Path) -> dict[str, Any]:
     }
 
 
-def _stretch(training: Training, checkpoints: Checkpoints | None = None) -> np.ndarray:
+def _stretch(training: Trainer, checkpoints: Checkpoints | None = None) -> np.ndarray:
     """Some steps: `STEPS`, or as many as a checkpoint takes to be written.
 
     Returns:
@@ -164,7 +120,7 @@ def _stretch(training: Training, checkpoints: Checkpoints | None = None) -> np.n
     dist.barrier()
     began = time.perf_counter(), time.process_time()
     if checkpoints:
-        checkpoints.save(training.engine, Progress(training.steps))
+        checkpoints.save(training.engine, Progress(training.done))
     count, going = 0, [True]
     while going[0]:
         training.step()
@@ -174,7 +130,7 @@ def _stretch(training: Training, checkpoints: Checkpoints | None = None) -> np.n
     return np.array([time.perf_counter() - began[0], time.process_time() - began[1], count])
 
 
-def measure_loading(training: Training, directory: Path) -> list[float]:
+def measure_loading(training: Trainer, directory: Path) -> list[float]:
     """Seconds to verify and load the checkpoint in `directory`, its files read from the disk."""
     seconds = []
     for _ in range(REPEATS):
@@ -274,7 +230,7 @@ def figure(record: Json) -> Figure:
         loc="left",
         fontsize=9,
     )
-    shares.legend(frameon=False, fontsize=9)
+    shares.legend()
     return drawn
 
 
@@ -353,15 +309,12 @@ def measure(settings: Settings, record: Record) -> None:
 
 def _measure(
     settings: Settings, deepspeed: dict[str, Any], world: World, directory: Path, start_up: float
-) -> dict[str, Any]:
+) -> Json:
     load_average = os.getloadavg()[0]  # others on the machine make everything slower
-    data = directory / "data"
-    if world.rank == 0:
-        data.mkdir(parents=True)
-        write_synthetic_data(data, documents=1000)
-    dist.barrier()
     began = time.perf_counter()
-    training = Training(settings.model, deepspeed, world, data)
+    setup = Setup(preset(settings.model), deepspeed, "sdpa", "torch")
+    batch = full_batch(setup.model, SEQUENCES, SEQUENCE_LENGTH)
+    training = Trainer(setup, SEQUENCES, SEQUENCES * world.world_size, [batch], world)
     built = time.perf_counter()
     training.step()
     first_step = time.perf_counter() - built

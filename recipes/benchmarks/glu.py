@@ -24,17 +24,9 @@ from model.kernels import KERNELS
 from model.megatron import build_module
 from model.megatron_config import megatron_config
 from recipes.benchmarks.mode import Mode, ModeSettings
-from recipes.benchmarks.records import (
-    Json,
-    Record,
-    Rows,
-    alternate,
-    panels,
-    ratios,
-    release_memory,
-    shown,
-    spread,
-)
+from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import check_kernels_timed, one_process
 from recipes.common.numbers import whole
 from recipes.common.settings import number_in
@@ -223,7 +215,7 @@ def figure(record: Json) -> Figure:
     for panel in axes[-1]:
         panel.set_xlabel("sequences of 128 tokens")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    drawn.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     return drawn
 
 

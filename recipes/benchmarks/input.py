@@ -21,8 +21,10 @@ from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 from tqdm import tqdm
 
 from recipes.benchmarks.mode import DataSettings, Mode
-from recipes.benchmarks.records import Json, Record, Rows, panels, rates, shown
+from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.records import Json, Record, Rows
 from recipes.benchmarks.synthetic import write_synthetic_data
+from recipes.benchmarks.timing import rates
 from recipes.common.numbers import whole
 from recipes.common.settings import SequenceLength, number_in
 from recipes.corpus.mlm_batches import MlmBatches
@@ -157,7 +159,7 @@ def figure(record: Json) -> Figure:
     padding.yaxis.set_major_formatter(PercentFormatter(1))
     padding.set_ylim(bottom=0)
     padding.set_xlabel("sequences per micro-batch")
-    padding.legend(frameon=False, loc="lower left")
+    padding.legend(loc="lower left")
     for axes in (speed, padding):
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes)

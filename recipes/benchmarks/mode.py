@@ -13,11 +13,12 @@ from typing import Any, Generic, TypeVar
 
 from matplotlib.figure import Figure
 
-from recipes.benchmarks.records import Json, Record, Rows, write_figure
+from recipes.benchmarks.records import Json, Record, Rows
 from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
 from recipes.common.locks import lock, unlock_if_alone
 from recipes.common.settings import Minutes
+from recipes.reporting.figures import in_style, write_png
 from recipes.reporting.tables import aligned
 
 MODES = {
@@ -116,10 +117,17 @@ def take_directory(output: Path) -> None:
         lock(output, "measuring into it")
 
 
+@in_style
+def draw(mode: Mode[Any], content: Json, record: Path) -> Path:
+    """Draw what a record's file holds, and return the picture beside it."""
+    picture = record.with_suffix(".png")
+    write_png(picture, mode.figure(content))
+    return picture
+
+
 def _show(mode: Mode[Settings], record: Record) -> None:
     """Draw the figure and print the table, what is missing from it, and where the files are."""
-    picture = record.path.with_suffix(".png")
-    write_figure(mode.figure(record.content), picture)
+    picture = draw(mode, record.content, record.path)
     print("\n" + aligned(mode.table(record.content)))
     for kind in ("not_run", "failures"):
         for what, why in record[kind].items():

@@ -22,17 +22,9 @@ from torch import Tensor, nn
 from model.labels import IGNORED_LABEL
 from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.peer_models import peers
-from recipes.benchmarks.records import (
-    Json,
-    Record,
-    Rows,
-    alternate,
-    panels,
-    ratios,
-    release_memory,
-    shown,
-    spread,
-)
+from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import (
     SEQUENCE_LENGTH,
     STEPS_MADE,

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from recipes.benchmarks.mode import DataSettings, Mode, take_directory
-from recipes.benchmarks.records import Rows, write_figure
+from recipes.benchmarks.mode import DataSettings, Mode, draw, take_directory
+from recipes.benchmarks.records import Rows
 from recipes.common.processes import last_line, start, wait
 from recipes.common.settings import Minutes
 from recipes.reporting.tables import aligned
@@ -148,7 +148,7 @@ def run_mode_apart(
     status = end.status
     if end.failed and record.exists():
         try:
-            write_figure(mode.figure(json.loads(record.read_bytes())), record.with_suffix(".png"))
+            draw(mode, json.loads(record.read_bytes()), record)
         except Exception as error:  # a record that a kill left is not what figures are made for
             status += f"; no figure of what was measured ({type(error).__name__}: {error})"
     return Ended(name, status, end.failed, end.log, record)

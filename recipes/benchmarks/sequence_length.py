@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from recipes.benchmarks.mode import DataSettings, Mode
-from recipes.benchmarks.records import Json, Record, Rows, panels, release_memory, shown
+from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.records import Json, Record, Rows
 from recipes.benchmarks.throughput import rate
+from recipes.benchmarks.timing import release_memory
 from recipes.benchmarks.training_step import (
     Setup,
     Trainer,
@@ -132,7 +134,7 @@ def figure(record: Json) -> Figure:
         axes.set_xticks(ticks)
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
-    tokens.legend(frameon=False, fontsize=9)
+    tokens.legend()
     return drawn
 
 

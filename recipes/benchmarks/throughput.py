@@ -19,9 +19,11 @@ from matplotlib.ticker import EngFormatter
 
 from model.config import preset
 from recipes.benchmarks.mode import DataSettings, Mode
+from recipes.benchmarks.presentation import panels, shown
 from recipes.benchmarks.profile import COLORS as CLASS_COLORS
 from recipes.benchmarks.profile import breakdown
-from recipes.benchmarks.records import Json, Record, Rows, panels, release_memory, shown
+from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.timing import release_memory
 from recipes.benchmarks.training_step import (
     SEQUENCE_LENGTH,
     STEPS_MADE,
@@ -40,7 +42,7 @@ from recipes.common.numbers import whole
 from recipes.common.settings import checked
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.world import World
-from recipes.reporting.figures import COLORS
+from recipes.reporting.figures import COLORS, add_legend
 
 # model, micro-batch, global batch, in sequences. The most important first: with --minutes, those
 # at the end may find no time.
@@ -238,7 +240,7 @@ def figure(record: Json) -> Figure:
     speed.grid(axis="x", visible=False)
     for number, model in enumerate(models):
         speed.bar(0, 0, color=COLORS[number % len(COLORS)], label=model)
-    _legend_above(speed, columns=len(models))
+    add_legend(speed, columns=len(models))
     stacked_bars(bars, {name: (p["seconds"], p["real_tokens"]) for name, p in parts.items()})
     return drawn
 
@@ -256,18 +258,7 @@ def stacked_bars(axes: Axes, parts: dict[str, tuple[dict[str, float], float]]) -
     axes.grid(axis="y", visible=False)
     axes.xaxis.set_major_formatter(EngFormatter("s"))
     axes.set_xlabel("device time per real token, of one step")
-    _legend_above(axes, columns=5)
-
-
-def _legend_above(axes: Axes, columns: int) -> None:
-    axes.legend(
-        frameon=False,
-        fontsize=9,
-        ncols=columns,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        borderaxespad=0.2,
-    )
+    add_legend(axes, columns=5)
 
 
 def table(record: Json) -> Rows:

@@ -17,19 +17,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
 
 from model.attention import check_backend
 from model.config import ModelConfig, ModelOptions, preset, training_flops
 from model.kernels import check_kernels
 from model.masked_lm import RapidBertForMaskedLM
-from recipes.benchmarks.records import NotHere, Record, seconds_per_call, spread
+from recipes.benchmarks.plain_engine import PlainEngine
+from recipes.benchmarks.records import NotHere, Record
 from recipes.benchmarks.synthetic import write_synthetic_data
+from recipes.benchmarks.timing import seconds_per_call, spread
 from recipes.common.errors import Faults, UserError
 from recipes.common.gpus import peak_flops
 from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
 from recipes.corpus.token_shards import TokenShards, open_shards
-from recipes.engine.batch_plan import BatchPlan
+from recipes.engine.batch_plan import plan_batches
 from recipes.engine.ds_config import precision, read_config
 from recipes.engine.engine import build_engine
 from recipes.engine.kernel_choice import KernelChoice
@@ -160,7 +161,8 @@ class Trainer:
     ):
         self.setup, self.world = setup, world
         self.micro_batch, self.parameters = micro_batch, setup.model.parameters()
-        self.accumulation = global_batch // micro_batch
+        plan = plan_batches(global_batch, micro_batch, world.data_parallel_size)
+        self.accumulation = plan.accumulation
         self.identity = Identity(setup.model.name)
         self.learning_rate = peak_learning_rate(setup.model.name)
         torch.manual_seed(self.identity.seed)
@@ -168,7 +170,6 @@ class Trainer:
             setup.model, ModelOptions(setup.attention, setup.kernels, setup.recompute)
         )
         optimizer = adamw(self.identity, self.learning_rate)
-        plan = BatchPlan(global_batch, micro_batch, self.accumulation, 1)
         self.engine = (
             build_engine(model, setup.deepspeed, plan, world, **optimizer)
             if setup.with_deepspeed
@@ -178,7 +179,8 @@ class Trainer:
             batches[first : first + self.accumulation]
             for first in range(0, len(batches), self.accumulation)
         )
-        self._done = 0
+        self.done = 0
+        """Optimizer steps."""
         self._times = RankTimes(world)
 
     def __enter__(self) -> Trainer:
@@ -208,79 +210,15 @@ class Trainer:
             counts,
             self.learning_rate / 100,  # random tokens teach nothing, but keep it stable
             seed=self.identity.seed,
-            step=self._done,
+            step=self.done,
             times=self._times,
         )
         if not update.applied:
             raise FloatingPointError(
-                f"step {self._done}: loss {float(loss)}, gradient norm {float(update.norm)}"
+                f"step {self.done}: loss {float(loss)}, gradient norm {float(update.norm)}"
             )
-        self._done += 1
+        self.done += 1
         return counts
-
-
-class PlainEngine:
-    """What DeepSpeed is compared with: the same step with torch's AdamW and nothing else.
-
-    In bf16 the gradients of micro-batches are summed, and AdamW works, on fp32 copies, as in the
-    engine.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        precision: str,
-        plan: BatchPlan,
-        world: World,
-        *,
-        learning_rate: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-    ):
-        self.module = model.to(world.device)
-        self._masters: list[torch.Tensor] | None = None
-        updated: Any = list(model.parameters())
-        if precision == "bf16":
-            self.module.bfloat16()
-            updated = self._masters = [p.detach().float() for p in model.parameters()]
-            for master in self._masters:
-                master.grad = torch.zeros_like(master)
-        self._weights: list[Any] = list(self.module.parameters())
-        self.optimizer = torch.optim.AdamW(
-            updated, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-        )
-        self._accumulation, self._micro_step = plan.accumulation, 0
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self.module(*arguments, **named)
-
-    def destroy(self) -> None:
-        """Nothing of it outlives it."""
-
-    def backward(self, loss: torch.Tensor, **_: Any) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
-
-    def is_gradient_accumulation_boundary(self) -> bool:
-        return (self._micro_step + 1) % self._accumulation == 0
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """After each micro-batch; updates the weights after the last one."""
-        update = self.is_gradient_accumulation_boundary()
-        if self._masters is not None:
-            sums: list[Any] = [master.grad for master in self._masters]
-            torch._foreach_add_(sums, [weight.grad for weight in self._weights])
-            for weight in self._weights:
-                weight.grad = None
-            if update:
-                self.optimizer.step()
-                torch._foreach_copy_(self._weights, self._masters)
-                torch._foreach_zero_(sums)
-        elif update:
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        self._micro_step += 1
 
 
 def made_batches(

@@ -9,7 +9,8 @@ from pretrain_scenarios import run_world, values
 
 from model.config import PRESETS
 from recipes.benchmarks import training_step as training
-from recipes.benchmarks.records import Record, release_memory
+from recipes.benchmarks.records import Record
+from recipes.benchmarks.timing import release_memory
 from recipes.benchmarks.training_step import Setup, Trainer, full_batch, step_rates
 from recipes.engine.engine import full_precision_parameters
 

@@ -1,0 +1,37 @@
+"""How records are shown: figures that say where they were measured, and spreads as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from recipes.reporting import figures
+
+
+def panels(
+    rows: int, columns: int, title: str, record: Mapping[str, Any], *, height: float = 3.2
+) -> tuple[Figure, list[list[Axes]]]:
+    """An empty figure that says on what it was measured, and its axes [rows][columns]."""
+    size = (9.5, 1.2 + height * rows)
+    figure, grid = figures.panels(rows, columns, f"{title}\n", size=size)  # a line for `where`
+    figure.text(0.01, 1 - 0.32 / figure.get_figheight(), where(record), fontsize=9, va="top")
+    return figure, grid
+
+
+def where(record: Mapping[str, Any]) -> str:
+    """Device and date in one line; a toy says that it is one."""
+    device = record["device"]
+    if device == "cpu":
+        threads = record["threads"]
+        device = f"CPU ({record['cpu']}, {threads} thread{'s' if threads > 1 else ''})"
+    toy = ", TOY SIZE" if record.get("size") == "toy" else ""
+    return f"{device}{toy}, {record['date'][:10]}"
+
+
+def shown(values: Mapping[str, float], form: str = ",.1f", unit: float = 1.0) -> str:
+    """ "median (min to max)" of a spread, divided by `unit`."""
+    median, low, high = (format(values[key] / unit, form) for key in ("median", "min", "max"))
+    return f"{median} ({low} to {high})"
