@@ -49,7 +49,7 @@ class Settings(DataSettings):
 
 
 def variants(setup: Setup) -> dict[str, Setup]:
-    """Setups that differ from the recommended one in one thing; the most interesting first."""
+    """List setups that differ from the recommended one in one thing, the most interesting first."""
     found = {"without deepspeed": replace(setup, with_deepspeed=False)}
     found["ZeRO 0"] = replace(setup, deepspeed=zero_0(setup.deepspeed))
     found["layers recomputed"] = replace(setup, recompute=True)
@@ -63,7 +63,7 @@ def variants(setup: Setup) -> dict[str, Setup]:
 
 
 def zero_0(deepspeed: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without ZeRO: DeepSpeed then sums gradients in their own precision only."""
+    """Take ZeRO out of the configuration: DeepSpeed then sums gradients in their own precision."""
     left_out = ("zero_optimization", "data_types")
     return {key: value for key, value in deepspeed.items() if key not in left_out}
 
@@ -113,7 +113,7 @@ def change_one_thing(
 def compare(
     ours: Trainer, changed: Setup, micro_batch: int, batches: list[PackedBatch]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Spread of the step times' ratio, changed to ours, and of our step's seconds."""
+    """Measure how many times as long a changed step takes, and our step's seconds."""
     check_attention_timed(changed.attention, ours.world.device)
     check_kernels_timed(changed.kernels, ours.world.device)
     with Trainer(changed, micro_batch, micro_batch, batches, ours.world) as other:
@@ -124,7 +124,7 @@ def compare(
 
 
 def figure(record: Json) -> Figure:
-    """Ratios of step times with their spread, a panel for each model."""
+    """Draw the ratios of step times with their spread, a panel for each model."""
     models = {model: found for model, found in record["ratios"].items() if found}
     tallest = max((len(found) for found in models.values()), default=1)
     drawn, axes = panels(
@@ -168,7 +168,7 @@ def table(record: Json) -> Rows:
 
 
 def headlines(record: Json) -> list[tuple[str, str]]:
-    """Every change of the first model."""
+    """List every change of the first model."""
     model, found = next(iter(record["ratios"].items()))
     return [
         (f"{model}, {name}", f"{ratio['median']:.2f} x the time of a step")

@@ -39,7 +39,7 @@ TURN_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one device is measured at."""
+    """Sizes that one kind of device is measured at."""
 
     tokens: int
     lengths: tuple[int, ...]
@@ -47,7 +47,7 @@ class Sizes:
     head_dim: int
     dtype: torch.dtype
     copied_bytes: int
-    """Of the buffer whose copy gives the bandwidth: beyond every cache."""
+    """Bytes of the buffer whose copy gives the bandwidth: more than any cache holds."""
     matmul: int
     """Rows and columns of the square matrices whose product gives the rate."""
 
@@ -66,14 +66,14 @@ class Settings(ModeSettings):
 
 
 def bytes_moved(tokens: int, heads: int, head_dim: int, itemsize: int) -> tuple[int, int]:
-    """Bytes that the forward and the backward pass must move at least."""
+    """Count the bytes that the forward and the backward pass must move at least."""
     one = tokens * heads * head_dim * itemsize  # of q, k, v, the context or the gradient of one
     return (3 + 1) * one, (3 + 1 + 3) * one
 
 
 def matmul_flops(token_pairs: int, heads: int, head_dim: int) -> tuple[int, int]:
-    """FLOPs of the forward's matrix multiplications (QK', PV) and of the backward's (QK' again,
-    and the gradients of P, Q, K and V)."""
+    """Count the FLOPs of the matrix multiplications: forward QK' and PV; backward QK' again, and
+    the gradients of P, Q, K and V."""
     one = 2 * token_pairs * heads * head_dim
     return 2 * one, 5 * one
 
@@ -108,7 +108,7 @@ def measure(settings: Settings, record: Record) -> None:
 
 
 def ceilings(sizes: Sizes, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
-    """Bytes per second, read and written, of a large copy; FLOP/s of a large matmul."""
+    """Measure bytes per second, read and written, of a large copy, and FLOP/s of a large matmul."""
     source = torch.ones(sizes.copied_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     matrix = torch.randn(sizes.matmul, sizes.matmul, device=device).to(sizes.dtype)
@@ -127,7 +127,7 @@ def ceilings(sizes: Sizes, device: torch.device) -> tuple[dict[str, float], dict
 def measure_length(
     record: Record, sizes: Sizes, names: list[str], length: int
 ) -> list[dict[str, Any]]:
-    """One point for each contender."""
+    """Measure every contender at one length; return a point for each."""
     device, heads, dim = record.device, sizes.heads, sizes.head_dim
     sequences = max(1, sizes.tokens // length)
     tokens = sequences * length
@@ -175,7 +175,7 @@ def measure_length(
 def floor_seconds(
     record: Any, tokens: int, length: int, heads: int, dim: int, itemsize: int
 ) -> tuple[float, float]:
-    """Of the forward and of the backward pass over full sequences."""
+    """Compute the shortest seconds of the forward and of the backward pass over full sequences."""
     bandwidth = record["copy_bytes_per_second"]["median"]
     matmul = record["matmul_flops_per_second"]["median"]
     moved = bytes_moved(tokens, heads, dim, itemsize)
@@ -187,7 +187,7 @@ def floor_seconds(
 
 
 def check_contender(name: str, device: torch.device) -> None:
-    """Raises NotHere where it cannot run on this device, or needs a package that is missing."""
+    """Raise NotHere where it cannot run on this device, or needs a package that is missing."""
     if name != FLEX:
         check_attention_timed(name, device)
     elif device.type != "cuda":
@@ -197,7 +197,7 @@ def check_contender(name: str, device: torch.device) -> None:
 def contender(
     name: str, qkv: Tensor, offsets: Tensor, length: int, slopes: Tensor
 ) -> tuple[Callable[[], Tensor], dict[str, Any]]:
-    """The forward pass of a backend, and what else is to be recorded of it."""
+    """Return the forward pass of a backend, and what else is to be recorded of it."""
     if name == FLEX:
         return flex_contender(qkv, offsets, slopes)
     return lambda: packed_attention(qkv, offsets, length, slopes=slopes, backend=name), {}
@@ -206,7 +206,7 @@ def contender(
 def flex_contender(
     qkv: Tensor, offsets: Tensor, slopes: Tensor
 ) -> tuple[Callable[[], Tensor], dict[str, Any]]:
-    """FlexAttention on the packed batch, compiled, with a mask that keeps sequences apart."""
+    """Compile FlexAttention for the packed batch, with a mask that keeps sequences apart."""
     from torch.nn.attention import flex_attention as flex
 
     tokens = qkv.shape[0]
@@ -232,7 +232,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def flex_packed(
     qkv: Tensor, score: Callable[..., Tensor], block_mask: Any, attend: Callable[..., Tensor]
 ) -> Tensor:
-    """[T, H, 3, D] to [T, H, D] by `flex_attention`, compiled or not."""
+    """Attend by `flex_attention`, compiled or not: [T, H, 3, D] to [T, H, D]."""
     q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in qkv.unbind(2))  # each [1, H, T, D]
     return attend(q, k, v, score_mod=score, block_mask=block_mask).squeeze(0).transpose(0, 1)
 
@@ -240,7 +240,7 @@ def flex_packed(
 def flex_functions(
     offsets: Tensor, tokens: int, slopes: Tensor
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """Mask and score functions: whether two rows are of one sequence; ALiBi."""
+    """Return the mask, whether two rows are of one sequence, and the score with ALiBi."""
     sequence, _ = sequence_of_row(offsets, tokens)
 
     def same_sequence(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ def text(point: dict[str, Any]) -> str:
 
 
 def figure(record: Json) -> Figure:
-    """Time per token and share of the floor, forward and backward, against the length."""
+    """Draw time per token and share of the floor, forward and backward, against the length."""
     drawn, axes = panels(2, 2, "Attention, packed, bidirectional, ALiBi", record)
     points = sorted(record["points"], key=lambda point: point["sequence_length"])
     backends = list(dict.fromkeys(point["backend"] for point in points))
@@ -315,7 +315,7 @@ def table(record: Json) -> Rows:
 
 
 def headlines(record: Json) -> list[tuple[str, str]]:
-    """Every backend at the first length."""
+    """List every backend at the first length."""
     return [
         (f"{point['backend']} at {point['sequence_length']} tokens", text(point))
         for point in record["points"]

@@ -1,10 +1,10 @@
-"""`benchmark.py checkpoint`: what saving and resuming cost.
+"""What saving and resuming cost.
 
     python recipes/benchmark.py checkpoint --model rapidbert-base
     torchrun --nproc-per-node 2 recipes/benchmark.py checkpoint
 
 The engine, its checkpoints and its steps are those of pretraining; the micro-batch is tiny, which
-saving does not notice. Measured are, each several times:
+saving does not notice. Measured are, several times each:
 
 - the stall: how long training stands still while a checkpoint is begun;
 - the write: from there until the checkpoint is published, on disk and synchronised, while
@@ -50,11 +50,11 @@ from recipes.training.checkpoints.store import Checkpoints
 from recipes.training.progress import Progress
 
 REPEATS = 5
-"""Of saves, and of loads."""
+"""Number of saves, and of loads."""
 STEPS = 8
-"""Of one stretch of training, with or without a save at its beginning."""
+"""Steps of one stretch of training, with or without a save at its beginning."""
 SEQUENCES, SEQUENCE_LENGTH = 1, 64
-"""Of the micro-batches: little to compute, so that the state is what costs."""
+"""Size of a micro-batch: little to compute, so that the state is what costs."""
 SAVE_EVERY = 1000
 """Steps between checkpoints: the default of recipes/pretrain.py."""
 # RapidBERT-Base on one node of 8 x A100-80, 4,096 sequences of 128 tokens (appendix, Table S2).
@@ -76,14 +76,14 @@ class Settings(ModeSettings):
 
 
 def seconds_since_start() -> float:
-    """Since this process was started, the interpreter's own start and all imports included."""
+    """Count the seconds since this process was started, the imports included."""
     fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
     started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22: ticks since the system's boot
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def measure_saving(training: Trainer, directory: Path) -> dict[str, Any]:
-    """Stall, write and whole cost of a checkpoint, on rank 0; the last one stays in `directory`."""
+    """Measure stall, write and whole cost of a checkpoint; the last one stays in `directory`."""
     checkpoints = Checkpoints(directory, training.world, keep=1)
     steps, lost, work, timings = [], [], [], []
     for _ in range(REPEATS):
@@ -112,7 +112,7 @@ def measure_saving(training: Trainer, directory: Path) -> dict[str, Any]:
 
 
 def _stretch(training: Trainer, checkpoints: Checkpoints | None = None) -> np.ndarray:
-    """Some steps: `STEPS`, or as many as a checkpoint takes to be written.
+    """Do some steps: `STEPS`, or as many as a checkpoint takes to be written.
 
     Returns:
         Their seconds, their processor seconds on this rank, and their number, float64 [3].
@@ -131,7 +131,7 @@ def _stretch(training: Trainer, checkpoints: Checkpoints | None = None) -> np.nd
 
 
 def measure_loading(training: Trainer, directory: Path) -> list[float]:
-    """Seconds to verify and load the checkpoint in `directory`, its files read from the disk."""
+    """Measure the seconds to verify and load the checkpoint, its files read from the disk."""
     seconds = []
     for _ in range(REPEATS):
         if training.world.rank == 0:
@@ -152,12 +152,12 @@ def _forget_pages(directory: Path) -> None:
 
 
 def share_of_training(saving: dict[str, Any], processes: int) -> dict[str, Any]:
-    """What the seconds measured are of the training time at the default interval.
+    """Compute which share of the training time the seconds are at the default interval.
 
     On one node of eight GPUs, at the published step time. The node holds the state once, in eight
     parts, each the work of its own rank, written to one disk. So a rank has an eighth of the
     processor time; stall (memory bandwidth may be its limit) and write are taken as they are here,
-    where fewer processes do it all. Of each measurement the slowest.
+    where fewer processes do it all. The slowest of each measurement counts.
     """
     seconds = {
         "stall": saving["stall_seconds"]["max"],
@@ -185,7 +185,7 @@ SHARES = {
 
 
 def figure(record: Json) -> Figure:
-    """Seconds of a save and of a resume, and the share of the training time by interval."""
+    """Draw the seconds of a save and a resume, and the share of the training time by interval."""
     saving, resuming, share = record["saving"], record["resuming"], record["share_of_training"]
     title = f"Checkpoints of {record['settings']['model']}, {saving['gigabytes']:.2f} GB"
     drawn, ((seconds,), (shares,)) = panels(2, 1, title, record)
@@ -235,7 +235,7 @@ def figure(record: Json) -> Figure:
 
 
 def table(record: Json) -> Rows:
-    """The record in a few lines."""
+    """List the record in a few lines."""
     saving, resuming, share = record["saving"], record["resuming"], record["share_of_training"]
     parts = resuming["to_the_first_step"]
     return [
@@ -276,7 +276,7 @@ def table(record: Json) -> Rows:
 
 
 def headlines(record: Json) -> list[tuple[str, str]]:
-    """What a save costs."""
+    """List what a save costs."""
     wanted = ("checkpoint", "training stands still", "written", "verified and loaded")
     return [(name, value) for name, value in table(record) if name in wanted]
 

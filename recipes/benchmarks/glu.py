@@ -55,7 +55,7 @@ class Settings(ModeSettings):
 
 
 def blocks(model: ModelConfig) -> dict[str, ModelConfig]:
-    """The standard block's configuration and the gated ones', by name."""
+    """Return the configurations of the standard block and of the gated ones, by name."""
     return {
         STANDARD: replace(model, feed_forward="standard", ffn_dropout=0.0),
         "glu": replace(model, feed_forward="glu", ffn_dropout=0.0),
@@ -99,7 +99,7 @@ def measure_group(
     batches: Sequence[int],
     dtype: torch.dtype,
 ) -> None:
-    """Points of all models and batches, each beside a standard block of the same round."""
+    """Measure all models and batches, each beside a standard block of the same round."""
     built = {model: contenders(kernels, preset(model), record.device, dtype) for model in models}
     for batch in batches:
         for model, modules in built.items():
@@ -116,7 +116,7 @@ def measure_group(
 
 
 def feed_forward_parameters(model: ModelConfig) -> int:
-    """Weights and biases of one block."""
+    """Count the weights and biases of one block."""
     h, f = model.hidden_size, model.ffn_size
     return 2 * h * f + f + h if model.feed_forward == "standard" else 3 * h * f + h
 
@@ -124,7 +124,7 @@ def feed_forward_parameters(model: ModelConfig) -> int:
 def contenders(
     kernels: list[str], model: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> dict[tuple[str, str], nn.Module]:
-    """(kernels, block) to its module; the standard block is Megatron's own and has none of them."""
+    """Build the modules, by kernels and block; the standard block is Megatron's own."""
     chosen = [(STANDARD, "torch")]
     chosen += [(name, k) for k in kernels for name in blocks(model) if name != STANDARD]
     built = {}
@@ -143,7 +143,7 @@ def measure_blocks(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[dict[str, Any]]:
-    """Times of every block, and its slowdown beside the standard one."""
+    """Measure the times of every block, and its slowdown beside the standard one."""
     hidden_size: Any = next(iter(modules.values())).config.hidden_size  # type: ignore[union-attr]
     hidden = torch.randn(tokens, 1, hidden_size, device=device).to(dtype).requires_grad_()
     gradient = torch.randn_like(hidden)
@@ -174,7 +174,7 @@ def measure_blocks(
 
 
 def figure(record: Json) -> Figure:
-    """Slowdown against the batch size: a row for each model, forward left, both passes right."""
+    """Draw the slowdown against the batch size: a row per model, forward left, both right."""
     points = [point for point in record["points"] if point["block"] != STANDARD]
     models = list(dict.fromkeys(point["model"] for point in points))
     names = list(dict.fromkeys(point["block"] for point in points))
@@ -237,7 +237,7 @@ def table(record: Json) -> Rows:
 
 
 def headlines(record: Json) -> list[tuple[str, str]]:
-    """Slowdown of the fused block, as trained, at the first batch of each model."""
+    """List the slowdown of the fused block, as trained, at the first batch of each model."""
     lines: dict[tuple[str, str], tuple[str, str]] = {}
     for point in record["points"]:
         if point["block"] == "fused_glu":

@@ -52,7 +52,7 @@ class Settings(DataSettings):
 
 
 def measure_batches(shards: TokenShards, sequence_length: int, micro_batch: int) -> Json:
-    """Shards to finished micro-batches: rate, padding and shapes at one micro-batch size."""
+    """Make micro-batches of one size from shards; return rate, padding and number of shapes."""
     batches = MlmBatches(shards, sequence_length=sequence_length, seed=0, micro_batch=micro_batch)
     items = range(-(-PASS_SEQUENCES // micro_batch))
 
@@ -75,7 +75,7 @@ def measure_batches(shards: TokenShards, sequence_length: int, micro_batch: int)
 
 
 def measure_tokenizer(shards: TokenShards, tokenizer: Tokenizer) -> dict[str, float]:
-    """Text to tokens: MB (10**6 UTF-8 bytes) per second, on the first documents decoded."""
+    """Tokenise the first documents, decoded; return MB (10**6 UTF-8 bytes) per second."""
     shard = shards.shards[0]
     starts = (shard.pointers[:TOKENIZED_DOCUMENTS] // shard.tokens.itemsize).tolist()
     lengths = shard.lengths[:TOKENIZED_DOCUMENTS].tolist()
@@ -127,7 +127,7 @@ def measure(settings: Settings, record: Record) -> None:
 
 
 def figure(record: Json) -> Figure:
-    """Rate and padding against the micro-batch size."""
+    """Draw rate and padding against the micro-batch size."""
     points = record["batches"]
     sizes = [point["micro_batch"] for point in points]
     rates = [{k: v / 1e6 for k, v in point["tokens_per_second"].items()} for point in points]
@@ -199,7 +199,7 @@ def table(record: Json) -> Rows:
 
 
 def headlines(record: Json) -> list[tuple[str, str]]:
-    """What is fed at the micro-batch asked for."""
+    """List the rate at the micro-batch that was asked for."""
     (line,) = (value for name, value in table(record) if name == "shards to batches")
     return [("shards to batches", line)]
 

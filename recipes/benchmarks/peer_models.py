@@ -79,7 +79,7 @@ class PaddedRapidBERT(nn.Module):
         return _named(attention=attention, mlp=mlp)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of the labelled tokens, in nats."""
+        """Return the mean cross-entropy of the labelled tokens, in nats."""
         embeddings = self.bert.embeddings
         hidden = embeddings.word_embeddings(input_ids)
         hidden = hidden + embeddings.token_type_embeddings.weight[0]
@@ -96,7 +96,7 @@ class PaddedRapidBERT(nn.Module):
         return F.cross_entropy(head.decoder(hidden), labels[labels != IGNORED_LABEL])
 
     def _bias(self, attention_mask: Tensor) -> Tensor:
-        """[S, H, L, L]: ALiBi, and a very low score on padding keys."""
+        """Return ALiBi with a very low score on padding keys, [S, H, L, L]."""
         at = torch.arange(attention_mask.shape[1], device=attention_mask.device)
         alibi = -self.slopes[:, None, None] * (at[:, None] - at[None, :]).abs()  # [H, L, L]
         padding = (1.0 - attention_mask[:, None, None, :].float()) * -1e4  # [S, 1, 1, L]
@@ -110,7 +110,7 @@ class PaddedRapidBERT(nn.Module):
         bias: Tensor,
         wanted: Tensor | None = None,
     ) -> Tensor:
-        """One layer; behind its attention only the rows that are `wanted`, bool [T]."""
+        """Compute one layer; behind its attention only the rows that are `wanted`, bool [T]."""
         sequences, length = attention_mask.shape
         heads, dim = self.config.num_heads, self.config.head_dim
         real = attention_mask.flatten().nonzero().flatten()
@@ -134,7 +134,7 @@ class PaddedRapidBERT(nn.Module):
 
 
 class _LowPrecisionLayerNorm(nn.LayerNorm):
-    """Under autocast, which would compute it in fp32, in autocast's own precision."""
+    """LayerNorm that under autocast computes in autocast's precision, and not in fp32."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         kind = hidden.device.type
@@ -147,17 +147,17 @@ class _LowPrecisionLayerNorm(nn.LayerNorm):
 
 
 def _named(**children: nn.Module) -> nn.ModuleDict:
-    """A place in the tree of public names."""
+    """Make a place in the tree of public names."""
     return nn.ModuleDict(children)
 
 
 def _unpad(padded: Tensor, attention_mask: Tensor) -> Tensor:
-    """[S, L, ...] to [T, ...]."""
+    """Keep the real tokens: [S, L, ...] to [T, ...]."""
     return padded.flatten(0, 1)[attention_mask.flatten().nonzero().flatten()]
 
 
 def hugging_face_bert(toy: bool, ours: ModelConfig, attention: str) -> nn.Module:
-    """BertForMaskedLM of BERT-Base's size, or of our size and number of parameters."""
+    """Build BertForMaskedLM of BERT-Base's size, or of our size and number of parameters."""
     transformers = _transformers()
     sizes = _vocabulary(transformers.BertConfig(), ours)
     if toy:
@@ -178,7 +178,7 @@ def hugging_face_bert(toy: bool, ours: ModelConfig, attention: str) -> nn.Module
 
 
 def hugging_face_modernbert(toy: bool, ours: ModelConfig, attention: str | None) -> nn.Module:
-    """ModernBertForMaskedLM of ModernBERT-base's size, or near our number of parameters.
+    """Build ModernBertForMaskedLM of ModernBERT-base's size, or near our number of parameters.
 
     Args:
         attention: None for what transformers chooses itself.
@@ -209,7 +209,7 @@ def hugging_face_modernbert(toy: bool, ours: ModelConfig, attention: str | None)
 
 
 def _vocabulary(standard: Any, ours: ModelConfig) -> dict[str, Any]:
-    """The model's own, unless the data's is larger."""
+    """Return the size of the model's own vocabulary, or of the data's if that is larger."""
     return {"vocab_size": max(standard.vocab_size, ours.vocab_size)}
 
 
@@ -222,7 +222,7 @@ def _transformers() -> Any:
 
 
 def peers(toy: bool, ours: ModelConfig) -> dict[str, Callable[[], nn.Module]]:
-    """What builds each peer.
+    """Return what builds each peer.
 
     Args:
         toy: give the Hugging Face models about as many parameters as `ours`; else they are

@@ -92,7 +92,7 @@ class Peer:
         )
 
     def fits(self) -> bool:
-        """Whether one step fits into memory, in micro-batches halved until it does.
+        """Find out whether one step fits into memory, in micro-batches halved until it does.
 
         Raises:
             torch.cuda.OutOfMemoryError: not even one sequence does.
@@ -109,7 +109,7 @@ class Peer:
             self._use(self.micro_batch // 2)
 
     def step(self) -> None:
-        """One update."""
+        """Do one update."""
         micro_batches = next(self._steps)
         for padded in micro_batches:
             with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -121,7 +121,7 @@ class Peer:
 
 
 def pad_batch(batch: PackedBatch) -> dict[str, Tensor]:
-    """The same sequences and masks as `input_ids`, `attention_mask`, `labels`, int64 [S, L]."""
+    """Pad the sequences to `input_ids`, `attention_mask` and `labels`, int64 [S, L] each."""
     length = batch.max_sequence_length
     starts = batch.sequence_offsets[:-1].long().unsqueeze(1)
     lengths = batch.sequence_offsets.diff().long().unsqueeze(1)
@@ -197,7 +197,7 @@ def measure(settings: Settings, record: Record) -> None:
 
 
 def figure(record: Json) -> Figure:
-    """Real tokens per second of each, with the ratio to ours."""
+    """Draw real tokens per second of each, with the ratio to ours."""
     measured = {k: v for k, v in record["contenders"].items() if "ratio" in v}
     drawn, ((axes,),) = panels(
         1, 1, "Same tokens, same optimizer work", record, height=1.5 + 0.45 * len(measured)
@@ -243,7 +243,7 @@ def table(record: Json) -> Rows:
 
 
 def headlines(record: Json) -> list[tuple[str, str]]:
-    """Every contender."""
+    """List every contender."""
     return [
         (
             name,

@@ -12,7 +12,7 @@ from recipes.engine.world import World
 
 
 class PlainEngine:
-    """What DeepSpeed is compared with: the same step with torch's AdamW and nothing else.
+    """Engine that DeepSpeed is compared with: the same step with torch's AdamW and nothing else.
 
     In bf16 the gradients of micro-batches are summed, and AdamW works, on fp32 copies, as in the
     engine.
@@ -48,7 +48,7 @@ class PlainEngine:
         return self.module(*arguments, **named)
 
     def destroy(self) -> None:
-        """Nothing of it outlives it."""
+        """Do nothing: there are no hooks to take off, as DeepSpeed has."""
 
     def backward(self, loss: torch.Tensor, **_: Any) -> None:
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
@@ -58,7 +58,7 @@ class PlainEngine:
 
     @torch.no_grad()
     def step(self) -> None:
-        """After each micro-batch; updates the weights after the last one."""
+        """End a micro-batch; after the last one of a step, update the weights."""
         update = self.is_gradient_accumulation_boundary()
         if self._masters is not None:
             sums: list[Any] = [master.grad for master in self._masters]

@@ -14,7 +14,7 @@ from recipes.reporting import figures
 def panels(
     rows: int, columns: int, title: str, record: Mapping[str, Any], *, height: float = 3.2
 ) -> tuple[Figure, list[list[Axes]]]:
-    """An empty figure that says on what it was measured, and its axes [rows][columns]."""
+    """Return an empty figure that says where it was measured, and its axes [rows][columns]."""
     size = (9.5, 1.2 + height * rows)
     figure, grid = figures.panels(rows, columns, f"{title}\n", size=size)  # a line for `where`
     figure.text(0.01, 1 - 0.32 / figure.get_figheight(), where(record), fontsize=9, va="top")
@@ -22,7 +22,7 @@ def panels(
 
 
 def where(record: Mapping[str, Any]) -> str:
-    """Device and date in one line; a toy says that it is one."""
+    """Name device and date in one line; a toy says that it is one."""
     device = record["device"]
     if device == "cpu":
         threads = record["threads"]
@@ -32,6 +32,6 @@ def where(record: Mapping[str, Any]) -> str:
 
 
 def shown(values: Mapping[str, float], form: str = ",.1f", unit: float = 1.0) -> str:
-    """ "median (min to max)" of a spread, divided by `unit`."""
+    """Write a spread, divided by `unit`, as "median (min to max)"."""
     median, low, high = (format(values[key] / unit, form) for key in ("median", "min", "max"))
     return f"{median} ({low} to {high})"

@@ -44,7 +44,7 @@ COLORS = {
 
 
 def kernel_class(name: str) -> str:
-    """The class of a kernel's or an operator's name."""
+    """Tell the class of a kernel or an operator from its name."""
     for kind, pattern in CLASSES.items():
         if re.search(pattern, name, re.IGNORECASE):
             return kind
@@ -54,7 +54,7 @@ def kernel_class(name: str) -> str:
 def breakdown(
     step: Callable[[], object], step_seconds: float, device: torch.device
 ) -> dict[str, Any]:
-    """Seconds of one step by class, and the names that took the most.
+    """Measure the seconds of one step by class, and the names that took the most.
 
     Args:
         step: one optimizer step, warmed up.

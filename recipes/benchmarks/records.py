@@ -35,7 +35,7 @@ Json = dict[str, Any]
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it, or "unknown"."""
+    """Return the processor's name as the system gives it, or "unknown"."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text("utf-8").splitlines():
@@ -45,12 +45,12 @@ def cpu_name() -> str:
 
 
 def device_name() -> str:
-    """As the driver gives it, or "cpu"."""
+    """Return the GPU's name as the driver gives it, or "cpu"."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def environment() -> dict[str, Any]:
-    """What a rate depends on besides the settings: date, devices, versions and revision."""
+    """Return what a rate depends on besides the settings: date, devices, versions and revision."""
     found = versions()
     for package in OTHER_PACKAGES:
         try:
@@ -109,14 +109,14 @@ class Record:
         write_whole(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
 
     def out_of_time(self, what: str) -> bool:
-        """Whether the minutes are over, in which case `what` is noted as not run."""
+        """Say whether the minutes are over; if so, `what` is noted as not run."""
         if time.monotonic() < self._ends:
             return False
         self["not_run"][what] = "no time left"
         return True
 
     def here(self, what: str, check: Callable[..., None], *arguments: Any) -> bool:
-        """Whether `check(what, *arguments)` raises no `NotHere`; the reason is noted."""
+        """Say whether `check(what, *arguments)` raises no `NotHere`; a reason is noted."""
         try:
             check(what, *arguments)
         except NotHere as reason:
@@ -125,7 +125,7 @@ class Record:
         return True
 
     def attempt(self, what: str, work: Callable[..., Result], *arguments: Any) -> Result | None:
-        """What `work(*arguments)` returns, or None after noting why it did not end well.
+        """Return what `work(*arguments)` returns, or None after noting why it did not end well.
 
         What goes wrong with one contender must not cost the measurements of the others.
         """

@@ -91,7 +91,7 @@ def measure(settings: Settings, record: Record) -> None:
 def measure_length(
     setup: Setup, length: int, tokens: int, shards: TokenShards, world: World
 ) -> dict[str, Any]:
-    """Steps of one micro-batch of `tokens` tokens in sequences of `length`."""
+    """Measure steps of one micro-batch of `tokens` tokens in sequences of `length`."""
     sequences = max(1, tokens // length)
     batches = made_batches(shards, sequences, sequences, length, steps=3)
     with Trainer(setup, sequences, sequences, batches, world) as trainer:
@@ -100,7 +100,7 @@ def measure_length(
 
 
 def figure(record: Json) -> Figure:
-    """Tokens/s and sequences/s against the length, both logarithmic."""
+    """Draw tokens/s and sequences/s against the length."""
     drawn, ((tokens,), (sequences,)) = panels(
         2, 1, "Training throughput and sequence length", record
     )
@@ -155,7 +155,7 @@ def table(record: Json) -> Rows:
 
 
 def headlines(record: Json) -> list[tuple[str, str]]:
-    """The shortest and the longest of each model."""
+    """List the shortest and the longest sequences of each model."""
     lines = []
     for model in dict.fromkeys(point["model"] for point in record["points"]):
         points = [point for point in record["points"] if point["model"] == model]

@@ -179,7 +179,7 @@ def measure_row(
 
 
 def largest_micro_batch(setup: Setup, start: int, world: World) -> dict[str, Any]:
-    """Double from `start` until memory runs out; sequences that still fitted, and the GB they took.
+    """Double from `start` until memory runs out; return what still fitted, and the GB it took.
 
     Where not even `start` fits, halve instead.
     """
@@ -215,7 +215,7 @@ def rate(measured: dict[str, Any]) -> str:
 
 
 def figure(record: Json) -> Figure:
-    """Throughput of every row, and what the step of each model is made of."""
+    """Draw the throughput of every row, and what the step of each model is made of."""
     rows, parts = record["rows"], record["breakdowns"]
     drawn, ((speed,), (bars,)) = panels(2, 1, "Training throughput", record, height=3.8)
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -235,7 +235,7 @@ def figure(record: Json) -> Figure:
         labels.append(f"{row['micro_batch']}\n{row['global_batch']}")
     speed.set_xticks(range(len(rows)), labels, fontsize=8)
     speed.set_xlabel("micro-batch, below it the global batch (sequences of up to 128 tokens)")
-    speed.set_ylabel("thousand real tokens/s; MFU, where the peak is known")
+    speed.set_ylabel("thousand real tokens/s, and MFU")
     speed.margins(y=0.2)
     speed.grid(axis="x", visible=False)
     for number, model in enumerate(models):
@@ -246,7 +246,7 @@ def figure(record: Json) -> Figure:
 
 
 def stacked_bars(axes: Axes, parts: dict[str, tuple[dict[str, float], float]]) -> None:
-    """One bar per model: device time per real token by kernel class."""
+    """Draw one bar per model: device time per real token by kernel class."""
     names = list(parts)
     left = [0.0] * len(names)
     for kind, color in CLASS_COLORS.items():
@@ -285,7 +285,7 @@ def table(record: Json) -> Rows:
 
 
 def headlines(record: Json) -> list[tuple[str, str]]:
-    """The first row of each model, and what fits."""
+    """List the first row of each model, and the largest micro-batch that fits."""
     lines: dict[str, tuple[str, str]] = {}
     for row in record["rows"]:
         used = "" if row["mfu"] is None else f", MFU {row['mfu']:.1%}"

@@ -14,7 +14,7 @@ MAX_CALLS = 1000
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, slowest, fastest and the number of repeats."""
+    """Return median, least and largest value, and the number of repeats."""
     return {
         "median": statistics.median(values),
         "min": min(values),
@@ -24,9 +24,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(of: Sequence[float], to: Sequence[float]) -> dict[str, float]:
-    """Spread of the ratios within each round of alternating measurements.
+    """Return the spread of the ratios within each round of alternating measurements.
 
-    What slows a machine down for a while slows both down, and leaves their ratio.
+    What slows a machine down for a while slows both down, so their ratio stays.
     """
     return spread([a / b for a, b in zip(of, to, strict=True)])
 
@@ -52,8 +52,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_per_call(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Time of one of `calls` calls in a row: by CUDA events on a GPU, so without the host's share
-    where the host is ahead of the device; by the clock on the CPU."""
+    """Measure the time of one of `calls` calls in a row.
+
+    On a GPU by CUDA events, so that the host's work counts only where the device waits for it."""
     synchronize(device)
     if device.type == "cuda":
         began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
@@ -79,7 +80,7 @@ def alternate(
     seconds: float = 0.0,
     go_on: Callable[[dict[str, list[float]]], bool] = lambda times: True,
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, taking turns: A B C A B C ...
+    """Measure the seconds per call of contenders that take turns: A B C A B C ...
 
     Args:
         repeats: rounds that count; the calls before them, which compile and fill caches, do not.
@@ -106,7 +107,7 @@ def alternate(
 
 
 def release_memory() -> None:
-    """After what was measured is out of scope: give its device memory back."""
+    """Give back the device memory of what is out of scope."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

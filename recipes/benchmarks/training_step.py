@@ -75,7 +75,7 @@ class Setup:
 
 
 def recommended(model: str, record: Record) -> tuple[Setup, int]:
-    """The settings that `pretrain.py` takes for `model` here, and its JSON's micro-batch."""
+    """Return the setup that `pretrain.py` takes for `model` here, and its JSON's micro-batch."""
     config = CONFIGS / (f"{model.rpartition('-')[2]}.json" if record.gpu else TOY_CONFIG)
     sizes = {} if record.gpu else {"vocab_size": TOY_VOCABULARY}
     built = preset(model, **sizes)
@@ -91,7 +91,7 @@ def recommended(model: str, record: Record) -> tuple[Setup, int]:
 def training_data(
     data: Path | None, record: Record, *, mean_length: float = 400.0, documents: int = 20_000
 ) -> Iterator[TokenShards]:
-    """The shards of `data`, or of documents made up with C4's lengths."""
+    """Open the shards of `data`, or make some of documents with C4's lengths."""
     if data is not None:
         yield open_shards(data, "train")
         return
@@ -105,7 +105,7 @@ def training_data(
 
 @contextmanager
 def one_process() -> Iterator[World]:
-    """The world that everything is measured in.
+    """Set up the world of one process that everything is measured in.
 
     Raises:
         UserError: a launcher has started several processes.
@@ -122,12 +122,12 @@ def one_process() -> Iterator[World]:
 
 
 def check_attention_timed(backend: str, device: torch.device) -> None:
-    """Raises NotHere where `backend` does not run on `device` as in training."""
+    """Raise NotHere where `backend` does not run on `device` as in training."""
     _check_timed(check_backend, backend, device)
 
 
 def check_kernels_timed(kernels: str, device: torch.device) -> None:
-    """Raises NotHere where `kernels` do not run on `device` as in training."""
+    """Raise NotHere where `kernels` do not run on `device` as in training."""
     _check_timed(check_kernels, kernels, device)
 
 
@@ -192,12 +192,12 @@ class Trainer:
             vars(parameter).clear()  # methods of DeepSpeed's, bound to it
 
     def fits(self) -> bool:
-        """Whether a step fits into memory: True, or torch.cuda.OutOfMemoryError."""
+        """Do a step to see that it fits into memory: return True, or raise OutOfMemoryError."""
         self.step()
         return True
 
     def step(self) -> dict[str, int]:
-        """One optimizer step; what its global batch held.
+        """Do one optimizer step, and return what its global batch held.
 
         Raises:
             FloatingPointError: the gradient is not finite: that step is not what is to be timed.
@@ -224,14 +224,14 @@ class Trainer:
 def made_batches(
     shards: TokenShards, micro_batch: int, global_batch: int, sequence_length: int, steps: int
 ) -> list[PackedBatch]:
-    """Micro-batches of the first `steps` global batches, as pretraining would see them."""
+    """Make the micro-batches of the first `steps` global batches, as pretraining would see them."""
     dataset = MlmBatches(shards, sequence_length=sequence_length, seed=17, micro_batch=micro_batch)
     made = (dataset[item] for item in range(steps * global_batch // micro_batch))
     return [batch.pin_memory() if torch.cuda.is_available() else batch for batch in made]
 
 
 def full_batch(model: ModelConfig, micro_batch: int, sequence_length: int) -> PackedBatch:
-    """The largest micro-batch there can be: no sequence is short of a token, 31% are masked."""
+    """Make the largest micro-batch there can be: all sequences full, 31% of the tokens masked."""
     draw = torch.Generator().manual_seed(0)
     tokens = micro_batch * sequence_length
     positions = torch.arange(tokens)[torch.rand(tokens, generator=draw) < 0.31]
@@ -250,7 +250,7 @@ def full_batch(model: ModelConfig, micro_batch: int, sequence_length: int) -> Pa
 
 
 def measure_steps(trainer: Trainer, *, warm_up: int, repeats: int) -> dict[str, Any]:
-    """Time and memory of optimizer steps, each with the tokens that it held."""
+    """Measure time and memory of optimizer steps, each with the tokens that it held."""
     device = trainer.world.device
     for _ in range(warm_up):
         trainer.step()
@@ -266,8 +266,9 @@ def measure_steps(trainer: Trainer, *, warm_up: int, repeats: int) -> dict[str, 
 def step_rates(
     model: ModelConfig, seconds: list[float], held: list[dict[str, int]]
 ) -> dict[str, Any]:
-    """Rates of steps of `seconds` that held so many tokens; utilisations where the device's peak
-    is known."""
+    """Compute the rates of steps that took `seconds` and `held` so many tokens.
+
+    Utilisations are given where the device's peak is known."""
     rates = [counts["real_tokens"] / time for counts, time in zip(held, seconds, strict=True)]
     found: dict[str, Any] = {
         "step_seconds": spread(seconds),
@@ -295,7 +296,7 @@ def step_rates(
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """GB (1e9 bytes) at the most: of the device since the last reset, or of this process."""
+    """Return the peak in GB (1e9 bytes): of the device since the last reset, or of this process."""
     if device.type == "cuda":
         return {
             "peak_memory_allocated_gb": torch.cuda.max_memory_allocated(device) / 1e9,
@@ -305,5 +306,5 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def on_data(setup: Setup, shards: TokenShards) -> Setup:
-    """The setup with the data's vocabulary."""
+    """Return the setup with the data's vocabulary."""
     return replace(setup, model=replace(setup.model, vocab_size=shards.vocab_size))

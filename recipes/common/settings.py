@@ -169,18 +169,21 @@ def checked(check: Callable[[str], object], metavar: str = "TEXT") -> PrimitiveC
 
 
 def help_of(settings: type) -> Mapping[str, str]:
-    """The sentence under each field of a dataclass, by the field's name."""
-    [node] = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
-    assert isinstance(node, ast.ClassDef)
-    return {
-        field.target.id: inspect.cleandoc(text.value.value)
-        for field, text in zip(node.body, node.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
-    }
+    """The sentence under each field of a dataclass, by the field's name, those inherited first."""
+    said: dict[str, str] = {}
+    for owner in reversed(settings.__mro__[:-1]):
+        [node] = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(node, ast.ClassDef)
+        said |= {
+            field.target.id: inspect.cleandoc(text.value.value)
+            for field, text in zip(node.body, node.body[1:], strict=False)
+            if isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        }
+    return said
 
 
 class _Refused:
