@@ -26,13 +26,16 @@ written by `python docs/write_options.py` from the settings in the code; a test 
 """
 
 
-def commands() -> list[str]:
-    """The commands with settings, in the order of their names."""
-    return sorted(
-        path.stem
-        for path in (ROOT / "recipes").glob("*.py")
-        if hasattr(importlib.import_module(f"recipes.{path.stem}"), "Settings")
-    )
+def commands() -> Iterator[tuple[str, Any]]:
+    """The commands and the benchmark's modes, as they are typed, with their settings."""
+    for path in sorted((ROOT / "recipes").glob("*.py")):
+        module = importlib.import_module(f"recipes.{path.stem}")
+        if path.stem == "benchmark":
+            yield "benchmark.py all", module.run_all.Settings
+            for name in module.MODES:
+                yield f"benchmark.py {name}", module.mode_of(name).settings
+        elif hasattr(module, "Settings"):
+            yield path.name, module.Settings
 
 
 def rows(settings: Any) -> Iterator[str]:
@@ -68,10 +71,9 @@ def _default(field: dataclasses.Field[Any]) -> str:
 def page() -> str:
     """The whole page."""
     parts = [HEADER]
-    for command in commands():
-        settings = importlib.import_module(f"recipes.{command}").Settings
-        first = inspect.cleandoc(settings.__doc__ or "").splitlines()[0]
-        parts.append(f"## `{command}.py`\n\n{first}\n\n" + "\n".join(rows(settings)) + "\n")
+    for command, settings in commands():
+        first = " ".join(inspect.cleandoc(settings.__doc__ or "").partition("\n\n")[0].split())
+        parts.append(f"## `{command}`\n\n{first}\n\n" + "\n".join(rows(settings)) + "\n")
     return "\n".join(parts)
 
 
