@@ -70,6 +70,13 @@ def imports(files: dict[str, list[Path]]) -> Counter[tuple[str, str]]:
     return found
 
 
+def shown() -> str:
+    """What the picture shows, as text: it is written into the picture, for a test to compare."""
+    files = sources()
+    lines = [f"{c}: {' '.join(p.stem for p in paths)}" for c, paths in files.items()]
+    return "\n".join([*lines, *(f"{a} -> {b}" for a, b in sorted(imports(files)))])
+
+
 def draw(path: Path = PICTURE) -> None:
     """Writes the picture."""
     files = sources()
@@ -90,7 +97,10 @@ def draw(path: Path = PICTURE) -> None:
         axes.text(0.1, y + 0.86, chapter, weight="bold", size=12, va="center")
         axes.text(2.0, y + 0.86, CHAPTERS[chapter], size=10, va="center", color="#333")
         names = ", ".join(
-            p.stem if p.parent.name != "kernels" else f"kernels/{p.stem}" for p in files[chapter]
+            p.stem
+            if p.parent.name in CHAPTERS or p.parent.name == "recipes"
+            else f"{p.parent.name}/{p.stem}"
+            for p in files[chapter]
         )
         axes.text(
             0.1, y + 0.6, _wrapped(names), size=7.5, va="top", linespacing=1.1, family="monospace"
@@ -120,7 +130,7 @@ def draw(path: Path = PICTURE) -> None:
     axes.set_ylim(min(place.values()) - 0.2, 1.7)
     axes.axis("off")
     figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": ""})
+    figure.savefig(path, dpi=110, metadata={"Software": "", "Description": shown()})
     plt.close(figure)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md"]
@@ -45,4 +46,6 @@ def test_the_picture_shows_every_file_and_no_arrow_that_points_upwards(tmp_path)
     ]
     assert not upwards
     picture.draw(tmp_path / "architecture.png")
-    assert (tmp_path / "architecture.png").stat().st_size > 10_000
+    for path in (tmp_path / "architecture.png", picture.PICTURE):
+        with Image.open(path) as image:
+            assert image.text["Description"] == picture.shown(), "python docs/draw_architecture.py"
