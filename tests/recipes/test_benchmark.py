@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("start", [["recipes/benchmark.py"], ["-m", "recipes.benchmark"]])
 def test_faults_end_with_a_message_and_exit_code_2(start, tmp_path):
     command = [sys.executable, *start, "input", "--data", str(tmp_path / "nowhere")]
+    command += ["--output", str(tmp_path / "out")]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "nowhere" in ended.stderr and "Traceback" not in ended.stderr

@@ -70,6 +70,7 @@ def test_the_share_of_the_training_time_by_hand():
 
 def test_faults_are_named_at_once(tmp_path, monkeypatch):
     arguments = ["--model", "rapidbert-bse", "--deepspeed-config", "none.json"]
+    arguments += ["--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "checkpoint", *arguments])
     with pytest.raises(UserError) as refusal:
         benchmark.main()
