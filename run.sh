@@ -195,8 +195,9 @@ fi
 case $command in
   setup) ;;
   demo) demo ;;
-  # Two processes; a file's tests stay together, since they share what was trained for them.
-  test) exec "$python" -m pytest -n 2 --dist loadfile "$@" ;;
+  # Two processes; a file's tests stay together, since they share what was trained for them. The
+  # slowest files come first, as tests/conftest.py orders them.
+  test) exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" ;;
   bench) exec "$python" recipes/benchmark.py all --output docs/results "$@" ;;
   cram) exec "$python" recipes/cram.py "$@" ;;
   wheels) wheels "$@" ;;

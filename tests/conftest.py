@@ -2,8 +2,16 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     # Triton's interpreter computes the kernels on the CPU. Chosen when they are imported, so here.
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first: begun last, one would run alone for minutes."""
+    waits = {item.path for item in items if item.get_closest_marker("slurm")}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in waits, item.path not in slow))
