@@ -20,8 +20,10 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 Positional = tyro.conf.Positional[tuple[str, ...]]
 """A field that takes the words which belong to no option."""
 
+Takes = Literal["none", "one", "list"]
 Settings = TypeVar("Settings", bound="DataclassInstance")
 Value = TypeVar("Value")
 
@@ -75,15 +78,15 @@ def parse(
     words = [word for word in words if not word.startswith("--local-rank=")]
     known = dict(_options(settings))
     wrong = Faults()
+    missing: list[str] = []
     if not {"-h", "--help"}.intersection(words):
-        words = _without_unknown(words, known, wrong)
+        words = _readable(words, known, wrong, others=Positional in _kinds(settings))
         # A word for each that is missing, so that the values of the others are looked at as well.
-        wrong += _without_values(settings, words)
-        missing = [name for name, needed in known.items() if needed and not _given(name, words)]
-        wrong += [f"{name} is needed" for name in missing]
-        words += [word for name in missing for word in (name, "?")]
-    else:
-        missing = []
+        given = {word.partition("=")[0] for word in words}
+        missing = [name for name, each in known.items() if each.needed and name not in given]
+        empty = [name for name in missing if f"{name}: is empty" in wrong]
+        wrong += [f"{name} is needed" for name in missing if name not in empty]
+        words += [f"{name}=?" for name in missing]
     shown = settings if not {"-h", "--help"}.intersection(words) else _explained(settings)
     result = tyro.cli(
         shown,
@@ -253,57 +256,94 @@ def _hint(silent: bool) -> str | Callable[[str], str]:
     return "" if silent else "(default: {})".format
 
 
-def _options(settings: type[DataclassInstance]) -> Iterator[tuple[str, bool]]:
-    """Every option, and whether it must be given."""
-    types = get_type_hints(settings, include_extras=True)
-    for field in dataclasses.fields(settings):
-        if dataclasses.is_dataclass(inside := types[field.name]):
-            yield from _options(inside)  # type: ignore[arg-type]  # a type here, not an instance
-        elif inside != Positional:
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """What an option takes."""
+
+    needed: bool
+    """Whether it must be given."""
+    values: Takes
+
+
+_DASH = re.compile(r"-[^\d.\s]").match
+"""Finds words that look like an option, as negative numbers and dashes in a text do not."""
+
+
+def _kinds(settings: type[DataclassInstance]) -> list[Any]:
+    return list(get_type_hints(settings, include_extras=True).values())
+
+
+def _options(settings: type[DataclassInstance]) -> Iterator[tuple[str, _Option]]:
+    """Yield every option with what it takes."""
+    plain = get_type_hints(settings)
+    for field, kind in zip(dataclasses.fields(settings), _kinds(settings), strict=True):
+        if dataclasses.is_dataclass(kind):
+            yield from _options(kind)  # type: ignore[arg-type]  # a type here, not an instance
+        elif kind != Positional:
             missing = dataclasses.MISSING
-            yield option(field.name), field.default is missing and field.default_factory is missing
+            needed = field.default is missing and field.default_factory is missing
+            inside = plain[field.name]
+            many = get_origin(inside) is tuple
+            values: Takes = "none" if inside is bool else "list" if many else "one"
+            yield option(field.name), _Option(needed, values)
 
 
-def _without_unknown(words: Sequence[str], known: Mapping[str, bool], wrong: Faults) -> list[str]:
-    """The words without unknown options, their values and empty values, which become faults."""
+def _readable(
+    words: Sequence[str], known: Mapping[str, _Option], wrong: Faults, *, others: bool
+) -> list[str]:
+    """Return the words that can be read, those of no option first; the rest become faults.
+
+    Args:
+        wrong: takes unknown options and words, values that are missing, and lists given twice.
+        others: whether words of no option are taken.
+    """
+    before, groups = _by_option(words)
     kept: list[str] = []
-    of_known, name = True, ""
+    for name, values, equals in groups:
+        if name not in known:  # what stands behind it is its own
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            said = f"{name}={values[0]}" if equals else name
+            wrong.append(f"unknown argument {shorten(said)!r}{hint}")
+            continue
+        takes = known[name].values
+        if takes == "none" and equals:
+            wrong.append(
+                f"{name}={shorten(values[0])}: takes no value; give {name} or leave it out"
+            )
+            continue
+        count = {"none": 0, "one": 1, "list": len(values)}[takes]
+        own, rest = values[:count], values[count:]
+        if takes == "list":
+            own, rest = [v for v in own if not _DASH(v)], [v for v in own if _DASH(v)]
+        before += rest
+        if takes != "none" and (not own or "" in own):
+            wrong.append(f"{name}: is empty")
+        elif takes == "one":
+            kept.append(f"{name}={own[0]}")  # in one word, which may begin with a dash
+        else:
+            kept += [name, *own]
+    lists = [name for name, *_ in groups if name in known and known[name].values == "list"]
+    wrong += [given_again(name, n) for name, n in Counter(lists).items() if n > 1]
+    strays = [word for word in before if not others or _DASH(word)]
+    wrong += [f"unknown argument {shorten(word)!r}" for word in strays]
+    return [word for word in before if word not in strays] + kept
+
+
+def _by_option(words: Sequence[str]) -> tuple[list[str], list[tuple[str, list[str], bool]]]:
+    """Return the words before any option, and each option with those behind it.
+
+    The flag of each says whether its first value stands behind an equals sign.
+    """
+    before: list[str] = []
+    groups: list[tuple[str, list[str], bool]] = []
     for word in words:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
-            of_known = name in known
-            if not of_known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                wrong.append(f"unknown argument {shorten(word)!r}{hint}")
-            empty = bool(equals) and not value
+            groups.append((name, [value] if equals else [], bool(equals)))
         else:
-            empty = not word
-        if empty and of_known:
-            wrong.append(f"{name}: is empty")
-            kept = kept[:-1] if kept and kept[-1] == name else kept
-        elif of_known:
-            kept.append(word)
-    return kept
-
-
-def _without_values(settings: type[DataclassInstance], words: Sequence[str]) -> Iterator[str]:
-    """Name the lists that are empty (`--input $FILES`, unset) or of which the last would win."""
-    types = get_type_hints(settings)
-    for field in dataclasses.fields(settings):
-        kind, name = types[field.name], option(field.name)
-        if dataclasses.is_dataclass(kind):
-            yield from _without_values(kind, words)  # type: ignore[arg-type]  # as in _options
-        elif get_origin(kind) is tuple:
-            following = [words[at + 1 : at + 2] for at, word in enumerate(words) if word == name]
-            if any(not after or after[0].startswith("--") for after in following):
-                yield f"{name}: is empty"
-            if (times := sum(word.partition("=")[0] == name for word in words)) > 1:
-                yield given_again(name, times)
-
-
-def _given(name: str, words: Sequence[str]) -> bool:
-    return any(word.partition("=")[0] == name for word in words)
+            (groups[-1][1] if groups else before).append(word)
+    return before, groups
 
 
 def _refusals(settings: DataclassInstance) -> Iterator[tuple[str, str]]:

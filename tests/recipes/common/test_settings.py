@@ -113,7 +113,31 @@ def test_a_number_out_of_its_range_is_refused(value):
 
 @pytest.mark.parametrize("words", [["--output="], ["--output", ""]])
 def test_an_empty_value_is_what_an_unset_variable_leaves(words):
-    assert "--output: is empty" in faults_of(*words, "--model", "base")
+    assert faults_of(*words, "--model", "base") == ["--output: is empty"]
+
+
+def test_words_that_cannot_be_read_are_named_beside_all_other_faults():
+    words = ("stray", "--log-every", "--dry-run=no", "--documents", "split", "2", "--model", "bas")
+    assert faults_of(*words, "--input", "a", "--output") == [
+        "--log-every: is empty",
+        "--dry-run=no: takes no value; give --dry-run or leave it out",
+        "--output: is empty",
+        "unknown argument 'stray'",
+        "unknown argument '2'",
+        "--model bas: must be one of base, large; did you mean base?",
+    ]
+    assert faults_of(*MINIMAL, "-x", "--dry-run", "y", "--input", "a", "-z") == [
+        "unknown argument '-x'",
+        "unknown argument 'y'",
+        "unknown argument '-z'",
+    ]
+    with pytest.raises(UserError, match="unknown argument '-x'"):
+        parse(Said, ["a", "-x"])
+    assert parse(Said, ["- a", "-5 sheep"]).words == ("- a", "-5 sheep")
+
+
+def test_a_value_may_begin_with_a_dash():
+    assert parse(Settings, ["--output", "-x", "--model", "base"]).output == Path("-x")
 
 
 def test_an_abbreviation_is_no_option():
