@@ -148,11 +148,14 @@ processes() {
   if has_gpu; then nvidia-smi -L | grep -c GPU; else echo 2; fi
 }
 
-# DEMO_SEQUENCES and DEMO_TASKS make it smaller, for a first look in two minutes.
+# DEMO=small: every stage at its smallest, for a look at whether all of it works here.
 demo() {
-  local data=data/demo output=runs/demo sequences=${DEMO_SEQUENCES:-16000} tasks=()
-  read -ra tasks <<<"${DEMO_TASKS:-}"
-  ((${#tasks[@]} == 0)) || tasks=(--tasks "${tasks[@]}")
+  local data=data/demo output=runs/demo sequences=16000 tasks=()
+  # Higher than Table S1's learning rates, which are for models fifty times as large.
+  local finetuning=(--learning-rate 4e-4 --epochs 2 --batch-size 16)
+  if [[ ${DEMO:-} == small ]]; then
+    sequences=160 tasks=(--tasks cola) finetuning+=(--max-train 64)
+  fi
   say "1/5  text to tokenizer and token shards"
   "$python" recipes/prepare_data.py --output "$data" --vocab-size 4096 --validation-fraction 0.05
   say "2/5  pretraining, through the DeepSpeed launcher"
@@ -165,12 +168,11 @@ demo() {
   "$python" recipes/fill_mask.py --checkpoint "$output" --data "$data"
   say "4/5  finetuning on eight tasks made from the same text: stand-ins, not GLUE"
   "$python" recipes/stand_in_tasks.py --output data/demo-glue
-  # Higher than Table S1's learning rates, which are for models fifty times as large.
   "$python" recipes/glue.py --checkpoint "$output" --data data/demo-glue --seeds 1 "${tasks[@]}" \
-    -- --learning-rate 4e-4 --epochs 2 --batch-size 16
+    -- "${finetuning[@]}"
   # The control: the same architecture on the first task without pretraining.
   "$python" recipes/glue.py --checkpoint "$output" --data data/demo-glue --seeds 1 --tasks cola \
-    --from-scratch -- --learning-rate 4e-4 --epochs 2 --batch-size 16
+    --from-scratch -- "${finetuning[@]}"
   say "5/5  report"
   "$python" recipes/report.py "$output"
   echo

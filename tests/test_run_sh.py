@@ -53,7 +53,7 @@ def run_sh(checkout: Path, *words: str, **environment: str) -> subprocess.Comple
 @pytest.mark.slow
 def test_the_demo_at_its_smallest(checkout):
     with_this_environment(checkout)
-    ended = run_sh(checkout, DEMO_SEQUENCES="160", DEMO_TASKS="cola")
+    ended = run_sh(checkout, DEMO="small")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for stage in ("1/5", "2/5", "3/5", "4/5", "5/5"):
         assert f"== {stage}" in ended.stdout
