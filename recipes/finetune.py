@@ -33,7 +33,7 @@ from recipes.engine.rendezvous import launched_world_size
 from recipes.engine.world import World, initialize_world, on_first_rank, shut_down
 from recipes.tasks.classifier import build_engine, build_model, save_model, train_step
 from recipes.tasks.evaluation import cut_notes, encode_all, evaluate, predict_test
-from recipes.tasks.finetune_log import Progress, flat
+from recipes.tasks.finetune_log import FinetuneLog, by_set
 from recipes.tasks.finetune_memory import check_memory
 from recipes.tasks.finetune_result import is_done, remove_earlier, take_directory, write_result
 from recipes.tasks.finetune_settings import Settings
@@ -86,15 +86,15 @@ def finetune(work: Finetuning, world: World) -> None:
     engine = build_engine(build_model(work), work, world)
     total_steps = epochs * train.batches_per_epoch(batch_size)
     share = {"rank": world.data_parallel_rank, "world_size": world.data_parallel_size}
-    with Progress(work, world, total_steps, began) as progress:
+    with FinetuneLog(work, world, total_steps, began) as log:
         for epoch in range(epochs):
             for batch in train.training_batches(batch_size, seed=seed, epoch=epoch, **share):
-                learning_rate = progress.learning_rate
-                seed_dropout(seed, progress.step, 0, world.data_parallel_rank)
+                learning_rate = log.learning_rate
+                seed_dropout(seed, log.step, 0, world.data_parallel_rank)
                 loss, norm = train_step(engine, batch.to(world.device), learning_rate, world)
-                progress.trained(batch, learning_rate, loss, norm)
+                log.trained(batch, learning_rate, loss, norm)
             metrics = evaluate(engine.module, work, dev, world)
-            progress.evaluated(metrics)
+            log.evaluated(metrics)
     if world.rank == 0:
         remove_earlier(work)
     if work.saves_model:
@@ -102,9 +102,11 @@ def finetune(work: Finetuning, world: World) -> None:
     if work.settings.predict_test:
         predict_test(engine.module, work, world)
     if world.rank == 0:
-        steps, seconds = progress.step, progress.seconds
+        steps, seconds = log.step, log.seconds
         write_result(work, world, metrics, notes=notes, steps=steps, seconds=seconds)
-        shown = ", ".join(f"{name} {shown_measure(value)}" for name, value in flat(metrics).items())
+        shown = ", ".join(
+            f"{name} {shown_measure(value)}" for name, value in by_set(metrics).items()
+        )
         print(f"{work.name}: {shown}, {steps} steps, {seconds:.0f} s, {work.result}")
 
 

@@ -168,11 +168,6 @@ class MlmBatches(Dataset[PackedBatch]):
         self.token_bucket = _bucket(capacity)
         self.masked_bucket = _bucket(capacity * mask_probability)
 
-    @property
-    def epoch_sequences(self) -> int:
-        """Sequences in one pass over the split."""
-        return len(self.index)
-
     def __getitem__(self, item: int) -> PackedBatch:
         first = (item * self.world_size + self.rank) * self.micro_batch
         numbers, counters = self._stream(first)

@@ -53,7 +53,7 @@ RECIPE_KEYS = {
 }
 
 MOST_SEQUENCES = 100_000_000
-"""Of a batch: more would be no step but a run."""
+"""The largest batch that is accepted: more sequences than that are a whole run, not a step."""
 
 
 def read_config(path: Path, *, batch_sizes: bool = True) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def check_replicas(engine: Any, world: World) -> None:
 
 
 def checksum(module: nn.Module) -> int:
-    """Of the bits of all parameters: equal on ranks whose parameters are equal."""
+    """Add up the bits of all parameters: ranks whose parameters are equal get the same number."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     total = torch.zeros((), dtype=torch.int64, device=next(module.parameters()).device)
     for number, parameter in enumerate(module.parameters()):

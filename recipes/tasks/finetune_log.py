@@ -1,4 +1,4 @@
-"""How far a finetuning is: what it has trained on and measured, in its log."""
+"""The log of a finetuning: what it has trained on and measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recipes.training.run_log import RunLog
 from recipes.training.schedule import learning_rate
 
 
-class Progress:
+class FinetuneLog:
     """Counts steps, examples and tokens, and writes the log; closes it at the end of a `with`.
 
     Args:
@@ -33,7 +33,7 @@ class Progress:
             work.directory, total_steps=total_steps, rank=world.rank, hparams=work.identity
         )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> FinetuneLog:
         return self
 
     def __exit__(
@@ -47,7 +47,7 @@ class Progress:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Learning rate of the next step."""
         return learning_rate(
             self.step,
             self.total_steps,
@@ -91,14 +91,14 @@ class Progress:
 
     def evaluated(self, metrics: Metrics) -> None:
         """Log the metrics of an epoch; after the last one also beside the settings."""
-        scalars = flat(metrics)
+        scalars = by_set(metrics)
         self._log.eval(self.step, self.examples, self.tokens, self.seconds, scalars)
         if self.step == self.total_steps:
             self._log.summarize(self.work.identity, scalars)
 
 
-def flat(metrics: Metrics) -> dict[str, float]:
-    """Metrics by `set/metric`."""
+def by_set(metrics: Metrics) -> dict[str, float]:
+    """Return the metrics by `set/metric`."""
     return {
         f"{name}/{metric}": value for name, of in metrics.items() for metric, value in of.items()
     }

@@ -73,7 +73,7 @@ class Finetuning:
     tokenizer: Tokenizer
     deepspeed: dict[str, Any]
     scale: LabelScale | None
-    """Of a regression on data of one's own; None: the labels are learnt as they are."""
+    """Scale of the labels of a regression on own data; None: the labels are learnt as they are."""
     start_task: str | None
     """The task that the start was finetuned on; None for a pretrained one and from scratch."""
     start_notes: list[str]
@@ -91,7 +91,7 @@ class Finetuning:
 
     @property
     def directory(self) -> Path:
-        """Of everything beside the result: log, TensorBoard, model, test predictions."""
+        """Directory of everything beside the result: log, TensorBoard, model, test predictions."""
         return self.settings.output / self.name
 
     @property
@@ -189,7 +189,7 @@ def read_shared(settings: Settings, faults: Faults) -> Shared | None:
 
 
 def checksum(sets: Mapping[str, Examples], labels: tuple[str, ...] | None = None) -> str | None:
-    """Of every text and label of the sets and the classes' names; None where there are no sets."""
+    """Hash all texts, labels and names of classes of the sets; None where there are no sets."""
     digest = hashlib.sha256(repr(labels).encode())
     for name, examples in sorted(sets.items()):
         digest.update(repr((name, examples.first, examples.second)).encode())

@@ -72,7 +72,7 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """Of the classification head: classes, or 1 for a regression."""
+        """Outputs of the classification head: one for each class, or 1 for a regression."""
         return len(self.labels) if self.labels else 1
 
 

@@ -29,7 +29,7 @@ from recipes.tasks.example_files import (
 )
 
 FEW_CLASSES = 20
-"""So many different numbers may be classes without a word."""
+"""Up to so many different numbers as labels are taken for classes without a note."""
 LARGEST_SCORE = 1e37  # weights and predictions are fp32, which ends at 3.4e38
 SMALLEST_SPREAD = 1e-5  # of the size of the labels: fp32 tells 6e-8 of a number apart
 _MISSING = {"nan", "none", "null", "na", "n/a", "<na>"}

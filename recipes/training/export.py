@@ -192,33 +192,21 @@ def _lacking(directory: Path) -> str:
     return f"{missing}; a run writes its export/ when it has finished"
 
 
-def load_model(checkpoint: Path) -> RapidBertForMaskedLM:
-    """The exported masked language model in evaluation mode.
-
-    Raises:
-        UserError: as `read_tensors`, or weights that do not fit.
-    """
-    return _built(_read(checkpoint))
-
-
 def load_with_tokenizer(checkpoint: Path) -> tuple[RapidBertForMaskedLM, Tokenizer]:
-    """Likewise, with the tokenizer that it was trained with.
+    """Load an exported masked language model, for evaluation, and the tokenizer of its training.
 
     Raises:
-        UserError: also for another tokenizer, and for a classifier, which guesses no words.
+        UserError: as `read_tensors`; weights that do not fit; another tokenizer; a classifier,
+            which guesses no words.
     """
     found = _read(checkpoint)
     tokenizer = read_tokenizer(checkpoint, found.config, found.description)
     if "classifier.weight" in found.tensors:
         task = found.description.get("task", {}).get("name", "a task")
         raise UserError(f"{checkpoint}: finetuned on {task}; name the pretrained model it is from")
-    return _built(found), tokenizer
-
-
-def _built(found: Export) -> RapidBertForMaskedLM:
     model = RapidBertForMaskedLM(found.config)
     try:
         found.load_into(model, "masked_lm")
     except ValueError as error:
         raise UserError(str(error)) from None
-    return model.eval()
+    return model.eval(), tokenizer

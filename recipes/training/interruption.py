@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 STOP_FILE_SECONDS = 1.0
 """A look at a parallel file system in every step would be a load on it."""
 STARTUP_SECONDS = 1800.0
-"""For what is slow by nature: cold file systems, compilation, waiting for a slow disk."""
+"""Seconds for what is slow by nature: cold file systems, compilation, a slow disk."""
 
 
 class StopRequests:
@@ -135,11 +135,11 @@ class Watchdog:
         self._seconds = seconds
 
     def step(self) -> None:
-        """A step begins."""
+        """Watch over the step that begins now."""
         self._arm(self._seconds)
 
     def pause(self) -> None:
-        """Something begins that may take long: start-up, evaluation, saving."""
+        """Give more time, to what may take long: start-up, evaluation, saving."""
         self._arm(max(self._seconds, STARTUP_SECONDS))
 
     def close(self) -> None:

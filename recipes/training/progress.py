@@ -10,7 +10,7 @@ from recipes.engine.world import World
 
 MAX_SKIPPED_IN_A_ROW = 10
 MAX_SKIPPED_SHARE = 0.1
-"""Of all steps, in a run that ends well; a single one may be skipped in any."""
+"""Largest share of skipped steps in a run that ends well; one step may be skipped in any run."""
 CURE = "a lower --learning-rate or a longer --warmup-fraction is the usual cure, in a new --output."
 
 
@@ -31,7 +31,7 @@ class Progress:
     skipped_in_a_row: int = 0
     """How many of the newest steps had no update."""
     training_seconds: float = 0.0
-    """Of the wall time, without evaluation and saving; steps that ran again count once."""
+    """Wall time without evaluation and saving; steps that ran again count once."""
 
     def after_step(
         self, counts: dict[str, int], *, applied: bool, seconds: float, training_seconds: float

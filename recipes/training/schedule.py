@@ -112,7 +112,7 @@ class StepBudget:
         return self.begun >= self.total_steps
 
     def learning_rate(self, **shape: float) -> float:
-        """Of the step that has begun; `shape` as for `learning_rate`."""
+        """Return the rate of the step that has begun; `shape` as for `learning_rate`."""
         return learning_rate(self.begun - 1, self.total_steps, **shape)
 
     def reached(self, shares: Sequence[float]) -> list[float]:

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from recipes.engine.world import World
 
 SLOW = 1.5
-"""Times the median."""
+"""How many times the median forward pass makes a rank slow."""
 PATIENCE = 3
-"""Windows in a row: anything can be slow once."""
+"""A rank is named when it was slow in so many windows in a row: anything can be slow once."""
 
 
 class RankTimes:
@@ -38,7 +38,7 @@ class RankTimes:
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Around a forward pass; does not wait for the device."""
+        """Time the forward pass inside a `with`; does not wait for the device."""
         if self.world.device.type == "cuda":
             began, ended = (
                 torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has none
@@ -54,7 +54,7 @@ class RankTimes:
             self._forward.append(time.perf_counter() - start)
 
     def step(self, data_wait_seconds: float) -> None:
-        """A step is done."""
+        """Count a step and the seconds that it waited for its batches."""
         self._wait += data_wait_seconds
         self._steps += 1
 

@@ -76,7 +76,7 @@ class Checkpoints:
         self.facts = facts or {}
         self.identity = identity
         self.timings: dict[str, float] = {}
-        """Of the newest save: seconds that training stood still, seconds of writing, bytes."""
+        """Of the newest save: seconds that training stood still, seconds of writing, gigabytes."""
         self._world = world
         self._save: Save | None = None
         self._damaged: set[str] = set()

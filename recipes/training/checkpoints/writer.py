@@ -58,7 +58,7 @@ class Save(threading.Thread):
         self.written = threading.Event()
         """This rank's file is there, or `fault` says why not."""
         self.all_written = threading.Event()
-        """So is every other rank's: what rank 0 does not see soon, it will never see."""
+        """Every rank's file is there; a file that rank 0 does not see soon, it will never see."""
         self.published = threading.Event()
         """The whole checkpoint is there, or `fault` says why not; set on rank 0."""
         self.abandoned = threading.Event()

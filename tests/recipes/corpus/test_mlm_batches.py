@@ -77,10 +77,10 @@ def assert_equal(one: PackedBatch, other: PackedBatch):
 def test_an_epoch_holds_every_piece_exactly_once(train):
     batches = MlmBatches(train, sequence_length=LENGTH, seed=3, micro_batch=1)
     expected = all_pieces(train, LENGTH - 2)
-    assert batches.epoch_sequences == expected.total()
+    assert len(batches.index) == expected.total()
     for epoch in range(2):
-        first = epoch * batches.epoch_sequences
-        items = range(first, first + batches.epoch_sequences)
+        first = epoch * len(batches.index)
+        items = range(first, first + len(batches.index))
         found = Counter(restored(s) for i in items for s in sequences_of(batches[i]))
         assert found == expected
 
@@ -112,7 +112,7 @@ def global_step(shards, step, world_size, accumulation, micro_batch):
 def test_a_global_step_is_the_same_on_any_world_size(train, validation, world_size, accumulation):
     global_batch = 800
     micro_batch = global_batch // (world_size * accumulation)
-    epoch = MlmBatches(train, sequence_length=LENGTH, seed=0, micro_batch=1).epoch_sequences
+    epoch = len(MlmBatches(train, sequence_length=LENGTH, seed=0, micro_batch=1).index)
     across_epochs = epoch // global_batch
     assert across_epochs * global_batch < epoch < (across_epochs + 1) * global_batch
     # The validation split has fewer sequences than a global batch: one step sees several epochs.
@@ -144,8 +144,8 @@ def test_masks_are_the_documented_function_of_seed_position_and_place(train):
 def test_masks_change_with_the_epoch_and_the_seed(train):
     def masks(seed, epoch):
         batches = MlmBatches(train, sequence_length=LENGTH, seed=seed, micro_batch=1)
-        first = epoch * batches.epoch_sequences
-        items = range(first, first + batches.epoch_sequences)
+        first = epoch * len(batches.index)
+        items = range(first, first + len(batches.index))
         sequences = [s for i in items for s in sequences_of(batches[i])]
         # Long pieces are distinct, so that they name their document across epochs.
         return {restored(s): frozenset(s[1]) for s in sequences if len(s[0]) == LENGTH}

@@ -17,7 +17,7 @@ from recipes import fill_mask
 from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
 from recipes.reporting.masked_words import MASK, fill, held_out_sentences
-from recipes.training.export import load_model, load_with_tokenizer, write_export
+from recipes.training.export import load_with_tokenizer, write_export
 
 WORDS = "the quick brown fox jumps over a lazy dog while seven clever authors keep writing".split()
 
@@ -80,7 +80,7 @@ def test_every_mask_is_filled_and_text_without_one_refused(exported):
 def test_a_loaded_export_is_the_model(exported):
     model, tokenizer, export = exported
     for place in (export, export.parent):
-        loaded = load_model(place)
+        loaded, _ = load_with_tokenizer(place)
         again = fill(loaded, tokenizer, [f"the {MASK} dog"], top=5)
         assert again == fill(model, tokenizer, [f"the {MASK} dog"], top=5)
 

@@ -28,6 +28,7 @@ from pretrain_scenarios import (
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import load_file, save_file
 
+from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes import pretrain
 from recipes.common.errors import SaveError, UserError
@@ -482,7 +483,7 @@ def exported(settings: Settings) -> tuple[float, float]:
         one_step(run, world, engine, step)
     output = run.places.output
     export.export(engine, run.model, run.places.data, output, {"step": 2})
-    loaded = export.load_model(output)
+    loaded = RapidBertForMaskedLM.from_pretrained(output / "export")
     masters = weights(engine)
     weight_error = max(
         float((parameter - masters[name]).abs().max())
@@ -590,7 +591,7 @@ def test_a_damaged_export_is_refused(copy, damage, message):
 
 def load(run: Path) -> None:
     initialize_parallel()
-    export.load_model(run)
+    export.load_with_tokenizer(run)
 
 
 def test_an_export_with_unknown_settings_is_refused(copy):
