@@ -26,7 +26,7 @@ NOT_AFTER_DASHES = {
     "--export-at": "the exports at a quarter and at half of the time are what is compared",
     "--dry-run": "",
     "--gpus": "this machine's are taken",
-    "--help": "recipes/pretrain.py --help explains its options",
+    **dict.fromkeys(("--help", "-h"), "recipes/pretrain.py --help explains its options"),
 }
 """Options of pretraining that the comparison gives itself, and what to do instead."""
 

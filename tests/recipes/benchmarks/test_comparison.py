@@ -101,7 +101,7 @@ def test_every_fault_is_named_at_once(tmp_path):
 
 @pytest.mark.parametrize("option", NOT_AFTER_DASHES)
 def test_what_the_comparison_gives_itself_cannot_be_given_again(option, tmp_path):
-    for spelling in (f"{option}=x", option.replace("-", "_").replace("__", "--", 1)):
+    for spelling in (f"{option}=x", option[:2] + option[2:].replace("-", "_")):
         with pytest.raises(UserError, match=f"{option} after --: "):
             steps(tmp_path, "--", "--seed", "3", spelling)
 
