@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from recipes.reporting.figures import COLORS, DASHED, add_legend, stacked_panels
-from recipes.reporting.runs import Run, Values
+from recipes.reporting.runs import RecordedRun, Values
 
 BINS = 120
 """Points of a drawn curve; more records than twice that are drawn as means."""
 
 
-def loss_figure(runs: Sequence[Run]) -> Figure:
+def loss_figure(runs: Sequence[RecordedRun]) -> Figure:
     """Draw training and evaluation loss in nats against sequences, with the unigram entropy."""
     figure, (axes,) = stacked_panels(1, "Masked-language-model loss")
     first = min(run.steps[0]["sequences"] for run in runs)
@@ -55,7 +55,7 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def throughput_figure(runs: Sequence[Run]) -> Figure:
+def throughput_figure(runs: Sequence[RecordedRun]) -> Figure:
     """Draw real tokens per second, and the shares lost to padding and to waiting, by step."""
     figure, (speed, lost) = stacked_panels(2, "Throughput")
     for run, color, _ in _styled(runs):
@@ -79,7 +79,7 @@ def throughput_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _styled(runs: Sequence[Run]) -> Iterator[tuple[Run, str, str]]:
+def _styled(runs: Sequence[RecordedRun]) -> Iterator[tuple[RecordedRun, str, str]]:
     """Give each run its colour and the prefix of its labels, which is empty for a run alone."""
     for index, run in enumerate(runs):
         yield run, COLORS[index % len(COLORS)], f"{run.name}: " if len(runs) > 1 else ""

@@ -21,7 +21,7 @@ from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.reporting.figures import COLORS, DASHED, add_legend, panels, write_png
 from recipes.reporting.output import make_directory
-from recipes.reporting.runs import CONFIG_NAME, Run, Values, load_runs
+from recipes.reporting.runs import CONFIG_NAME, RecordedRun, Values, load_runs
 from recipes.reporting.scores import STAND_IN, Series, load_results, summarize
 from recipes.reporting.tables import aligned, markdown, shown
 from recipes.tasks.glue_tasks import TASKS
@@ -38,7 +38,7 @@ CLOCK = "time/training_seconds"
 class Contestant:
     """One model's run and scores."""
 
-    run: Run
+    run: RecordedRun
     control: Series
     """Scores after finetuning from random weights."""
     scores: list[tuple[float, Series]]

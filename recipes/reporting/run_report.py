@@ -9,12 +9,12 @@ from recipes.common.files import write_whole
 from recipes.reporting.curves import loss_figure, throughput_figure
 from recipes.reporting.figures import write_png
 from recipes.reporting.output import make_directory
-from recipes.reporting.runs import Run
+from recipes.reporting.runs import RecordedRun
 from recipes.reporting.tables import markdown, shown
 from recipes.training.run_log import duration
 
 
-def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+def table(runs: Sequence[RecordedRun]) -> list[tuple[str, ...]]:
     """Return a header of the runs' names, then a row for each quantity with its unit."""
     columns = [_column(run) for run in runs]
     names = list(columns[0])
@@ -24,7 +24,7 @@ def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     ]
 
 
-def _column(run: Run) -> dict[str, str]:
+def _column(run: RecordedRun) -> dict[str, str]:
     config, latest = run.config, max(run.steps + run.evals, key=lambda record: record["step"])
     total = config.get("total_steps")
     return {
@@ -49,7 +49,7 @@ def _column(run: Run) -> dict[str, str]:
     }
 
 
-def report(runs: Sequence[Run]) -> str:
+def report(runs: Sequence[RecordedRun]) -> str:
     """Return the report as Markdown."""
     lines = ["# Pretraining report", "", markdown(table(runs))]
     lines += ["", "![loss](loss.png)", "", "![throughput](throughput.png)"]
@@ -67,7 +67,7 @@ def report(runs: Sequence[Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(runs: Sequence[Run], output: Path) -> Path:
+def write_report(runs: Sequence[RecordedRun], output: Path) -> Path:
     """Write `report.md`, `loss.png` and `throughput.png` into a directory; return the report."""
     make_directory(output)
     write_png(output / "loss.png", loss_figure(runs))

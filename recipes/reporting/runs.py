@@ -24,7 +24,7 @@ NEEDED = ("model.name", "model.parameters", "world_size", "device", "data.unigra
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One run's records; `steps` and `evals` are those of `log.jsonl`, in order."""
 
     name: str
@@ -59,7 +59,7 @@ class Run:
         return float(statistics.median(values[skip:])) if len(values) > skip else None
 
 
-def load_runs(directories: Sequence[Path]) -> list[Run]:
+def load_runs(directories: Sequence[Path]) -> list[RecordedRun]:
     """Read the runs; torn lines of a log are left out and said on stderr.
 
     Raises:
@@ -74,14 +74,14 @@ def load_runs(directories: Sequence[Path]) -> list[Run]:
     return [run for run in runs if run is not None]
 
 
-def _load_run(directory: Path, name: str) -> Run:
+def _load_run(directory: Path, name: str) -> RecordedRun:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
     faults = Faults()
     config = faults.attempt(lambda: _read_config(directory)) or {}
     records = faults.attempt(lambda: _read_log(directory)) or []
     faults.stop()
-    return Run(
+    return RecordedRun(
         name=name,
         config=config,
         steps=[record for record in records if "loss/train" in record],

@@ -27,7 +27,7 @@ from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.reporting.figures import COLORS, add_legend, stacked_panels, write_png
 from recipes.reporting.output import make_directory
-from recipes.reporting.runs import Run, load_runs
+from recipes.reporting.runs import RecordedRun, load_runs
 from recipes.reporting.tables import aligned, shown
 from recipes.reporting.tables import markdown as markdown_table
 
@@ -47,7 +47,7 @@ class Point:
     devices: int
     batch: int
     """Sequences per global batch that were asked for: 200 devices do not divide 4,096."""
-    run: Run
+    run: RecordedRun
 
     @property
     def speed(self) -> float:
