@@ -328,11 +328,8 @@ def _check_fit(work: Finetuning, world_size: int) -> None:
             f"a batch of {task.batch_size} examples on {world_size} processes: at most "
             f"{task.batch_size} can share it"
         )
-    if config.positions == "learned" and settings.max_length > config.max_positions:
-        faults.append(
-            f"--max-length {settings.max_length}: {config.name} has learned positions for "
-            f"{config.max_positions} tokens at most"
-        )
+    if refusal := config.why_not_length(settings.max_length):
+        faults.append(f"--max-length {settings.max_length}: {refusal}")
     if export_directory(settings.checkpoint).resolve() == (work.directory / "export").resolve():
         faults.append(
             f"--checkpoint {settings.checkpoint}: this finetuning would overwrite it; give "
