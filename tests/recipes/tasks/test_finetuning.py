@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.config import ModelConfig
 from recipes.common.errors import Faults, UserError
 from recipes.common.settings import parse
 from recipes.tasks.classifier import build_model
@@ -144,6 +145,17 @@ def test_a_task_or_files_must_be_named(finetune_place):
     options = ["--checkpoint", str(finetune_place / "run"), "--output", str(finetune_place / "o")]
     with pytest.raises(UserError, match="give --task, or --train-file and --dev-file"):
         resolve(parse(Settings, options), 1)
+
+
+def test_what_the_model_and_the_processes_cannot_do_is_refused_together(
+    finetune_place, monkeypatch
+):
+    monkeypatch.setattr(ModelConfig, "why_not_length", lambda self, tokens: f"{tokens} are many")
+    words = ("--batch-size", "2", "--max-length", "99")
+    assert faults(finetune_place, *words, world_size=3) == [
+        "a batch of 2 examples on 3 processes: at most 2 can share it",
+        "--max-length 99: 99 are many",
+    ]
 
 
 def test_a_start_is_not_overwritten(finetune_place, tmp_path):
