@@ -27,6 +27,7 @@ CHAPTERS = {
     "planning": "memory and time of a run, foretold",
     "training": "settings, step, schedule, checkpoints, log",
     "engine": "process groups, DeepSpeed JSON, batch plan",
+    "interop": "exports for and weights from other software",
     "corpus": "text → tokenizer → shards → masked batches",
     "common": "settings, errors, files, locks, processes",
     "model": "the library: padding → attention → layer → heads → loss",
