@@ -98,7 +98,7 @@ def finetune(work: Finetuning, world: World) -> None:
     if world.rank == 0:
         remove_earlier(work)
     if work.saves_model:
-        save_model(engine, work)
+        save_model(engine, work, metrics)
     if work.settings.predict_test:
         predict_test(engine.module, work, world)
     if world.rank == 0:

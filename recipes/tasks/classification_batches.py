@@ -20,6 +20,8 @@ from recipes.common.hashing import hash64
 from recipes.corpus.tokenizer import Tokenizer
 
 LENGTH_MULTIPLE = 64
+ATTENTION_LENGTH = 512
+"""Tokens up to which memory grows with the length of sequences."""
 _POOL_BATCHES = 32
 
 
@@ -128,6 +130,23 @@ class EncodedExamples:
         order = np.argsort(self.lengths, kind="stable")
         for begin in range(0, len(order), batch_size):
             yield self._pack(order[begin : begin + batch_size], batch_size, rank, world_size)
+
+    def batches_within(self, places: int, multiple: int) -> Iterator[ClassificationBatch]:
+        """Every example once, by length: as many to a batch as are within so many places.
+
+        Each example of a batch takes as many places as the longest one in it, rounded up to the
+        multiple, and beyond `ATTENTION_LENGTH` more, as attention's scores grow with the square.
+        An example that alone takes more is a batch of its own.
+        """
+        order = np.argsort(self.lengths, kind="stable")
+        end = len(order)
+        while end:
+            rounded = -(-int(self.lengths[order[end - 1]]) // multiple) * multiple
+            length = min(rounded, self.max_length)
+            each = length * max(1, length / ATTENTION_LENGTH)
+            rows = order[max(0, end - max(1, int(places // each))) : end]
+            yield replace(self._pack(rows, len(rows), 0, 1), max_sequence_length=length)
+            end -= len(rows)
 
     def batches_per_epoch(self, batch_size: int) -> int:
         full, rest = divmod(len(self), _POOL_BATCHES * batch_size)

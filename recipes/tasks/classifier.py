@@ -17,6 +17,7 @@ from recipes.engine import engine as engines
 from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import ClassificationBatch
+from recipes.tasks.evaluation import Metrics
 from recipes.tasks.finetuning import Finetuning
 from recipes.tasks.glue_tasks import Task
 from recipes.training.export import export
@@ -94,10 +95,25 @@ def train_step(
     return total.item() / batch.global_examples, float(update.norm)
 
 
-def save_model(engine: Any, work: Finetuning) -> None:
-    """Write `<task>-seed<k>/export`, from which other tasks can start. Call on every rank."""
+def save_model(engine: Any, work: Finetuning, metrics: Metrics) -> None:
+    """Write `<task>-seed<k>/export`, for other tasks to start from and for use on new data.
+
+    Call on every rank.
+
+    Args:
+        metrics: those of the last epoch, for the export to say.
+    """
     facts = {
-        "task": {"name": work.task.name, "labels": work.task.labels},
+        "task": {
+            "name": work.task.name,
+            "labels": work.task.labels,
+            "text_columns": work.task.text_columns,
+            "max_length": work.settings.max_length,
+            "metrics": metrics,
+            "stand_in": work.data.stand_in,
+            "seed": work.settings.seed,
+            "train_examples": len(work.data.train),
+        },
         "tokenizer": work.identity["tokenizer"],
         "git_revision": git_revision(),
     }

@@ -230,7 +230,7 @@ def read_tsv(
             if not first:
                 return
             header, start = first.split("\t"), 2
-        picked = _positions(path, header, columns)
+        picked = positions(path, header, columns)
         for number, raw in enumerate(file, start):
             try:
                 line = raw.removesuffix(b"\n").removesuffix(b"\r").decode()
@@ -249,11 +249,11 @@ def read_tsv(
 def _read_csv(path: Path, columns: Sequence[str], reading: Reading) -> None:
     csv.field_size_limit(1 << 24)  # the default, 128 KiB, is less than a long document
     with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as file:
-        records = _csv_records(path, file)
+        records = csv_records(path, file)
         _, header = next(records, (0, None))
         if header is None:
             return
-        picked = _positions(path, header, columns)
+        picked = positions(path, header, columns)
         for begin, fields in records:
             if len(fields) == len(header):
                 reading.add(begin, [fields[i] for i in picked])
@@ -261,7 +261,7 @@ def _read_csv(path: Path, columns: Sequence[str], reading: Reading) -> None:
                 reading.reject(begin, f"{len(fields)} columns, not {len(header)}")
 
 
-def _csv_records(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+def csv_records(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     """Every record, with the line where it begins; with the quote that never ends, too."""
     records = csv.reader(file, strict=True)
     while True:
@@ -284,11 +284,11 @@ def _read_json_lines(path: Path, columns: Sequence[str], reading: Reading) -> No
                 continue
             try:
                 record = json.loads(
-                    line.removeprefix(b"\xef\xbb\xbf"), object_pairs_hook=_UniqueKeys
+                    line.removeprefix(b"\xef\xbb\xbf"), object_pairs_hook=UniqueKeys
                 )
             except (ValueError, RecursionError):
                 record = None
-            if not isinstance(record, _UniqueKeys):
+            if not isinstance(record, UniqueKeys):
                 reading.reject(number, "not a JSON object")
             elif twice := [column for column in columns if column in record.twice]:
                 reading.reject(number, f"{twice[0]!r} is there twice")
@@ -298,7 +298,7 @@ def _read_json_lines(path: Path, columns: Sequence[str], reading: Reading) -> No
                 reading.add(number, [record[column] for column in columns])
 
 
-class _UniqueKeys(dict[str, Any]):
+class UniqueKeys(dict[str, Any]):
     """A JSON object; of a key that is there twice, only the last value would be seen."""
 
     def __init__(self, pairs: list[tuple[str, Any]]):
@@ -307,7 +307,7 @@ class _UniqueKeys(dict[str, Any]):
         self.twice = {key for key in keys if keys.count(key) > 1} if len(self) < len(keys) else ()
 
 
-def _positions(path: Path, header: Sequence[str], columns: Sequence[str]) -> list[int]:
+def positions(path: Path, header: Sequence[str], columns: Sequence[str]) -> list[int]:
     missing = [column for column in columns if column not in header]
     if missing:
         raise UserError(f"{path}: {no_columns(missing, header)}{_other_separator(header)}")

@@ -116,11 +116,12 @@ def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict
     Raises:
         UserError: no export there, or a damaged one.
     """
-    found = _read(checkpoint)
+    found = open_export(checkpoint)
     return found.config, found.tensors, found.description
 
 
-def _read(checkpoint: Path) -> Export:
+def open_export(checkpoint: Path) -> Export:
+    """Read an export, as `read_tensors`."""
     directory = export_directory(checkpoint)
     try:
         return read_export(directory)
@@ -199,7 +200,7 @@ def load_with_tokenizer(checkpoint: Path) -> tuple[RapidBertForMaskedLM, Tokeniz
         UserError: as `read_tensors`; weights that do not fit; another tokenizer; a classifier,
             which guesses no words.
     """
-    found = _read(checkpoint)
+    found = open_export(checkpoint)
     tokenizer = read_tokenizer(checkpoint, found.config, found.description)
     if "classifier.weight" in found.tensors:
         task = found.description.get("task", {}).get("name", "a task")

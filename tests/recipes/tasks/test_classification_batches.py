@@ -106,3 +106,19 @@ def test_what_is_cut_is_counted():
     assert (examples.cut, examples.longest, examples.max_length) == (2, 32, 16)
     examples = encoded(["a" * 30, "b"], ["c" * 30, "d"])
     assert (examples.cut, examples.longest) == (1, 63)
+
+
+@given(st.lists(st.integers(0, 700), max_size=60), st.integers(1, 5000))
+def test_batches_within_hold_every_example_once_and_keep_to_their_places(lengths, places):
+    examples = encoded(["a" * length for length in lengths], None, max_length=600)
+    seen = []
+    for batch in examples.batches_within(places, 8):
+        longest = max(len(examples.ids[row]) for row in batch.rows)
+        assert longest <= batch.max_sequence_length < longest + 8
+        taken = len(batch.rows) * batch.max_sequence_length
+        taken *= max(1, batch.max_sequence_length / 512)
+        assert taken <= places or len(batch.rows) == 1
+        ids = np.concatenate([examples.ids[row] for row in batch.rows])
+        assert batch.input_ids.tolist() == ids.tolist()
+        seen += batch.rows.tolist()
+    assert sorted(seen) == list(range(len(lengths)))
