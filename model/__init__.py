@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .config import PRESETS, ModelConfig, ModelOptions, preset
     from .encoder import RapidBert
     from .masked_lm import RapidBertForMaskedLM
+    from .sentence_encoder import RapidBertForSentenceEmbedding
+    from .span_classifier import RapidBertForQuestionAnswering
 
 __all__ = [
     "PRESETS",
@@ -33,6 +35,8 @@ __all__ = [
     "ModelOptions",
     "RapidBert",
     "RapidBertForMaskedLM",
+    "RapidBertForQuestionAnswering",
+    "RapidBertForSentenceEmbedding",
     "RapidBertForSequenceClassification",
     "preset",
 ]
@@ -43,6 +47,8 @@ _FILES = {
     "ModelOptions": "config",
     "RapidBert": "encoder",
     "RapidBertForMaskedLM": "masked_lm",
+    "RapidBertForQuestionAnswering": "span_classifier",
+    "RapidBertForSentenceEmbedding": "sentence_encoder",
     "RapidBertForSequenceClassification": "classifier",
     "preset": "config",
 }
