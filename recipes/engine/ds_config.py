@@ -40,6 +40,9 @@ JSON_KEYS: dict[str, Any] = {
 # What of it decides numbers, beyond the order in which they are summed.
 NUMERIC_KEYS = ("bf16", "data_types", "communication_data_type")
 
+# Of these, what changes how sums are stored on the way and not one bit of them.
+SPEED_KEYS = {"bf16": ("immediate_grad_update",)}
+
 # Keys DeepSpeed knows and this recipe sets elsewhere.
 RECIPE_KEYS = {
     "optimizer": "the recipe builds AdamW: --learning-rate, --weight-decay",
@@ -193,6 +196,15 @@ def _zero_faults(section: dict[str, Any]) -> list[str]:
 def _enabled(config: dict[str, Any], section: str) -> bool:
     value = config.get(section, {})
     return isinstance(value, dict) and value.get("enabled") is True
+
+
+def numeric_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what of the configuration decides numbers; None for a section that is not there."""
+    found = {key: config.get(key) for key in NUMERIC_KEYS}
+    for key, names in SPEED_KEYS.items():
+        if isinstance(found[key], dict):
+            found[key] = {name: value for name, value in found[key].items() if name not in names}
+    return found
 
 
 def precision(config: dict[str, Any]) -> str:

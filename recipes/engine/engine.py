@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import socket
 import statistics
@@ -76,11 +77,31 @@ def build_engine(
             "gradient_accumulation_steps": plan.accumulation,
             "gradient_clipping": 0.0,
             "zero_allow_untested_optimizer": True,
+            # It waits for the device twice in every micro-step.
+            "timers": {"throughput": {"enabled": False}},
         },
         dist_init_required=False,
         mpu=MegatronTopology() if world.tensor_parallel_size > 1 else None,
     )
+    if getattr(engine.optimizer, "immediate_grad_update", False):
+        engine.optimizer._update_hp_grad = functools.partial(_accumulate, engine.optimizer)
     return engine
+
+
+def _accumulate(
+    optimizer: Any, parameter: nn.Parameter, group: int, index: int, clear_lp_grads: bool
+) -> None:
+    """Add a bf16 gradient to the fp32 sum of the micro-batches, in place of DeepSpeed's own.
+
+    DeepSpeed's makes an fp32 copy of the gradient first: 18 bytes moved per parameter and
+    micro-batch. This moves 10: it reads 2 and 4, and writes 4. The sums are the same to the bit.
+    """
+    if parameter.grad is None:
+        return
+    total = optimizer.fp32_groups_gradients[group][index]
+    total.data.add_(parameter.grad.data.view(total.shape))
+    parameter._hp_grad = total  # type: ignore[attr-defined]  # where DeepSpeed looks for it
+    optimizer.fp32_groups_has_gradients[group][index] = True
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:

@@ -171,7 +171,9 @@ def state_bytes(parameters: int, deepspeed: dict[str, Any], ranks: int) -> tuple
         optimizer = (12 if stage else 8) * shard
         return 4 * parameters, 4 * (shard if stage == 2 else parameters), optimizer
     accumulation = deepspeed.get("data_types", {}).get("grad_accum_dtype")
-    gradients = 2 * parameters
+    # Added to the fp32 sum as soon as it is there, a gradient in bf16 does not stay.
+    immediate = deepspeed["bf16"].get("immediate_grad_update") and accumulation == "fp32"
+    gradients = 0 if immediate and stage == 1 else 2 * parameters
     if stage == 2:
         gradients = (4 if accumulation == "fp32" else 2) * shard
     elif accumulation == "fp32":

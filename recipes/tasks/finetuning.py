@@ -17,7 +17,7 @@ from model.weights import from_public
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import sha256
 from recipes.corpus.tokenizer import Tokenizer
-from recipes.engine.ds_config import NUMERIC_KEYS, precision, read_config
+from recipes.engine.ds_config import numeric_settings, precision, read_config
 from recipes.engine.kernel_choice import KernelChoice
 from recipes.tasks.classification_data import TaskData, load_task
 from recipes.tasks.example_files import Examples
@@ -311,7 +311,7 @@ def _identity(
         "warmup_fraction": WARMUP_FRACTION,
         "train_examples": len(data.train),
         "precision": precision(shared.deepspeed),
-        "deepspeed": {key: shared.deepspeed.get(key) for key in NUMERIC_KEYS},
+        "deepspeed": numeric_settings(shared.deepspeed),
         "tokenizer": shared.start.description["tokenizer"],
         "model": shared.start.config.to_dict(),
     }

@@ -10,7 +10,7 @@ from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.locks import lock
 from recipes.common.settings import flat
-from recipes.engine.ds_config import NUMERIC_KEYS, precision
+from recipes.engine.ds_config import numeric_settings, precision
 from recipes.engine.world import World, on_first_rank
 from recipes.training.checkpoints.manifest import has_checkpointed, identities
 from recipes.training.provenance import git_revision, versions
@@ -112,7 +112,7 @@ def identity(run: Run) -> dict[str, Any]:
             **flat(run.identity),
             **{f"model.{name}": value for name, value in run.model.to_dict().items()},
             "global_batch": run.plan.global_batch,
-            **{f"deepspeed.{key}": run.deepspeed.get(key) for key in NUMERIC_KEYS},
+            **{f"deepspeed.{k}": value for k, value in numeric_settings(run.deepspeed).items()},
             "tokenizer": manifest["tokenizer"]["fingerprint"],
             "train_shards": [shard["bin_sha256"] for shard in splits["train"]["shards"]],
             "train_indexes": [shard["idx_sha256"] for shard in splits["train"]["shards"]],

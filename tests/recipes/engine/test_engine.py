@@ -24,7 +24,9 @@ from pretrain_scenarios import (
     write_config,
     write_data,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import layer
 from model.config import PRESETS
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
@@ -35,7 +37,8 @@ from recipes.engine.engine import build_engine
 from recipes.engine.world import World, shut_down
 from recipes.training.run import resolve
 from recipes.training.settings import Settings
-from recipes.training.step import training_batches
+from recipes.training.step import global_counts, next_step, train_step, training_batches
+from recipes.training.stragglers import RankTimes
 
 CONFIGS = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.json"))
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -119,6 +122,85 @@ def test_full_precision_parameters_are_the_master_weights(data, tmp_path):
     config = write_config(tmp_path, 8, 4, 1, **BF16)
     settings = settings_of(data, tmp_path / "run", config)
     assert values(run_world(2, masters, settings)) == [True, True]
+
+
+def weights_after(settings: Settings, steps: int) -> dict[str, torch.Tensor]:
+    run, world, engine = build(settings)
+    for step in range(steps):
+        one_step(run, world, engine, step)
+    found = weights(engine)
+    shut_down()
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gradients_summed_in_one_pass_are_the_same_to_the_bit(data, tmp_path, ranks):
+    """DeepSpeed's own sum, which copies every gradient to fp32 first, against ours."""
+    immediate = {**BF16, "bf16": {"enabled": True, "immediate_grad_update": True}}
+    after = []
+    for number, keys in enumerate((BF16, immediate)):
+        (tmp_path / str(number)).mkdir()
+        config = write_config(tmp_path / str(number), 8, 8 // ranks // 4, 1, **keys)
+        settings = settings_of(data, tmp_path / "run", config, model="dropout-tiny")
+        after.append(values(run_world(ranks, weights_after, settings, 3))[0])
+    assert after[0].keys() == after[1].keys()
+    assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: numbers read from it, shapes that follow from
+    its data, copies back, and `synchronize`.
+    """
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        if name.startswith(self.WAITING):
+            self.found.append(name)
+        return function(*arguments, **(keywords or {}))
+
+
+def waits(settings: Settings) -> list[list[str]]:
+    """What each of five steps waits for; DeepSpeed's timer would begin in the third."""
+    run, world, engine = build(settings)
+    attend = layer.packed_attention
+
+    def attend_uncounted(*arguments, **keywords):
+        with (
+            torch.utils._python_dispatch._disable_current_modes()
+        ):  # on the CPU it asks for lengths
+            return attend(*arguments, **keywords)
+
+    layer.packed_attention = attend_uncounted
+    device = deepspeed.accelerator.get_accelerator()
+    batches = training_batches(run, world, 0)
+    found = []
+    for step in range(5):
+        micro_batches, _ = next_step(batches, run.plan.accumulation, world)
+        counts, _ = global_counts(micro_batches, {}, world)
+        with Waits() as counted:
+            device.synchronize = lambda *_: counted.found.append("synchronize")
+            torch.cuda.synchronize = device.synchronize
+            settings_of_step = dict(seed=17, step=step, times=RankTimes(world))
+            train_step(engine, micro_batches, counts, 1e-3, **settings_of_step)
+        found.append(counted.found)
+    shut_down()
+    return found
+
+
+def test_a_step_waits_once_for_the_norm_of_its_gradient(data, tmp_path):
+    """However many micro-batches it has: the update is skipped where the norm is not finite."""
+    keys = {**BF16, "bf16": {"enabled": True, "immediate_grad_update": True}}
+    for micro_batch in (8, 2):
+        config = write_config(tmp_path, 8, micro_batch, 1, **keys)
+        settings = settings_of(data, tmp_path / "run", config, model="dropout-tiny")
+        [found] = values(run_world(1, waits, settings))
+        assert found == [["_local_scalar_dense"]] * 5, micro_batch
 
 
 def engine_of_rank(rank: int, data: Path, config: Path) -> tuple[Any, ...]:
