@@ -200,10 +200,12 @@ def _enabled(config: dict[str, Any], section: str) -> bool:
 
 def numeric_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return what of the configuration decides numbers; None for a section that is not there."""
-    found = {key: config.get(key) for key in NUMERIC_KEYS}
-    for key, names in SPEED_KEYS.items():
-        if isinstance(found[key], dict):
-            found[key] = {name: value for name, value in found[key].items() if name not in names}
+    found: dict[str, Any] = {}
+    for key in NUMERIC_KEYS:
+        found[key] = section = config.get(key)
+        if isinstance(section, dict):
+            without = SPEED_KEYS.get(key, ())
+            found[key] = {name: value for name, value in section.items() if name not in without}
     return found
 
 
