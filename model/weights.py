@@ -15,6 +15,7 @@ positions. Anything else that the model has no place for is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -74,7 +75,7 @@ def from_public(
             for `scatter_state` to check.
     """
     faults: list[str] = []
-    public = _under_our_names(public, config, faults)
+    public = under_our_names(public, config, faults)
     faults += _without_a_place(public, config, head)
     if config.feed_forward == "glu":
         for prefix in _layer_prefixes(config):
@@ -104,8 +105,21 @@ def from_public(
     return state
 
 
-def _under_our_names(public: Mapping[str, Tensor], config: ModelConfig, faults: list[str]) -> State:
-    """Give each tensor of a file one name, and pad the vocabulary."""
+def public_names(config: ModelConfig, head: Head = "masked_lm") -> list[str]:
+    """Name the tensors of a model in the public layout."""
+    fused = replace(config, feed_forward="fused_glu") if config.feed_forward == "glu" else config
+    names: list[str] = []
+    for theirs in _names(fused, head).values():
+        names += [theirs] if isinstance(theirs, str) else theirs
+    return names
+
+
+def under_our_names(public: Mapping[str, Tensor], config: ModelConfig, faults: list[str]) -> State:
+    """Give each tensor of a file one name, and pad the vocabulary.
+
+    Args:
+        faults: tensors that have two names and different values are added here.
+    """
     if not any(name.startswith("bert.") for name in public):
         # Of an encoder that was saved without a head, names begin one level further down.
         parts = ("embeddings.", "encoder.", "pooler.")
@@ -121,8 +135,9 @@ def _under_our_names(public: Mapping[str, Tensor], config: ModelConfig, faults: 
         elif not torch.equal(named[name], tensor):
             faults.append(f"{spelt[name]} and {found} differ: to the model they are one tensor")
     for name, value in ((WORD_EMBEDDINGS, 0.0), (DECODER_BIAS, NEVER_PREDICTED)):
-        if name in named and named[name].shape[:1] == (config.vocab_size,):
-            rows = config.padded_vocab_size - config.vocab_size
+        found_rows = named[name].shape[0] if name in named and named[name].dim() else 0
+        if config.vocab_size <= found_rows < config.padded_vocab_size:
+            rows = config.padded_vocab_size - found_rows
             beside = (0, 0) * (named[name].dim() - 1)
             named[name] = F.pad(named[name], (*beside, 0, rows), value=value)
     return named
