@@ -23,6 +23,7 @@ CHAPTERS = {
     "commands": "what a user types",
     "benchmarks": "one file per measurement",
     "reporting": "runs → tables, figures, pages",
+    "inference": "texts → predictions, vectors",
     "tasks": "labelled data → batches → scores",
     "planning": "memory and time of a run, foretold",
     "training": "settings, step, schedule, checkpoints, log",

@@ -6,6 +6,7 @@ import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 PARTIAL = ".partial"
 """Ending of a file that is not finished; such files are never read."""
@@ -18,6 +19,11 @@ class PartialFile:
         self.path = path
         self._partial = path.with_name(path.name + PARTIAL)
         self._file = self._partial.open("wb", buffering=1 << 20)
+
+    @property
+    def file(self) -> BinaryIO:
+        """The open file, for what writes files itself or goes back to their beginning."""
+        return self._file
 
     def write(self, data: bytes | memoryview) -> None:
         """Append to it."""

@@ -83,3 +83,11 @@ def finetune_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from finetune_scenarios import make_place  # imports the model
 
     return make_place(tmp_path_factory.mktemp("finetune"))
+
+
+@pytest.fixture(scope="session")
+def models(finetune_place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with exports to use on texts (see `inference_scenarios`); not to be changed."""
+    from inference_scenarios import make_models  # imports the model
+
+    return make_models(tmp_path_factory.mktemp("models"), finetune_place / "data")

@@ -1,0 +1,244 @@
+"""Writes what was computed: a row for each record, in files that are whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from recipes.common.errors import UserError
+from recipes.common.files import PartialFile, why_no_file
+from recipes.inference.record_files import Record
+
+ERROR = "error"
+"""Column that says why there is nothing for a record."""
+
+Row = dict[str, Any]
+Chunk = Sequence[tuple[Record, np.ndarray | None]]
+"""Records with what the model computed for them, fp32 [values]; None where one cannot be used."""
+Answer = Callable[[np.ndarray], Row]
+"""From the values of a record to the columns that are computed."""
+
+
+def row_of(record: Record, values: np.ndarray | None, answer: Answer) -> Row:
+    """What the record holds, and what the values say, or why there are none."""
+    if values is None:
+        return {**record.fields, ERROR: f"{record.place}: {record.fault}"}
+    return {**record.fields, **answer(values)}
+
+
+def file_fault(path: Path, endings: Iterable[str]) -> str | None:
+    """Say what is against an output file; None where nothing is seen."""
+    if path.suffix.lower() not in endings:
+        return f"--output {path}: written are {' and '.join(endings)}, by the file's ending"
+    if refusal := why_no_file(path):
+        return f"--output {path}: {refusal}"
+    return None
+
+
+class Columns:
+    """Keeps a record's own columns apart from those that are computed.
+
+    Args:
+        computed: names of the columns that are computed.
+        fixed: whether the output is a table, whose columns are those of the first record.
+    """
+
+    def __init__(self, computed: Iterable[str], *, fixed: bool):
+        self.computed = (*computed, ERROR)
+        self.fixed = fixed
+        self._own: tuple[str, ...] | None = None
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        """The columns of a table, once it has a record."""
+        return (*(self._own or ()), *self.computed)
+
+    def check(self, first: Record | None) -> None:
+        """Raises UserError where the first record has a column that is computed."""
+        if first is not None and (fault := self._fault(first)):
+            raise UserError(f"{first.place}: {fault}")
+
+    def fitted(self, chunk: Sequence[Record]) -> list[Record]:
+        """The chunk, with the records refused that the output has no place for."""
+        return [self._fitted(record) for record in chunk]
+
+    def _fitted(self, record: Record) -> Record:
+        if self._own is None and record.fields:
+            self._own = tuple(record.fields)
+        if not (fault := self._fault(record)):
+            return record
+        own = {name: value for name, value in record.fields.items() if name not in self.computed}
+        return Record(record.place, own, fault=fault)
+
+    def _fault(self, record: Record) -> str | None:
+        if taken := [name for name in self.computed if name in record.fields]:
+            return f"column {taken[0]!r} has the name of one that is computed; rename it"
+        if self.fixed and self._own is not None:
+            if new := [name for name in record.fields if name not in self._own]:
+                return f"column {new[0]!r} is not in the first record, whose columns the table has"
+        return None
+
+
+@contextmanager
+def written(path: Path | None) -> Iterator[BinaryIO]:
+    """A file that gets its name when the block ends well; standard output where there is no path.
+
+    Raises:
+        OSError: the file system's own; what had the name before is then as it was.
+    """
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    partial = PartialFile(path)
+    try:
+        yield partial.file
+        partial.close()
+        partial.publish()
+    finally:
+        partial.discard()
+
+
+class RecordWriter(Protocol):
+    """Appends records to a file."""
+
+    def write(self, chunk: Chunk) -> None:
+        """Append a row for each."""
+
+    def finish(self) -> None:
+        """Write what comes last."""
+
+
+class JsonLines:
+    """A JSON object per line."""
+
+    def __init__(self, file: BinaryIO, answer: Answer):
+        self.file = file
+        self.answer = answer
+
+    def write(self, chunk: Chunk) -> None:
+        """Append a line for each."""
+        rows = (row_of(record, values, self.answer) for record, values in chunk)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self.file.write("".join(lines).encode())
+
+    def finish(self) -> None:
+        """Nothing comes last."""
+
+
+class CsvTable:
+    """A CSV file (RFC 4180, but lines end in \\n) whose columns are known with its first rows."""
+
+    def __init__(self, file: BinaryIO, columns: Columns, answer: Answer):
+        self.file = file
+        self.columns = columns
+        self.answer = answer
+        self._begun = False
+
+    def write(self, chunk: Chunk) -> None:
+        """Append a row for each; what is neither text nor missing is written as JSON."""
+        text = io.StringIO(newline="")
+        every = self.columns.every
+        table = csv.DictWriter(text, every, extrasaction="ignore", lineterminator="\n")
+        if not self._begun:
+            table.writeheader()
+            self._begun = True
+        for record, values in chunk:
+            row = flattened(row_of(record, values, self.answer), self.columns.computed)
+            table.writerow({name: as_text(value) for name, value in row.items()})
+        self.file.write(text.getvalue().encode())
+
+    def finish(self) -> None:
+        """Write the header, if there was no row."""
+        if not self._begun:
+            self.write(())
+
+
+def flattened(row: Row, columns: Iterable[str]) -> Row:
+    """The row, with each dictionary under `name` opened where a column is called `name.key`."""
+    opened = dict(row)
+    for column in columns:
+        name, dot, key = column.partition(".")
+        if dot and isinstance(row.get(name), dict):
+            opened.pop(name, None)
+            opened[column] = row[name][key]
+    return opened
+
+
+def as_text(value: Any) -> str | None:
+    """A value of JSON as text; None stays None."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+class NpyMatrix:
+    """An `.npy` file, float32 [rows, width], of which any number of rows can be appended."""
+
+    def __init__(self, file: BinaryIO, width: int):
+        self.file = file
+        self.width = width
+        self.rows = 0
+        self._header()
+
+    def write(self, chunk: Chunk) -> None:
+        """Append a row for each, NaN where a record cannot be used."""
+        missing = np.full(self.width, np.nan, np.float32)
+        rows = [missing if values is None else values for _, values in chunk]
+        self.file.write(np.stack(rows).astype("<f4").tobytes())
+        self.rows += len(rows)
+
+    def finish(self) -> None:
+        """Write down how many rows there are."""
+        end = self.file.tell()
+        self.file.seek(0)
+        self._header()
+        self.file.seek(end)
+
+    def _header(self) -> None:
+        """Write the header; numpy leaves room in it for any number of rows."""
+        shape = (self.rows, self.width)
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+
+class ParquetTable:
+    """A Parquet file: a record's own columns as text, the vector, and why there is none."""
+
+    def __init__(self, file: BinaryIO, columns: Columns, vector: str, width: int):
+        self.file = file
+        self.columns = columns
+        self.vector = vector
+        self.width = width
+        self._writer: Any = None  # pyarrow has no types
+
+    def write(self, chunk: Chunk) -> None:
+        """Append a row for each."""
+        rows = [row_of(r, values, lambda vector: {self.vector: vector}) for r, values in chunk]
+        vectors = pyarrow.list_(pyarrow.float32(), self.width)
+        types = {name: pyarrow.string() for name in self.columns.every} | {self.vector: vectors}
+        schema = pyarrow.schema(list(types.items()))
+        if self._writer is None:
+            self._writer = pyarrow.parquet.ParquetWriter(self.file, schema)
+        arrays = []
+        for name, kind in types.items():
+            values = [row.get(name) for row in rows]
+            text = [as_text(value) for value in values] if name != self.vector else values
+            arrays.append(pyarrow.array(text, kind))
+        self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+
+    def finish(self) -> None:
+        """Write the end of the file."""
+        if self._writer is None:
+            self.write(())
+        self._writer.close()

@@ -1,0 +1,114 @@
+"""Use a finetuned model: a label with its probabilities, or a number, for every text of a file.
+
+    python recipes/predict.py --checkpoint runs/base/glue/rte-seed17 --input new.csv \
+        --output answers.csv
+    cat texts.txt | python recipes/predict.py --checkpoint runs/base/mine/custom-seed17 --input -
+
+The output has a row for each record, in their order, with all that the record held. A record that
+cannot be used has a column "error" that says why; then the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+    import recipes  # noqa: F401  (first: it sees to UTF-8)
+
+from model.config import ModelOptions
+from model.parallel import initialize_parallel
+from recipes.common.entry import run
+from recipes.common.errors import Faults
+from recipes.common.settings import parse
+from recipes.inference.computing import Computation
+from recipes.inference.finetuned import Finetuned, build, open_finetuned
+from recipes.inference.outputs import (
+    Columns,
+    CsvTable,
+    JsonLines,
+    RecordWriter,
+    file_fault,
+    written,
+)
+from recipes.inference.progress import ProgressLine
+from recipes.inference.record_files import TEXT_COLUMN
+from recipes.inference.settings import Computing, Source
+from recipes.training.export import read_tokenizer
+
+ENDINGS = (".jsonl", ".csv")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Use a finetuned model: a label with its probabilities, or a number, for every text of a
+    file."""
+
+    checkpoint: Path
+    """The directory of a finetuned task, such as runs/base/glue/rte-seed17, or its export/."""
+    source: Source
+    computing: Computing
+    output: Path | None = None
+    """File to write, .jsonl or .csv; unless given, JSON Lines on standard output."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Check everything, then go through the input; returns the exit status."""
+    faults = Faults()
+    settings = parse(Settings, words, faults=faults)
+    faults += settings.source.faults()
+    if settings.output is not None and (fault := file_fault(settings.output, ENDINGS)):
+        faults.append(fault)
+    found = faults.attempt(lambda: open_finetuned(settings.checkpoint))
+    options = found and settings.computing.options(found.export.config, faults)
+    if found:
+        faults += column_faults(found, settings.source)
+    faults.stop()
+    assert found and options
+    return predict(found, settings, options)
+
+
+def column_faults(found: Finetuned, source: Source) -> Iterator[str]:
+    """What is wrong with the columns that were named for this task."""
+    trained = found.text_columns
+    if trained and source.text_columns and len(source.text_columns) != len(trained):
+        yield (
+            f"--text-columns {' '.join(source.text_columns)}: {found.task} was learnt from "
+            f"{len(trained)}: {' '.join(trained)}"
+        )
+    elif len(source.text_columns) > 2:
+        yield f"--text-columns {' '.join(source.text_columns)}: two at most"
+
+
+def predict(found: Finetuned, settings: Settings, options: ModelOptions) -> int:
+    """Answer for every record; returns the exit status."""
+    computing, progress = settings.computing, ProgressLine()
+    records = settings.source.open(found.text_columns or (TEXT_COLUMN,))
+    table = settings.output is not None and settings.output.suffix.lower() == ".csv"
+    layout = Columns(found.columns(flat=table), fixed=table)
+    layout.check(records.first)
+    export = found.export
+    initialize_parallel()
+    computation = Computation(
+        read_tokenizer(settings.checkpoint, export.config, export.description),
+        build(found, options, computing.precision),
+        max_length=computing.max_length or found.max_length,
+        progress=progress,
+    )
+    with written(settings.output) as file:
+        writer: RecordWriter = (
+            CsvTable(file, layout, found.answer) if table else JsonLines(file, found.answer)
+        )
+        for chunk in computation.through(records, layout):
+            writer.write(chunk)
+        writer.finish()
+    progress.finish(computation.counts)
+    return computation.counts.tell(computation.max_length, 'their "error" says why')
+
+
+if __name__ == "__main__":
+    run(main)

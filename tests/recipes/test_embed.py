@@ -1,0 +1,118 @@
+"""embed.py against hidden states averaged by hand, text by text."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from inference_scenarios import texts
+
+from model.encoder import RapidBert
+from recipes.common.errors import UserError
+from recipes.corpus.tokenizer import Tokenizer
+from recipes.embed import main
+from recipes.inference import computing
+
+
+def by_hand(export, given, max_length=48) -> np.ndarray:
+    model, tokenizer = RapidBert.from_pretrained(export), Tokenizer(export / "tokenizer.model")
+    vectors = []
+    for text in given:
+        ids = [tokenizer.cls_id, *tokenizer.encode(text)[: max_length - 2], tokenizer.sep_id]
+        with torch.no_grad():
+            vectors.append(model(torch.tensor([ids]))[0].mean(0).numpy())
+    return np.stack(vectors)
+
+
+@pytest.fixture
+def embed(models, tmp_path):
+    """Runs embed.py on a model and an input; returns its status and what it wrote."""
+
+    def run(model: str, source: str, *more: str, output: str = "out.npy"):
+        status = main(
+            ["--checkpoint", str(models / model), "--input", str(tmp_path / source)]
+            + ["--output", str(tmp_path / output), *more]
+        )
+        assert not list(tmp_path.glob("*.partial"))
+        read = np.load if output.endswith(".npy") else pyarrow.parquet.read_table
+        return status, read(tmp_path / output)
+
+    return run
+
+
+@pytest.mark.parametrize("model", ["pretrained", "single"])
+def test_vectors_are_means_over_real_tokens_in_the_order_of_the_input(
+    models, embed, tmp_path, monkeypatch, model
+):
+    monkeypatch.setattr(computing, "CHUNK_RECORDS", 7)
+    monkeypatch.setitem(computing.PLACES, "cpu", 100)
+    given = [*texts(30), ""]
+    (tmp_path / "in.txt").write_text("".join(f"{text}\n" for text in given))
+    status, found = embed(model, "in.txt")
+    length = {"pretrained": 48, "single": 64}[model]
+    expected = by_hand(models / model / "export", given, length)
+    assert status == 0 and found.dtype == np.float32 and found.shape == (31, 64)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    _, units = embed(model, "in.txt", "--normalize")
+    lengths = np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(units, expected / lengths, atol=1e-6)
+
+
+def test_parquet_has_the_columns_of_the_records(models, embed, tmp_path):
+    given = texts(4)
+    rows = [{"nr": nr, "body": text, "tags": ["x"]} for nr, text in enumerate(given)]
+    rows[2] = {"nr": 2, "body": None, "tags": []}
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = ["--text-columns", "body"]
+    status, table = embed("pretrained", "in.jsonl", *columns, output="out.parquet")
+    assert status == 1 and table.column_names == ["nr", "body", "tags", "embedding", "error"]
+    assert table["nr"].to_pylist() == ["0", "1", "2", "3"]
+    assert table["tags"].to_pylist() == ['["x"]', '["x"]', "[]", '["x"]']
+    assert table["body"].to_pylist() == [given[0], given[1], None, given[3]]
+    error = f"{tmp_path / 'in.jsonl'}:3: None is no text"
+    assert table["error"].to_pylist() == [None, None, error, None]
+    vectors = table["embedding"].to_pylist()
+    assert vectors.pop(2) is None
+    expected = by_hand(models / "pretrained" / "export", [given[0], given[1], given[3]])
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
+
+
+def test_a_record_that_cannot_be_used_is_a_row_of_nan(embed, tmp_path, capsys):
+    (tmp_path / "in.txt").write_bytes(b"a\n\xff\nb\n")
+    status, found = embed("pretrained", "in.txt")
+    assert status == 1 and np.isnan(found).all(1).tolist() == [False, True, False]
+    assert "1 of 3 records could not be used; their rows are NaN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+def test_an_empty_input_gives_an_empty_output(embed, tmp_path, output):
+    (tmp_path / "in.txt").write_bytes(b"")
+    status, found = embed("pretrained", "in.txt", output=output)
+    assert status == 0 and len(found) == 0
+    if output == "out.npy":
+        assert found.shape == (0, 64)
+    else:
+        assert found.column_names == ["embedding", "error"]
+
+
+def test_faults_come_all_at_once(models, tmp_path):
+    call = ["--checkpoint", str(tmp_path), "--input", "none.txt", "--output", "out.csv"]
+    with pytest.raises(UserError) as found:
+        main([*call, "--text-columns", "a", "b"])
+    said = "\n".join(found.value.faults)
+    for fault in ("no export there", "none.txt: no such file", "written are .npy", "a single text"):
+        assert fault in said
+
+
+def test_other_numbers_than_numbers_are_an_error(models, embed, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "model.sentence_encoder.mean_pool",
+        lambda hidden, offsets: torch.full((len(offsets) - 1, 64), torch.nan),
+    )
+    (tmp_path / "in.txt").write_text("a\n")
+    with pytest.raises(UserError, match="for 1 of 1 texts the model computes something else"):
+        embed("pretrained", "in.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]

@@ -1,0 +1,272 @@
+"""predict.py against the model called text by text, on every way in and out."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from inference_scenarios import LABELS, texts
+
+from model.classifier import RapidBertForSequenceClassification
+from recipes.common.errors import UserError
+from recipes.corpus.tokenizer import Tokenizer
+from recipes.inference import computing
+from recipes.predict import main
+
+
+def scores(export: Path, examples: list[tuple[str, ...]], max_length: int) -> np.ndarray:
+    """Logits, one example after the other, each a padded batch of its own."""
+    model = RapidBertForSequenceClassification.from_pretrained(export)
+    tokenizer = Tokenizer(export / "tokenizer.model")
+    rows = []
+    for example in examples:
+        ids, types = [tokenizer.cls_id], [0]
+        for number, text in enumerate(example):
+            part = [*tokenizer.encode(text), tokenizer.sep_id]
+            ids += part
+            types += [number] * len(part)
+        assert len(ids) <= max_length
+        with torch.no_grad():
+            logits = model.logits(torch.tensor([ids]), token_type_ids=torch.tensor([types]))
+        rows.append(logits[0].numpy())
+    return np.stack(rows)
+
+
+def shares(export: Path, examples: list[tuple[str, ...]], max_length: int = 64) -> np.ndarray:
+    return torch.from_numpy(scores(export, examples, max_length)).softmax(-1).numpy()
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    """Puts bytes on standard input."""
+
+    def put(data: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+    return put
+
+
+@pytest.fixture
+def use(models, tmp_path):
+    """Runs predict.py on a model and an input; returns its status and what it wrote."""
+
+    def run(model: str, source: Path | str, *more: str, output: str = "out.jsonl"):
+        out = tmp_path / output
+        status = main(
+            ["--checkpoint", str(models / model), "--input", str(source), "--output", str(out)]
+            + list(more)
+        )
+        assert not list(tmp_path.glob("*.partial"))
+        return status, read(out) if out.suffix == ".jsonl" else out.read_text("utf-8")
+
+    return run
+
+
+def test_every_text_gets_the_softmax_of_its_logits_in_the_order_of_the_input(
+    models, use, tmp_path, monkeypatch, capsys
+):
+    """Over several chunks and batches of other lengths."""
+    monkeypatch.setattr(computing, "CHUNK_RECORDS", 17)
+    monkeypatch.setitem(computing.PLACES, "cpu", 100)
+    given = [*texts(40), "", "Ünïcode \u2028 is no end of a line"]
+    (tmp_path / "in.txt").write_bytes("\n".join(given).encode())
+    status, rows = use("single", tmp_path / "in.txt")
+    assert status == 0 and [row["text"] for row in rows] == given
+    expected = shares(models / "single" / "export", [(text,) for text in given])
+    assert len({row["prediction"] for row in rows}) > 1  # classes are told apart
+    for row, of_row in zip(rows, expected, strict=True):
+        assert list(row["probabilities"]) == list(LABELS)
+        np.testing.assert_allclose(list(row["probabilities"].values()), of_row, atol=1e-6)
+        assert row["prediction"] == LABELS[of_row.argmax()]
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+    assert capsys.readouterr().err == ""  # no terminal, nothing wrong
+
+
+def test_pairs_keep_their_other_columns(models, use, tmp_path):
+    pairs = list(zip(texts(9), texts(9, seed=1), strict=True))
+    lines = [json.dumps({"id": i, "b": b, "a": a}) for i, (a, b) in enumerate(pairs)]
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    short = [(" ".join(a.split()[:7]), " ".join(b.split()[:7])) for a, b in pairs]
+    _, rows = use("pair", tmp_path / "in.jsonl.gz", "--max-length", "256")
+    expected = shares(models / "pair" / "export", pairs, 256)
+    assert [row["id"] for row in rows] == list(range(9))
+    found = [list(row["probabilities"].values()) for row in rows]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    lines = [json.dumps({"premise": a, "claim": b}) for a, b in short]
+    (tmp_path / "named.jsonl").write_text("\n".join(lines))
+    columns = ["--text-columns", "premise", "claim"]
+    _, rows = use("pair", tmp_path / "named.jsonl", *columns, "--max-length", "64")
+    expected = shares(models / "pair" / "export", short)
+    found = [list(row["probabilities"].values()) for row in rows]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_regression_gives_numbers(models, use, tmp_path):
+    given = texts(5)
+    (tmp_path / "in.tsv").write_text("".join(f"{t}\n" for t in ["text", *given]))
+    status, rows = use("score", tmp_path / "in.tsv")
+    expected = scores(models / "score" / "export", [(text,) for text in given], 64)[:, 0]
+    assert status == 0 and [set(row) for row in rows] == [{"text", "prediction"}] * 5
+    np.testing.assert_allclose([row["prediction"] for row in rows], expected, atol=1e-5)
+
+
+def test_csv_has_a_column_per_class(models, use, tmp_path):
+    given = [*texts(3), 'a "quoted", text\nof two lines']
+    with (tmp_path / "in.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["nr", "text"], *([i, t] for i, t in enumerate(given))])
+    status, written = use("single", tmp_path / "in.csv", output="out.csv")
+    rows = list(csv.DictReader(io.StringIO(written, newline="")))
+    assert status == 0 and [row["text"] for row in rows] == given
+    expected = shares(models / "single" / "export", [(text,) for text in given])
+    names = [f"probabilities.{label}" for label in LABELS]
+    assert list(rows[0]) == ["nr", "text", "prediction", *names, "error"]
+    found = [[float(row[name]) for name in names] for row in rows]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert {row["error"] for row in rows} == {""}
+
+
+def test_standard_input_is_lines_or_json_lines(models, stdin, capsysbinary):
+    call = ["--checkpoint", str(models / "single"), "--input", "-"]
+    given = texts(3)
+    stdin("\n".join(given).encode())
+    assert main(call) == 0
+    as_lines, said = capsysbinary.readouterr()
+    assert said == b"standard input: a text per line (--format)\n"
+    rows = [json.loads(line) for line in as_lines.splitlines()]
+    assert [row["text"] for row in rows] == given
+    stdin("\n".join(json.dumps({"text": text}) for text in given).encode())
+    assert main(call) == 0
+    as_json, said = capsysbinary.readouterr()
+    assert said == b"standard input: JSON Lines (--format)\n" and as_json == as_lines
+    stdin(b'{"text": "a brace begins this text"}\n')
+    assert main([*call, "--format", "text"]) == 0
+    [row] = map(json.loads, capsysbinary.readouterr().out.splitlines())
+    assert row["text"] == '{"text": "a brace begins this text"}'
+    stdin(b"text,nr\n" + given[0].encode() + b",5\n")
+    assert main([*call, "--format", "csv"]) == 0
+    [row] = map(json.loads, capsysbinary.readouterr().out.splitlines())
+    assert row["nr"] == "5" and row["probabilities"] == pytest.approx(rows[0]["probabilities"])
+
+
+def test_records_that_cannot_be_used_keep_their_place(models, use, tmp_path, capsys):
+    good = json.dumps({"id": 1, "text": "a warm report"}).encode()
+    lines = [good, b"{not json", b"", b'{"id": 2}', b'{"id": 3, "text": 5}', b'"text"', good]
+    lines += [
+        b'{"text": "a\xff"}',
+        b'{"id": 4, "text": "x", "prediction": 1}',
+        b'{"text": "\\ud800"}',
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    status, rows = use("single", path)
+    assert status == 1
+    assert rows[0] == rows[5] and rows[0]["id"] == 1 and "error" not in rows[0]
+    assert [row["error"].removeprefix(f"{path}:") for row in rows if "error" in row] == [
+        "2: not a JSON object",
+        "4: no column 'text'; there are 'id'",
+        "5: 5 is no text",
+        "6: not a JSON object",
+        "8: not Unicode, save it as UTF-8",
+        "9: column 'prediction' has the name of one that is computed; rename it",
+        "10: not Unicode, save it as UTF-8",
+    ]
+    assert [row.get("id") for row in rows] == [1, None, 2, 3, None, 1, None, 4, None]
+    said = capsys.readouterr().err
+    assert said == (
+        '7 of 9 records could not be used; their "error" says why; the first: '
+        f"{path}:2: not a JSON object\n"
+    )
+
+
+def test_a_table_says_what_it_has_no_place_for(use, tmp_path):
+    rows = [{"text": "a"}, {"text": "b", "more": {"x": 1}}, {"text": "c"}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    status, written = use("single", tmp_path / "in.jsonl", output="out.csv")
+    found = list(csv.DictReader(io.StringIO(written)))
+    assert status == 1 and [row["text"] for row in found] == ["a", "b", "c"]
+    assert "'more' is not in the first record" in found[1]["error"] and not found[1]["prediction"]
+    assert found[2]["prediction"]
+
+
+def test_an_empty_input_gives_an_empty_output(use, tmp_path, capsys):
+    (tmp_path / "in.txt").write_bytes(b"")
+    assert use("single", tmp_path / "in.txt") == (0, [])
+    assert capsys.readouterr().err == "the input is empty, and so is the output\n"
+    _, written = use("score", tmp_path / "in.txt", output="out.csv")
+    assert written == "prediction,error\n"
+
+
+def test_longer_texts_are_cut_and_said(models, use, tmp_path, capsys):
+    text = texts(1)[0]
+    (tmp_path / "in.txt").write_text(" ".join([text] * 20) + "\n" + text + "\n")
+    use("single", tmp_path / "in.txt")
+    said = capsys.readouterr().err
+    assert said == "1 of 2 texts were cut to 64 tokens (--max-length)\n"
+
+
+def test_faults_come_all_at_once_before_any_work(models, tmp_path):
+    call = ["--checkpoint", str(models / "pretrained"), "--input", str(tmp_path / "none.csv")]
+    with pytest.raises(UserError) as found:
+        main([*call, "--output", str(tmp_path / "out.xml"), "--max-length", "5"])
+    said = "\n".join(found.value.faults)
+    for fault in (
+        "a pretrained model, which has learnt no task yet; recipes/finetune.py teaches it one",
+        "none.csv: no such file",
+        "out.xml: written are .jsonl and .csv",
+        "--max-length 5: must be a whole number from 8",
+    ):
+        assert fault in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "more", "fault"),
+    [
+        ("in.csv", "id,sentence\n1,x\n", [], "no column 'text'; there are 'id', 'sentence'"),
+        ("in.jsonl", '{"sentence": "x"}', [], "no column 'text'; there are 'sentence'"),
+        ("in.jsonl", '{"text": "x", "error": 1}', [], "'error' has the name of one that is"),
+        ("in.csv", 'text\n"never ends\n', [], "cannot be read"),
+        ("in.csv", "text,text\na,b\n", [], "2 columns are named 'text'"),
+        ("in.odt", "x", [], "of no known kind"),
+        ("in.csv", "text\nx\n", ["--text-columns", "a", "b"], "was learnt from 1: text"),
+        ("in.txt.gz", "not compressed", [], "cannot be read"),
+    ],
+)
+def test_an_input_that_is_not_what_it_should_be_leaves_nothing(
+    models, tmp_path, name, content, more, fault
+):
+    path, out = tmp_path / name, tmp_path / "out.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=fault):
+        main(
+            ["--checkpoint", str(models / "single"), "--input", str(path), "--output", str(out)]
+            + more
+        )
+    assert [found.name for found in tmp_path.iterdir()] == [name]
+
+
+def test_lines_are_no_pairs(models, use, tmp_path):
+    (tmp_path / "in.txt").write_text("x\n")
+    with pytest.raises(UserError, match="lines of text, and the model takes a and b"):
+        use("pair", tmp_path / "in.txt")
+
+
+def test_what_breaks_off_leaves_what_was_there(models, use, tmp_path, monkeypatch):
+    monkeypatch.setattr(computing, "CHUNK_RECORDS", 2)
+    (tmp_path / "in.csv").write_text('text\na\nb\nc\n"d\n')
+    (tmp_path / "out.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="in.csv:5: cannot be read"):
+        use("single", tmp_path / "in.csv")
+    assert (tmp_path / "out.jsonl").read_text() == "{}\n"
+    assert not list(tmp_path.glob("*.partial"))
