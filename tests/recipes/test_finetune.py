@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from model.classifier import RapidBertForSequenceClassification
 from model.parallel import initialize_parallel
+from model.pretrained import read_description
 from model.weights import from_public, scatter_state
 from recipes import finetune
 from recipes.common.errors import UserError
@@ -229,7 +230,7 @@ def test_data_of_ones_own(finetune_place, out):
     values(run_world(1, finetunings, [call("csv", "mood", "--epochs", "1"), regression]))
     record = json.loads((out / "mine" / "custom-seed17.json").read_text())
     assert set(record["metrics"]) == {"accuracy", "f1"}
-    description = json.loads((out / "mine/custom-seed17/export/config.json").read_text())
+    description = read_description(out / "mine/custom-seed17/export")
     assert description["task"]["labels"] == ["down", "up"]
     record = json.loads((out / "mine" / "warmth-seed17.json").read_text())
     assert set(record["metrics"]) == {"spearman", "pearson", "rmse"}

@@ -248,7 +248,7 @@ def test_an_output_that_is_a_file_is_refused(checkpoint, fake, tmp_path):
 def test_another_models_tokenizer_is_refused_before_any_job(checkpoint, fake):
     config = checkpoint / "export" / "config.json"
     description = json.loads(config.read_text())
-    description["tokenizer"]["fingerprint"] = "0" * 64
+    description["rapidbert"]["tokenizer"]["fingerprint"] = "0" * 64
     config.write_text(json.dumps(description))
     with pytest.raises(UserError, match="the weights were trained with 0{64}"):
         benchmark(checkpoint, fake, "--tasks", "cola")

@@ -29,6 +29,7 @@ from pretrain_scenarios import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.config import PRESETS
+from model.pretrained import read_description
 from recipes.common.errors import Faults, UserError
 from recipes.common.settings import help_of, parse
 from recipes.training.export import read_tensors
@@ -191,7 +192,7 @@ def test_a_budget_of_time(data, tmp_path, tensor_parallel):
     assert [record["time/training_seconds"] for record in steps()] == [k + 0.5 for k in range(7)]
     assert [record["sequences"] for record in steps()] == [8 * (k + 1) for k in range(7)]
     for share, seconds in ((50, 3.5), (75, 5.5)):  # the steps that begin when it is over
-        exported = json.loads((output / f"at-{share}/export/config.json").read_text())
+        exported = read_description(output / f"at-{share}" / "export")
         assert exported["progress"]["training_seconds"] == seconds
         assert read_tensors(output / f"at-{share}")[0].name == "probe-tiny"
     record = json.loads((output / "config.json").read_text())

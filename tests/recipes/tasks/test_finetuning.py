@@ -66,7 +66,7 @@ def test_a_start_other_than_the_published_one_is_said(finetune_place, tmp_path, 
     start = tmp_path / "mnli"
     shutil.copytree(finetune_place / "run", start)
     description = json.loads((start / "export" / "config.json").read_text())
-    description["task"] = {"name": "mnli"}
+    description["rapidbert"]["task"] = {"name": "mnli"}
     (start / "export" / "config.json").write_text(json.dumps(description))
     named += ["--checkpoint", str(start)]
     assert not resolved(finetune_place, tmp_path, *named).start_notes
@@ -193,11 +193,11 @@ def test_a_damaged_start_is_refused(finetune_place, tmp_path, damage, message):
         case "missing":
             weights.unlink()
         case "fingerprint":
-            description["tokenizer"]["fingerprint"] = "0" * 64
+            description["rapidbert"]["tokenizer"]["fingerprint"] = "0" * 64
         case "pieces":
-            description["model"]["vocab_size"] = 290
+            description["rapidbert"]["model"]["vocab_size"] = 290
         case "layers":
-            description["model"]["num_layers"] = 2
+            description["rapidbert"]["model"]["num_layers"] = 2
     config.write_text(json.dumps(description))
     with pytest.raises(UserError, match=message):
         resolved(finetune_place, tmp_path / "o", "--checkpoint", str(tmp_path))

@@ -1,0 +1,1 @@
+"""The model for transformers: `modeling_rapidbert.py`, which stands by itself in every export."""
