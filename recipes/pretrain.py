@@ -85,8 +85,7 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
         facts=run_record.facts(run, world),
         identity=run_record.identity(run),
     )
-    torch.manual_seed(seed)
-    model = RapidBertForMaskedLM(run.model, run.model_options)
+    model = build_model(run, start=not checkpointed)
     engine = build_engine(model, run.deepspeed, run.plan, world, **run.optimizer)
     done = checkpoints.resume(engine, expected=checkpointed)
     budget = run.budget(done.step, done.training_seconds)
@@ -131,6 +130,15 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
     if world.rank == 0:
         print(f"finished {done.step} steps, {done.sequences:,} sequences; exported to {exported}")
     return 0
+
+
+def build_model(run: Run, *, start: bool) -> RapidBertForMaskedLM:
+    """Return the model with random weights, or at the `start` with those that a run begins from."""
+    torch.manual_seed(run.identity.seed)
+    model = RapidBertForMaskedLM(run.model, run.model_options)
+    if run.initial and start:
+        run.initial.load_into(model, run.identity.seed)
+    return model
 
 
 def needed_memory(run: Run) -> memory.MemoryEstimate:

@@ -164,7 +164,7 @@ class Trainer:
         plan = plan_batches(global_batch, micro_batch, world.data_parallel_size)
         self.accumulation = plan.accumulation
         self.identity = Identity(setup.model.name)
-        self.learning_rate = peak_learning_rate(setup.model.name)
+        self.learning_rate = peak_learning_rate(setup.model)
         torch.manual_seed(self.identity.seed)
         model = RapidBertForMaskedLM(
             setup.model, ModelOptions(setup.attention, setup.kernels, setup.recompute)

@@ -184,6 +184,10 @@ class Tokenizer:
         ids: list[int] = self._processor.encode(text)
         return ids
 
+    def begins_word(self, index: int) -> bool:
+        """Tell whether a piece begins a word, with the space before it."""
+        return self.pieces[index].startswith(_SPACE_MARK)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode several texts on one thread: here processes run in parallel, not threads."""
         encoded: list[list[int]] = self._processor.encode(list(texts), num_threads=1)

@@ -180,7 +180,7 @@ def read_tokenizer(
     return tokenizer
 
 
-def _unfinished(run: Path) -> str | None:
+def unfinished(run: Path) -> str | None:
     """How far a run is that has no export yet, and what can be done about it; None: no run."""
     try:
         record = json.loads((run / CONFIG).read_bytes())
@@ -203,8 +203,8 @@ def _lacking(directory: Path) -> str:
     if not directory.is_dir():
         what = "a file" if directory.exists() else "no such directory"
         return f"{what}; name the directory of a run or of an export"
-    if unfinished := _unfinished(directory):
-        return unfinished
+    if how_far := unfinished(directory):
+        return how_far
     absent = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
     missing = " and ".join(f"{name} is missing" for name in absent)
     pickled = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLED)

@@ -47,11 +47,11 @@ NOT_THE_PAPERS = ("model", "minutes", "seed", "tensor_parallel")
 
 def faults(given: Identity, global_batch: int | None, precision: str | None) -> Iterator[str]:
     """Yield what keeps a run with --paper from being the published one; None: not known yet."""
-    if given.model not in MODELS:
+    if given.model is not None and given.model not in MODELS:
         yield f"--paper: the paper trains {', '.join(MODELS)}; not {given.model}"
     if given.minutes is not None:
         yield "--paper: the paper trains for a number of steps; leave out --minutes or --paper"
-    papers = flat(published(given.model))
+    papers = flat(published(given.model or MODELS[0]))
     for name, value in flat(given).items():
         allowed = DURATIONS if name == "duration" else (papers[name],)
         if name in NOT_THE_PAPERS or value is None or value in allowed:

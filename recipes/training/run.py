@@ -21,6 +21,11 @@ from recipes.engine.batch_plan import BatchPlan, plan_batches
 from recipes.engine.ds_config import precision, read_config
 from recipes.training import published_run
 from recipes.training.export import TOKENIZER_FILES
+from recipes.training.initial_weights import (
+    InitialWeights,
+    contradiction,
+    open_initial_weights,
+)
 from recipes.training.schedule import (
     Budget,
     StepBudget,
@@ -54,6 +59,8 @@ class Run:
     validation: TokenShards
     total_steps: int | None
     """None where the clock decides (--minutes)."""
+    initial: InitialWeights | None = None
+    """What it starts from (--init-from); None: random weights."""
 
     @property
     def places(self) -> Places:
@@ -145,9 +152,9 @@ def resolve(settings: Settings, world_size: int, faults: Faults | None = None) -
     faults = Faults([*(faults or ()), *settings.faults()])
     attempt = faults.attempt
     places, given = settings.places, settings.identity
-    model = attempt(lambda: preset(given.model))
     deepspeed = attempt(lambda: read_config(places.deepspeed_config))
-    shards = _open_data(places, faults)
+    data = _open_data(places, faults)
+    initial, model = _starting_model(settings, data, faults)
     if world_size % given.tensor_parallel:
         faults.append(
             f"--tensor-parallel {given.tensor_parallel} does not divide {world_size} processes"
@@ -159,8 +166,8 @@ def resolve(settings: Settings, world_size: int, faults: Faults | None = None) -
             max(1, world_size // given.tensor_parallel),
         )
     )
-    if model and shards:
-        model = replace(model, vocab_size=shards[0].vocab_size)
+    if model and data:
+        model = replace(model, vocab_size=data[0].vocab_size)
         faults += _model_faults(model, given)
     computes_in = precision(deepspeed) if deepspeed else None
     adjustable = settings.adjustable
@@ -171,34 +178,52 @@ def resolve(settings: Settings, world_size: int, faults: Faults | None = None) -
     if adjustable.paper:
         faults += published_run.faults(given, plan.global_batch if plan else None, computes_in)
     faults.stop()
-    assert model and deepspeed and plan and shards
-    identity = _filled_in(given, adjustable.paper)
+    assert model and deepspeed and plan and data
+    identity = _filled_in(given, model, adjustable.paper)
     steps = None
     if identity.duration is not None:
         steps = max(1, math.ceil(duration_in_sequences(identity.duration) / plan.global_batch))
     settings = replace(settings, identity=identity, adjustable=adjustable)
-    return Run(settings, model, deepspeed, plan, *shards, steps)
+    return Run(settings, model, deepspeed, plan, *data[:2], steps, initial)
 
 
-def _filled_in(given: Identity, paper: bool) -> Identity:
+def _starting_model(
+    settings: Settings, data: tuple[TokenShards, TokenShards, Tokenizer] | None, faults: Faults
+) -> tuple[InitialWeights | None, ModelConfig | None]:
+    """Return what the run starts from, if anything, and its model; None, and faults, otherwise."""
+    name, path = settings.identity.model, settings.places.init_from
+    if path is None:
+        return None, None if name is None else faults.attempt(lambda: preset(name))
+    initial = open_initial_weights(path, data[2] if data else None, faults)
+    if initial is None:
+        return None, None
+    if name and (against := faults.attempt(lambda: contradiction(name, initial.config))):
+        faults.append(against)
+    return initial, initial.config
+
+
+def _filled_in(given: Identity, model: ModelConfig, paper: bool) -> Identity:
     """Return the identity with what was not given."""
-    published = published_run.published(given.model) if paper else None
+    published = published_run.published(model.name) if paper else None
     duration = given.duration
     if given.minutes is None and duration is None:
         duration = published.duration if published else DEFAULT_DURATION
     return replace(
         given,
+        model=model.name,
         duration=duration,
         documents=given.documents or (published.documents if published else DEFAULT_DOCUMENTS),
         mask_probability=given.mask_probability
         or (published.mask_probability if published else DEFAULT_MASK_PROBABILITY),
         learning_rate=given.learning_rate
-        or (published.learning_rate if published else peak_learning_rate(given.model)),
+        or (published.learning_rate if published else peak_learning_rate(model)),
     )
 
 
-def _open_data(places: Places, faults: Faults) -> tuple[TokenShards, TokenShards] | None:
-    """Return the shards of training and validation; None, and faults, where there are none."""
+def _open_data(places: Places, faults: Faults) -> tuple[TokenShards, TokenShards, Tokenizer] | None:
+    """Return the shards of training and validation, and the tokenizer; None, and faults, where one
+    of them is missing.
+    """
     data, attempt = places.data, faults.attempt
     train = attempt(lambda: open_shards(data, "train"))
     validation = train and attempt(lambda: open_shards(data, "validation"))
@@ -212,7 +237,7 @@ def _open_data(places: Places, faults: Faults) -> tuple[TokenShards, TokenShards
             for name in TOKENIZER_FILES
             if not (data / name).is_file()
         ]
-    return (train, validation) if train and validation else None
+    return (train, validation, tokenizer) if train and validation and tokenizer else None
 
 
 def _model_faults(model: ModelConfig, given: Identity) -> Iterator[str]:

@@ -23,6 +23,7 @@ def describe(run: Run) -> str:
         "model": f"{model.name}, {model.parameters() / 1e6:.1f}M parameters, "
         f"{chosen.attention} attention, {chosen.kernels} kernels"
         + (", layers recomputed" if chosen.recompute else ""),
+        **({"start": str(run.initial)} if run.initial else {}),
         "data": f"{run.places.data}, {tokens:,} training tokens, {run.documents} documents, "
         f"{identity.sequence_length} tokens per sequence",
         "batch": str(plan),

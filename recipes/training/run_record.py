@@ -114,6 +114,7 @@ def identity(run: Run) -> dict[str, Any]:
             "global_batch": run.plan.global_batch,
             **{f"deepspeed.{k}": value for k, value in numeric_settings(run.deepspeed).items()},
             "tokenizer": manifest["tokenizer"]["fingerprint"],
+            **(run.initial.identity() if run.initial else {}),
             "train_shards": [shard["bin_sha256"] for shard in splits["train"]["shards"]],
             "train_indexes": [shard["idx_sha256"] for shard in splits["train"]["shards"]],
             "validation_shards": [
@@ -171,8 +172,13 @@ def _record(run: Run, world: World) -> dict[str, Any]:
             "train_tokens": run.train.tokens,
             "unigram_entropy_nats": run.validation.unigram_entropy_nats,
         },
+        **_start_facts(run),
         "identity": identity(run),
     }
+
+
+def _start_facts(run: Run) -> dict[str, Any]:
+    return {"started_from": run.initial.facts()} if run.initial else {}
 
 
 def facts(run: Run, world: World) -> dict[str, str]:
@@ -197,5 +203,6 @@ def export_facts(run: Run) -> dict[str, Any]:
             if key in TOKENIZER_FACTS
         },
         "sequence_length": run.identity.sequence_length,
+        **_start_facts(run),
         "git_revision": git_revision(),
     }

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from model.config import PRESETS, ModelConfig
 from recipes.common.files import why_no_directory
 from recipes.common.numbers import number, whole
 from recipes.common.settings import (
@@ -47,9 +49,21 @@ DEFAULT_DOCUMENTS: Documents = "split"
 DEFAULT_MASK_PROBABILITY = 0.30
 
 
-def peak_learning_rate(model: str) -> float:
-    """Return the peak learning rate that belongs to the preset's size."""
-    return PEAK_LEARNING_RATE[model.rpartition("-")[2]]
+def size_of(model: ModelConfig) -> str:
+    """Return the word for a model's size, a key of PEAK_LEARNING_RATE.
+
+    For a model that is no preset it is that of the preset whose width is nearest.
+    """
+    word = model.name.rpartition("-")[2]
+    if word in PEAK_LEARNING_RATE:
+        return word
+    nearest = min(PRESETS.values(), key=lambda p: abs(math.log(p.hidden_size / model.hidden_size)))
+    return nearest.name.rpartition("-")[2]
+
+
+def peak_learning_rate(model: ModelConfig) -> float:
+    """Return the peak learning rate that belongs to the model's size."""
+    return PEAK_LEARNING_RATE[size_of(model)]
 
 
 @dataclass(frozen=True)
@@ -62,15 +76,20 @@ class Places:
     """Directory of the run; resumed if it holds one."""
     deepspeed_config: Path
     """DeepSpeed JSON (ds_configs/). What of it decides numbers is part of the run's identity."""
+    init_from: Path | None = None
+    """Continue the pretraining of these weights, with a schedule of its own: an export, a run that
+    has one, or a directory of MosaicBERT, BERT or JinaBERT-v2. Embeddings of the pieces that the
+    data's tokenizer shares with theirs are carried over. The weights are part of the run's
+    identity."""
 
 
 @dataclass(frozen=True)
 class Identity:
     """What decides the result: the same in every part of a run."""
 
-    model: str
+    model: str | None = None
     """Preset: rapidbert-tiny, rapidbert-base, rapidbert-large, rapidbert-xl, bert-tiny, bert-base
-    or bert-large."""
+    or bert-large. With --init-from it may be left out: the model is that of the weights."""
     duration: Duration | None = None
     """Length of the run: a number of sequences, or 70k-steps or 178k-steps (of 4,096);
     70k-steps if neither this nor --minutes is given."""
@@ -85,7 +104,8 @@ class Identity:
     mask_probability: Part | None = None
     """Share of tokens to predict. If not given: 0.3, with --paper 0.15 for BERT."""
     learning_rate: LearningRate | None = None
-    """Peak; by model size if not given: tiny 0.001, base 0.0005, large 0.0002, xl 0.0001."""
+    """Peak; by model size if not given: tiny 0.001, base 0.0005, large 0.0002, xl 0.0001, for
+    weights of another size that of the nearest width."""
     warmup_fraction: Share = 0.06
     """Share of the steps."""
     final_lr_fraction: Share = 0.02
@@ -168,6 +188,10 @@ class Settings:
     def faults(self) -> Iterator[str]:
         """Yield what is wrong with these settings whatever model, data and machine there are."""
         places, identity, rehearsal = self.places, self.identity, self.rehearsal
+        if identity.model is None and places.init_from is None:
+            yield "--model: name a preset, or weights to start from with --init-from"
+        if self.adjustable.paper and places.init_from is not None:
+            yield "--paper: the paper starts from random weights; leave out --init-from or --paper"
         if identity.minutes is not None and identity.duration is not None:
             yield "--minutes: not allowed with --duration; leave out one of them"
         if refusal := why_no_directory(places.output):

@@ -140,16 +140,19 @@ def _rank(sender: Any, environment: dict[str, Any], task: Callable[..., Any], ar
     sender.send_bytes(pickle.dumps(outcome))
 
 
-def write_data(directory: Path) -> Path:
+def write_data(directory: Path, vowels: str = "aeiou") -> Path:
     """Prepared data that a tiny model learns within a hundred steps, with a real tokenizer.
 
     Every document runs in a cycle through the few pieces of its topic, so that a masked piece
     follows from its neighbours, while the frequencies alone say nothing.
+
+    Args:
+        vowels: letters that the words of the tokenizer's text end in; others give another one.
     """
     directory.mkdir(parents=True)
     vocab_size = MIN_VOCAB_SIZE + TOPICS * TOPIC_PIECES
     letters = [chr(ord("a") + n) for n in range(26)]
-    words = [a + b + c for a in letters for b in letters for c in "aeiou"]
+    words = [a + b + c for a in letters for b in letters for c in vowels]
     tokenizer = train_tokenizer(
         (" ".join(words[n : n + 50]) for n in range(0, len(words), 50)),
         directory / "tokenizer.model",
@@ -209,7 +212,12 @@ def command_line(data: Path, output: Path, config: Path, **options: Any) -> list
     """Arguments of `pretrain.py` for a small run, changed by `options`."""
     places = {"data": data, "output": output, "deepspeed_config": config}
     chosen = places | SMALL | options
-    return [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
+    return [
+        word
+        for name, value in chosen.items()
+        if value is not None
+        for word in (f"--{name}", str(value))
+    ]
 
 
 def settings_of(data: Path, output: Path, config: Path, **options: Any) -> Settings:
@@ -223,7 +231,7 @@ def settings_of(data: Path, output: Path, config: Path, **options: Any) -> Setti
         return kind(**{name: chosen.pop(name) for name in names}, **inside)
 
     settings = Settings(
-        Places(data, output, config),
+        Places(data, output, config, chosen.pop("init_from", None)),
         group(Identity),
         group(Adjustable, kernel_choice=group(KernelChoice)),
         group(Rehearsal),

@@ -1,0 +1,192 @@
+"""Weights that a run of pretraining starts from: continued pretraining (`--init-from`).
+
+The directory is an export of ours, the directory of a run that has one, or one of others
+(`model.foreign`). The architecture is the directory's. The tokenizer is the data's: where it is
+another one, embeddings are carried over piece by piece.
+
+Only a run that has no checkpoint yet starts from the weights; a resumed one has its own. Their
+checksum is part of the run's identity, so that it is not resumed as another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.config import ModelConfig, preset
+from model.foreign import Foreign, read_foreign
+from model.masked_lm import RapidBertForMaskedLM
+from model.weights import (
+    DECODER_BIAS,
+    NEVER_PREDICTED,
+    WORD_EMBEDDINGS,
+    State,
+    from_public,
+    gather_state,
+    scatter_state,
+)
+from recipes.common.errors import Faults, UserError
+from recipes.corpus.tokenizer import Tokenizer
+from recipes.training.carry_over import CarryOver, carry_over
+from recipes.training.export import export_directory, unfinished
+
+ADJUSTABLE = ("name", "vocab_size", "hidden_dropout", "attention_dropout", "ffn_dropout")
+"""Fields in which a preset and the directory may differ: those of the directory hold."""
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Where a run starts, and how its model becomes of it; the weights themselves are not kept."""
+
+    directory: Path
+    layout: str
+    config: ModelConfig
+    """The directory's model."""
+    has_masked_lm: bool
+    """Whether it has the masked-token head; if not, the run's is new."""
+    sha256: str
+    """Of the weights as they are read, whatever file holds them."""
+    tokenizer: str
+    """Fingerprint of the directory's tokenizer."""
+    carried: CarryOver | None = None
+    """How the embeddings become those of another tokenizer; None: it is the same."""
+
+    def __str__(self) -> str:
+        head = "" if self.has_masked_lm else "; no masked-token head there, it begins new"
+        words = f"another tokenizer: {self.carried}" if self.carried else "the same tokenizer"
+        return (
+            f"{self.directory}, {self.config.name} in the layout of {self.layout}, weights "
+            f"{self.sha256[:12]}; {words}{head}"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a record and an export say about the start."""
+        return {
+            "directory": str(self.directory),
+            "layout": self.layout,
+            "sha256": self.sha256,
+            "tokenizer": self.tokenizer,
+            "embeddings": str(self.carried) if self.carried else "all pieces keep their rows",
+        }
+
+    def identity(self) -> dict[str, str]:
+        """Return what must not change between the parts of one run."""
+        return {"initial_weights": self.sha256, "initial_tokenizer": self.tokenizer}
+
+    def load_into(self, model: RapidBertForMaskedLM, seed: int) -> None:
+        """Load them into a new model, whole or of a tensor-parallel rank. Call on every rank.
+
+        Args:
+            seed: of the rows that have to be drawn.
+
+        Raises:
+            UserError: the files have changed since they were checked.
+        """
+        found = _read(self.directory)
+        if checksum(found.tensors) != self.sha256:
+            raise UserError(f"{self.directory}: the weights changed while the run started")
+        tensors = found.tensors
+        if self.carried:
+            tensors = self.carried.apply(tensors, model.config, seed)
+        else:
+            tensors = _with_rows(tensors, model.config)
+        state = from_public(tensors, model.config, "masked_lm" if self.has_masked_lm else "none")
+        if not self.has_masked_lm:
+            new = gather_state(model)
+            state |= {name: new[name] for name in new if name not in state}
+        scatter_state(model, state)
+
+
+def open_initial_weights(
+    path: Path, tokenizer: Tokenizer | None, faults: Faults
+) -> InitialWeights | None:
+    """Read and check the directory that a run is to start from.
+
+    Args:
+        path: the directory, or that of a run with an export.
+        tokenizer: of the data; None if that has a fault.
+
+    Returns:
+        None, with all faults added, if nothing can start from it.
+    """
+    directory = export_directory(path)
+    if refusal := unfinished(directory):
+        faults.append(f"{directory}: {refusal}")
+        return None
+    found = faults.attempt(lambda: _read(directory))
+    theirs = faults.attempt(lambda: _tokenizer_of(directory)) if directory.is_dir() else None
+    if found is None or theirs is None or tokenizer is None:
+        return None
+    if theirs.vocab_size > found.config.padded_vocab_size:
+        faults.append(
+            f"{directory}: its tokenizer has {theirs.vocab_size:,} pieces, its embeddings "
+            f"{found.config.vocab_size:,} rows"
+        )
+        return None
+    same = theirs.fingerprint == tokenizer.fingerprint
+    return InitialWeights(
+        directory,
+        found.layout,
+        found.config,
+        found.has_masked_lm,
+        checksum(found.tensors),
+        theirs.fingerprint,
+        None if same else carry_over(theirs, tokenizer),
+    )
+
+
+def contradiction(name: str, found: ModelConfig) -> str | None:
+    """Say in what the preset `name` is not the directory's model; None where they agree.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    asked = preset(name)
+    differing = [
+        f"{field.name} {getattr(asked, field.name)}, there {getattr(found, field.name)}"
+        for field in fields(ModelConfig)
+        if field.name not in ADJUSTABLE
+        and (field.name != "max_positions" or asked.positions == "learned")
+        and getattr(asked, field.name) != getattr(found, field.name)
+    ]
+    if not differing:
+        return None
+    return f"--model {name} is not the model of --init-from: {'; '.join(differing)}; leave it out"
+
+
+def checksum(tensors: State) -> str:
+    """Compute SHA-256 of names and values, whatever file they are in."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {list(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].contiguous().numpy().data.cast("B"))
+    return digest.hexdigest()
+
+
+def _read(directory: Path) -> Foreign:
+    try:
+        return read_foreign(directory)
+    except ValueError as error:
+        raise UserError(*str(error).split("\n")) from None
+
+
+def _tokenizer_of(directory: Path) -> Tokenizer:
+    return Tokenizer(directory / "tokenizer.model")
+
+
+def _with_rows(tensors: State, config: ModelConfig) -> State:
+    """Return the weights with as many rows of the vocabulary as a model of `config` has.
+
+    The tokenizer is the same, so what may differ are rows without a piece.
+    """
+    changed = dict(tensors)
+    for name, value in ((WORD_EMBEDDINGS, 0.0), (DECODER_BIAS, NEVER_PREDICTED)):
+        if name in tensors:
+            kept = tensors[name][: config.padded_vocab_size]
+            more = kept.new_full((config.padded_vocab_size - len(kept), *kept.shape[1:]), value)
+            changed[name] = kept if not len(more) else torch.cat([kept, more])
+    return changed
