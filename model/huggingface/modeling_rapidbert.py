@@ -39,7 +39,8 @@ except ImportError:  # transformers says so where it is asked for
 
 logger = logging.get_logger(__name__)
 
-ATTENTION = ("sdpa", "eager", "flash_attention_2")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+FEED_FORWARDS = ("fused_glu", "glu", "standard")
 
 
 class RapidBertConfig(PretrainedConfig):
@@ -51,7 +52,7 @@ class RapidBertConfig(PretrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    feed_forward: str = "fused_glu"  # or "glu", the same function, or "standard", BERT's
+    feed_forward: str = "fused_glu"  # or "glu", the same to this file, or "standard", BERT's
     type_vocab_size: int = 2
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.0
@@ -91,7 +92,7 @@ class Batch:
             return
         if attention_mask.shape != self.shape:
             raise ValueError(
-                f"attention_mask is {list(attention_mask.shape)}, the batch {list(self.shape)}"
+                f"attention_mask is {list(attention_mask.shape)}, the batch is {list(self.shape)}"
             )
         self.real = attention_mask != 0
         if unpad:
@@ -100,6 +101,8 @@ class Batch:
 
     def pack(self, padded: Tensor) -> Tensor:
         """Turn [S, L, ...] into [T, ...]."""
+        if padded.shape[:2] != self.shape:
+            raise ValueError(f"{list(padded.shape)} beside a batch of {list(self.shape)}")
         cells = padded.flatten(0, 1)
         return cells if self.rows is None else cells.index_select(0, self.rows)
 
@@ -125,6 +128,13 @@ class Batch:
         return padded[torch.arange(self.shape[0], device=self.device), at]
 
 
+def why_no_flash_attention(device: torch.device) -> str | None:
+    """Say what is missing for FlashAttention-2; None where nothing is."""
+    if flash_attn_varlen_qkvpacked_func is None:
+        return "the package flash-attn is not installed"
+    return None if device.type == "cuda" else f"it needs a GPU, and the batch is on {device}"
+
+
 class Attention:
     """What all layers need for attention, computed once per batch."""
 
@@ -132,8 +142,8 @@ class Attention:
         self.name, self.batch = name, batch
         self.slopes = alibi_slopes(heads, batch.device)
         if name == "flash_attention_2":
-            if batch.device.type != "cuda" or flash_attn_varlen_qkvpacked_func is None:
-                raise ValueError(f"flash_attention_2 needs flash-attn and a GPU: {batch.device}")
+            if why_not := why_no_flash_attention(batch.device):
+                raise ValueError(f"flash_attention_2: {why_not}")
             sequences, length = batch.shape
             lengths = torch.full((sequences,), length, device=batch.device)
             if batch.rows is not None and batch.real is not None:
@@ -239,6 +249,10 @@ class RapidBertLayer(nn.Module):
                 "output": Residual(hidden, config),
             }
         )
+        if config.feed_forward not in FEED_FORWARDS:
+            raise ValueError(
+                f"feed_forward {config.feed_forward!r}: RapidBERT has {', '.join(FEED_FORWARDS)}"
+            )
         self.gated = config.feed_forward != "standard"
         if self.gated:
             self.mlp = GatedFeedForward(config)
@@ -342,19 +356,21 @@ class RapidBertModel(RapidBertPreTrainedModel):
         hidden = self.embeddings(words, types)
 
         attention = Attention(name, batch, config.num_attention_heads, hidden.dtype)
-        states, maps = [hidden], []
+        states, maps = [], []
         for layer in self.encoder["layer"]:
+            if output_hidden_states:
+                states.append(batch.restore(hidden))
             if self.gradient_checkpointing and self.training:
                 hidden, weights = self._gradient_checkpointing_func(layer, hidden, attention)
             else:
                 hidden, weights = layer(hidden, attention)
-            states.append(hidden)
-            maps.append(weights)
+            if output_attentions:
+                maps.append(weights)
         hidden = batch.restore(hidden)  # [S, L, hidden]
         output = BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pool(hidden, batch),
-            hidden_states=tuple(map(batch.restore, states)) if output_hidden_states else None,
+            hidden_states=(*states, hidden) if output_hidden_states else None,
             attentions=tuple(maps) if output_attentions else None,
         )
         return self._output(output, return_dict)
@@ -365,8 +381,8 @@ class RapidBertModel(RapidBertPreTrainedModel):
 
     def _attention(self, with_weights: bool | None) -> str:
         name: str = self.config._attn_implementation
-        if name not in ATTENTION:
-            raise ValueError(f"attn_implementation {name!r}: RapidBERT has {', '.join(ATTENTION)}")
+        if name not in ATTENTIONS:
+            raise ValueError(f"attn_implementation {name!r}: RapidBERT has {', '.join(ATTENTIONS)}")
         if with_weights and name != "eager":
             raise ValueError(f'{name} returns no attentions: load with attn_implementation="eager"')
         if not torch.compiler.is_compiling():
