@@ -29,7 +29,7 @@ from recipes.common.entry import run
 from recipes.common.errors import Faults
 from recipes.common.settings import parse
 from recipes.inference.computing import Computation
-from recipes.inference.embedding import build, trained_length
+from recipes.inference.embedding import build
 from recipes.inference.outputs import (
     Columns,
     NpyMatrix,
@@ -41,6 +41,7 @@ from recipes.inference.outputs import (
 from recipes.inference.progress import ProgressLine
 from recipes.inference.record_files import TEXT_COLUMN
 from recipes.inference.settings import Computing, Source
+from recipes.interop.hf_config import sentence_tokens
 from recipes.training.export import open_export, read_tokenizer
 
 ENDINGS = (".npy", ".parquet")
@@ -92,7 +93,7 @@ def embed(export: Export, settings: Settings, options: ModelOptions) -> int:
     computation = Computation(
         read_tokenizer(settings.checkpoint, export.config, export.description),
         build(export, options, computing.precision, normalize=settings.normalize),
-        max_length=computing.max_length or trained_length(export),
+        max_length=computing.max_length or sentence_tokens(export.config, export.description),
         progress=progress,
     )
     width = export.config.hidden_size

@@ -26,6 +26,7 @@ from recipes.common.errors import Faults
 from recipes.common.locks import lock
 from recipes.common.processes import last_error, received_signals
 from recipes.common.settings import parse, split_rest
+from recipes.interop.model_card import refresh_scores
 from recipes.reporting.score_table import write_scores
 from recipes.reporting.scores import load_results
 from recipes.tasks.glue_plan import FINETUNE, Plan, Settings, resolve
@@ -60,12 +61,14 @@ def run_to_the_end(jobs: Sequence[Job], places: Sequence[Slot]) -> int:
 
 
 def report(plan: Plan) -> int:
-    """Write the score table, and name the jobs without a result; returns the exit status."""
+    """Write the scores, and name the jobs without a result; returns the exit status."""
     unfinished = [job for job in plan.jobs if job.state != "done"]
     # What an unfinished job has left from an earlier time has other settings or another start.
     results = load_results(plan.output, without=[job.result for job in unfinished])
     if results:
         print(f"\n{write_scores({str(plan.output): results}, plan.output)}")
+    if not unfinished and (said := refresh_scores(plan.export, plan.output)):
+        print(said)
     for job in unfinished:
         print(f"error: {job.name} {_why_unfinished(job)}", file=sys.stderr)
     return 1 if unfinished else 0

@@ -12,16 +12,6 @@ from recipes.common.errors import UserError
 from recipes.inference.computing import DTYPES, Compute, device
 from recipes.tasks.classification_batches import ClassificationBatch
 
-DEFAULT_LENGTH = 512
-"""Tokens of a text where the export does not say how long those of its training were."""
-
-
-def trained_length(export: Export) -> int:
-    """Tokens of a text in the model's training, special ones included."""
-    description = export.description
-    length = description.get("task", {}).get("max_length") or description.get("sequence_length")
-    return int(length or DEFAULT_LENGTH)
-
 
 def build(export: Export, options: ModelOptions, precision: str, *, normalize: bool) -> Compute:
     """The model on its device, as a function from a batch to fp32 [S, hidden].

@@ -75,8 +75,8 @@ class Computing:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the weights and of what is computed with them; bf16 is faster on a GPU."""
     max_length: SequenceLength | None = None
-    """Tokens of a text, special ones included; longer ones are cut. Unless given, as many as the
-    model was trained with."""
+    """Tokens of a text, special ones included; longer ones are cut. Unless given, as many as in the
+    finetuning, and for vectors 512, or as many as in the pretraining if these were more."""
 
     def options(self, config: ModelConfig, faults: Faults) -> ModelOptions:
         """How a model computes here.

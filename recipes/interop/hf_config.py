@@ -35,7 +35,7 @@ _AUTO_MAP = {
     "AutoModelForTokenClassification": "ForTokenClassification",
     "AutoModelForQuestionAnswering": "ForQuestionAnswering",
 }
-_ENCODERS: tuple[Head, ...] = ("masked_lm", "none")
+ENCODERS: tuple[Head, ...] = ("masked_lm", "none")
 """Exports that sentence-transformers can take: those that have learnt no task."""
 
 SENTENCE_TOKENS = 512
@@ -120,27 +120,34 @@ def hf_files(config: ModelConfig, head: Head, description: Mapping[str, Any]) ->
     files = {CONFIG: _json(hf_config(config, head, description))}
     if not is_plain_bert(config):
         files[MODELLING_FILE] = _CODE.read_bytes()
-    if head in _ENCODERS:
+    if head in ENCODERS:
         files |= _sentence_transformers_files(config, description)
     return files
+
+
+def sentence_tokens(config: ModelConfig, description: Mapping[str, Any]) -> int:
+    """Return how many tokens a text is cut to before it becomes a vector."""
+    longest: int = max(SENTENCE_TOKENS, description.get("sequence_length") or 0)
+    return min(longest, config.max_positions) if config.positions == "learned" else longest
 
 
 def _sentence_transformers_files(
     config: ModelConfig, description: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """Return what makes sentence-transformers average the last layer over the tokens of a text."""
-    longest = max(SENTENCE_TOKENS, description.get("sequence_length") or 0)
-    if config.positions == "learned":
-        longest = min(longest, config.max_positions)
     package = "sentence_transformers.models"
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": f"{package}.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{package}.Pooling"},
     ]
+    transformer = {
+        "max_seq_length": sentence_tokens(config, description),
+        "do_lower_case": False,
+    }
     pooling = {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True}
     return {
         "modules.json": _json(modules),
-        "sentence_bert_config.json": _json({"max_seq_length": longest, "do_lower_case": False}),
+        "sentence_bert_config.json": _json(transformer),
         "1_Pooling/config.json": _json(pooling),
     }
 

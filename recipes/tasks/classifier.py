@@ -113,6 +113,8 @@ def save_model(engine: Any, work: Finetuning, metrics: Metrics) -> None:
             "stand_in": work.data.stand_in,
             "seed": work.settings.seed,
             "train_examples": len(work.data.train),
+            "from_scratch": work.settings.from_scratch,
+            "checkpoint_sha256": work.identity["checkpoint_sha256"],
         },
         "tokenizer": work.identity["tokenizer"],
         "git_revision": git_revision(),

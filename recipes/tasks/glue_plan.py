@@ -17,6 +17,7 @@ from recipes.tasks.classification_data import find_task_data
 from recipes.tasks.finetuning import read_shared
 from recipes.tasks.glue_tasks import TASKS, Task, find_task
 from recipes.tasks.jobs import Job, result_of
+from recipes.training.export import export_directory
 
 FINETUNE = Path(__file__).resolve().parents[1] / "finetune.py"
 FIRST_SEED = 17
@@ -68,6 +69,8 @@ class Plan:
     """What there is to do, checked."""
 
     output: Path
+    export: Path
+    """Where the jobs start, MNLI's followers apart."""
     jobs: list[Job]
     """In the order in which they should start."""
 
@@ -117,7 +120,7 @@ def resolve(
         script=script,
     )
     _check_kind(jobs, settings)
-    return Plan(output, jobs)
+    return Plan(output, export_directory(settings.checkpoint), jobs)
 
 
 def plan(

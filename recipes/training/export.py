@@ -34,7 +34,9 @@ from recipes.common.files import PARTIAL, sha256, sync_directory, write_whole
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.engine import full_precision_parameters
 from recipes.engine.world import on_first_rank
+from recipes.interop.card_facts import gather
 from recipes.interop.hf_config import hf_files, is_plain_bert
+from recipes.interop.model_card import CARD, model_card
 from recipes.training.checkpoints.manifest import published
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.vocab")
@@ -100,6 +102,8 @@ def write_export(
         write_whole(partial / name, content)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_dir / name, partial / name)
+    card = gather(final, config, head, facts, tokenizer_dir, partial / WEIGHTS)
+    write_whole(partial / CARD, model_card(card).encode())
     for path in partial.rglob("*"):
         if path.is_file():
             sha256(path, sync=True)

@@ -1,0 +1,154 @@
+"""What is known about an export, from the records that lie beside it: the facts of its model card.
+
+Nothing here fails: a record that is missing or damaged only makes the card shorter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.config import ModelConfig
+from model.weights import Head
+from recipes.common.files import sha256
+
+Json = dict[str, Any]
+GLUE = ("mnli", "qnli", "qqp", "rte", "cola", "sst2", "mrpc", "stsb")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything that a card can say.
+
+    Attributes:
+        description: what `config.json` says about the origin.
+        record: `config.json` of the run that pretrained the model; empty where there is none.
+        log: records of `log.jsonl` up to this export, in their order.
+        manifest: of the prepared data.
+        glue: see `glue_scores`.
+    """
+
+    config: ModelConfig
+    head: Head
+    description: Json
+    record: Json
+    log: list[Json]
+    manifest: Json
+    glue: dict[str, list[tuple[float, str]]]
+
+    @property
+    def task(self) -> Json:
+        """What the description says about the task; empty for a pretrained model."""
+        task = self.description.get("task")
+        return task if isinstance(task, dict) else {}
+
+    @property
+    def progress(self) -> Json:
+        """How far the pretraining was."""
+        progress = self.description.get("progress")
+        return progress if isinstance(progress, dict) else {}
+
+
+def gather(
+    directory: Path,
+    config: ModelConfig,
+    head: Head,
+    description: Json,
+    data: Path,
+    weights: Path,
+) -> CardFacts:
+    """Read what lies beside an export.
+
+    Args:
+        directory: of the export, as it will be called; a run's, or one within a run.
+        data: where its tokenizer is from; the prepared data of a pretraining.
+        weights: the file of the weights, which scores may have been computed with.
+    """
+    run = directory.parent
+    if run.name.startswith("at-"):  # exported on the way
+        run = run.parent
+    record = read_json(run / "config.json")
+    progress = description.get("progress") or {}
+    step = progress.get("step", math.inf)
+    return CardFacts(
+        config=config,
+        head=head,
+        description=description,
+        record=record if "identity" in record else {},
+        log=[line for line in _log(run / "log.jsonl") if line["step"] <= step],
+        manifest=read_json(data / "manifest.json"),
+        glue=glue_scores(run / "glue", weights),
+    )
+
+
+def glue_scores(results: Path, weights: Path) -> dict[str, list[tuple[float, str]]]:
+    """Scores and metrics by task of the finetunings that began from exactly these weights.
+
+    RTE, MRPC and STS-B may have begun from an MNLI model that did. Scores of stand-in tasks, and
+    those from random weights, are left out.
+    """
+    there = [(path, read_json(path)) for path in sorted(results.glob("*-seed*.json"))]
+    real = [
+        (path, result)
+        for path, result in there
+        if result.get("task") in GLUE
+        and result.get("stand_in") is False
+        and result.get("from_scratch") is False
+        and is_number(result.get("score"))
+    ]
+    if not real:
+        return {}
+    starts = {sha256(weights)}
+    for path, result in real:
+        mnli = path.with_suffix("") / "export" / weights.name
+        if result["task"] == "mnli" and result.get("checkpoint_sha256") in starts:
+            starts |= {sha256(mnli)} if mnli.is_file() else set()
+    found: dict[str, list[tuple[float, str]]] = {}
+    for task in GLUE:
+        for _, result in real:
+            if result["task"] == task and result.get("checkpoint_sha256") in starts:
+                scored = (float(result["score"]), str(result.get("score_metric")))
+                found.setdefault(task, []).append(scored)
+    return found
+
+
+def read_json(path: Path) -> Json:
+    """The object that a file holds; an empty one where it holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def at(record: Mapping[str, Any], dotted: str) -> Any:
+    """The value under keys within keys; None where there is none."""
+    found: Any = record
+    for key in dotted.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _log(path: Path) -> list[Json]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and is_number(record.get("step")):
+            records.append(record)
+    return records
