@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -8,6 +9,11 @@ import torch
 if not torch.cuda.is_available():
     # Triton's interpreter computes the kernels on the CPU. Chosen when they are imported, so here.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# transformers copies the modelling files of exports to where it imports them from. Asked for when
+# it is imported, so here.
+MODULES = tempfile.TemporaryDirectory(prefix="transformers-modules-")
+os.environ["HF_MODULES_CACHE"] = MODULES.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -106,6 +106,14 @@ def test_both_damaged_files_are_named(export, description: Any, said: str):
         read_export(export)
 
 
+def test_what_is_ours_may_stand_beside_what_others_read(export):
+    ours = {"model": CONFIG.to_dict(), "step": 3}
+    assert read_export(export).description == ours  # as older versions wrote it
+    (export / "config.json").write_text(json.dumps({"model_type": "rapidbert", "rapidbert": ours}))
+    found = read_export(export)
+    assert found.config == CONFIG and found.description == ours
+
+
 def test_weights_of_another_size_are_all_named(export):
     other = CONFIG.to_dict() | {"ffn_size": 40}
     (export / "config.json").write_text(json.dumps({"model": other}))
