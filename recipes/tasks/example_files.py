@@ -67,8 +67,8 @@ class Reading:
         self.bad = 0
         self.first_fault = ""
 
-    def add(self, line: int, values: Sequence[Any]) -> None:
-        """A record: its texts, then its label. Lines count from 1."""
+    def add(self, line: int | str, values: Sequence[Any]) -> None:
+        """A record: its texts, then its label. Lines count from 1; a file without has places."""
         *texts, label = values
         try:
             for text in texts:
@@ -80,7 +80,7 @@ class Reading:
         except ValueError as reason:
             self.reject(line, str(reason))
 
-    def reject(self, line: int, reason: str) -> None:
+    def reject(self, line: int | str, reason: str) -> None:
         """A record that cannot be used, and why."""
         self.bad += 1
         self.first_fault = self.first_fault or f"{self.name}:{line}: {reason}"
