@@ -2,7 +2,8 @@
 
 Rajpurkar et al. 2016, section 6.1, and 2018, `evaluate-v2.0.py`. Answers that are right by these
 rules need not be equal: case, punctuation, the articles a, an and the, and white space do not
-count. For SQuAD 1.1 the numbers are those of its own script.
+count. For SQuAD 1.1 the numbers are those of its own script, but for golds such as "the", of which
+nothing counts.
 """
 
 from __future__ import annotations

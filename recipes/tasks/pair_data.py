@@ -1,0 +1,128 @@
+"""Pairs of texts that belong together, for sentence vectors, and sets to measure these by.
+
+A record has an anchor (a question, a title) and a positive (its answer, its text), and may have a
+hard negative, which looks like the positive and is wrong. They are measured by a file of pairs with
+scores, as STS-B is, or by one of pairs without, where each anchor looks for its positive among all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.common.errors import Faults, UserError
+from recipes.tasks.example_files import Reading, naming, read_file, score
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Records of texts that belong together: column by column, the anchors first."""
+
+    columns: list[list[str]]
+    scores: np.ndarray | None = None
+    """fp64 [records], how alike the texts of each are; None where they belong together."""
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+
+@dataclass(frozen=True)
+class PairData:
+    """All that a finetuning on pairs reads."""
+
+    train: TextSet
+    dev: TextSet
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the scores should know."""
+
+    def checksum(self) -> str:
+        """Hash everything that the result depends on."""
+        digest = hashlib.sha256()
+        for each in (self.train, self.dev):
+            digest.update(repr(each.columns).encode())
+            digest.update(b"" if each.scores is None else each.scores.tobytes())
+        return digest.hexdigest()
+
+
+def load_pairs(
+    train_file: Path,
+    dev_file: Path,
+    *,
+    text_columns: Sequence[str],
+    score_column: str | None,
+) -> PairData:
+    """Read both files.
+
+    Args:
+        text_columns: anchor, positive and maybe hard negative. The development set needs the first
+            two.
+        score_column: of the development set; None for pairs that belong together.
+
+    Raises:
+        UserError: all faults of both: a file cannot be read, is empty, lacks a column or has too
+            many unusable records; there is nothing to measure.
+    """
+    faults, notes = Faults(), list[str]()
+    train = faults.attempt(lambda: _read(train_file, text_columns, None, notes))
+    dev = faults.attempt(lambda: _read(dev_file, text_columns[:2], score_column, notes))
+    faults.stop()
+    assert train and dev
+    if dev.scores is not None and np.ptp(dev.scores) == 0:
+        raise UserError(
+            f"{dev_file}: every {score_column!r} is {dev.scores[0]:g}, there is no order to find"
+        )
+    if dev.scores is None and len(set(dev.columns[1])) == 1:
+        raise UserError(f"{dev_file}: all {text_columns[1]!r} are equal, nothing to choose from")
+    known = set(zip(*train.columns[:2], strict=True))
+    if seen := sum(pair in known for pair in zip(*dev.columns, strict=True)):
+        notes.append(f"{dev_file}: {seen:,} of {len(dev):,} pairs are in the training set")
+    if repeated := len(train) - len(set(zip(*train.columns, strict=True))):
+        notes.append(f"{train_file}: {repeated:,} of {len(train):,} records are there before")
+    return PairData(train, dev, notes)
+
+
+def first_pairs(data: PairData, count: int | None) -> PairData:
+    """The data with so many training records at most, and a note if there were more."""
+    if count is None or count >= len(data.train):
+        return data
+    front = TextSet([column[:count] for column in data.train.columns])
+    told = f"trained on the first {count:,} of {len(data.train):,} examples"
+    return replace(data, train=front, notes=[*data.notes, told])
+
+
+class _Records(Reading):
+    """Records whose texts all have something in them."""
+
+    def __init__(self, name: str, columns: Sequence[str], *, scored: bool):
+        super().__init__(name, score if scored else lambda _: None)
+        self.columns, self.scored = columns, scored
+
+    def add(self, line: int | str, values: Sequence[Any]) -> None:
+        """A record: its texts, and its score where it has one."""
+        texts = values[: len(self.columns)]
+        empty = [
+            name
+            for name, text in zip(self.columns, texts, strict=True)
+            if text is None or (isinstance(text, str) and not text.strip())
+        ]
+        if empty:
+            self.reject(line, f"no text in {', '.join(map(repr, empty))}")
+        elif len(texts) == 3 and texts[2] in texts[:2]:
+            of = self.columns[0 if texts[2] == texts[0] else 1]
+            self.reject(line, f"{self.columns[2]!r} and {of!r} are equal, {texts[2]!r}")
+        else:
+            super().add(line, values if self.scored else [*values, None])
+
+
+def _read(path: Path, texts: Sequence[str], scores: str | None, notes: list[str]) -> TextSet:
+    reading = _Records(str(path), texts, scored=scores is not None)
+    with naming(path):
+        read_file(path, [*texts, scores] if scores is not None else texts, reading)
+    reading.check(notes)
+    columns = [list(column) for column in zip(*reading.texts, strict=True)]
+    return TextSet(columns, None if scores is None else np.array(reading.labels, np.float64))
