@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +35,8 @@ class ClassificationBatch:
         sequence_offsets: int32 [sequences + 1]; an entry equal to the next is an empty sequence.
         sequence_keys: int64 [sequences], what dropout masks are a hash of (see `hashed_dropout`): a
             hash itself of (seed, epoch, example).
-        labels: int64 [sequences], `IGNORED_LABEL` on empty ones; or fp32 [sequences], with NaN on
-            empty ones.
+        labels: what the model's `forward` calls so, such as int64 [sequences], `IGNORED_LABEL` on
+            empty ones; or fp32 [sequences], with NaN on empty ones.
         max_sequence_length: of the examples, rounded up.
         rows: int64 [examples], which examples these are.
         global_examples, global_tokens: of this batch over all ranks.
@@ -57,55 +58,37 @@ class ClassificationBatch:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-class EncodedExamples:
-    """Examples as token ids, truncated to `max_length`, ready to be cut into batches.
+class PackedExamples:
+    """Examples as sequences of token ids, ready to be cut into batches.
+
+    A batch has no more places than there are examples, and no longer ones than these need, whatever
+    is allowed.
 
     Args:
-        first, second: the sentences; `second` is None for single sentences.
-        labels: int64 or fp32 [examples], or None.
-        max_length: tokens, special ones included; the longer sentence is cut first.
-
-    `cut` is how many examples are, `longest` the tokens of the longest before that. A batch has no
-    more places than there are examples, and no longer ones than these need, whatever is allowed.
+        ids: int64 [tokens] of each sequence, special ones included.
+        first_lengths: int64 [sequences], tokens of type 0; those behind them are of type 1.
+        labels: [examples, ...], int64 or fp32, or None.
+        max_length: that is allowed.
     """
+
+    sequences_per_example = 1
+    """Sequences that one example brings into a batch."""
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        first: Sequence[str],
-        second: Sequence[str] | None,
+        ids: Sequence[np.ndarray],
+        first_lengths: np.ndarray,
         labels: np.ndarray | None,
-        *,
         max_length: int,
     ):
-        special = 2 if second is None else 3
-        if max_length < special + 1:
-            raise ValueError(f"max_length {max_length}: at least {special + 1} tokens")
-        self.labels = labels
-        self.cut = self.longest = 0
-        ids_a = tokenizer.encode_batch(list(first))
-        ids_b = tokenizer.encode_batch(list(second)) if second is not None else None
-        self.ids: list[np.ndarray] = []
-        self.first_lengths = np.zeros(len(ids_a), np.int64)  # [CLS], first sentence, [SEP]
-        cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
-        for row, a in enumerate(ids_a):
-            b = ids_b[row] if ids_b is not None else []
-            keep_a, keep_b = truncated_lengths(len(a), len(b), max_length - special)
-            whole = len(a) + len(b) + special
-            self.cut += whole > max_length
-            self.longest = max(self.longest, whole)
-            ids = cls + a[:keep_a] + sep
-            self.first_lengths[row] = len(ids)
-            if ids_b is not None:
-                ids += b[:keep_b] + sep
-            self.ids.append(np.array(ids, np.int64))
-        self.lengths = np.array([len(ids) for ids in self.ids], np.int64)
+        self.ids, self.first_lengths, self.labels = ids, first_lengths, labels
+        self.lengths = np.array([len(each) for each in ids], np.int64)
         # Rounded, because odd lengths are slow on GPUs.
         needed = -(-int(self.lengths.max(initial=0)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
         self.max_length = min(max_length, needed)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) // self.sequences_per_example
 
     def training_batches(
         self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
@@ -160,38 +143,100 @@ class EncodedExamples:
         world_size: int,
         dropout_key: np.ndarray | int = 0,
     ) -> ClassificationBatch:
-        global_examples, global_tokens = len(rows), int(self.lengths[rows].sum())
-        rows = rows[rank::world_size]
-        sequences = -(-min(batch_size, len(self)) // world_size)
-        lengths = np.zeros(sequences, np.int64)
-        lengths[: len(rows)] = self.lengths[rows]
+        mine = rows[rank::world_size]
+        places = -(-min(batch_size, len(self)) // world_size)
+        slots = np.full(places, -1)
+        slots[: len(mine)] = mine
+        return self._batch(
+            slots,
+            dropout_key,
+            labels=self._labels(mine, places),
+            rows=mine,
+            global_examples=len(rows),
+            global_tokens=int(self.lengths[rows].sum()),
+        )
+
+    def _batch(
+        self, slots: np.ndarray, dropout_key: np.ndarray | int, **others: Any
+    ) -> ClassificationBatch:
+        """Pack sequences.
+
+        Args:
+            slots: int64 [places], indices of sequences, -1 for an empty one.
+            others: what else the batch says.
+        """
+        filled = slots >= 0
+        lengths = np.where(filled, self.lengths[slots], 0)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        sequence_keys = np.zeros(sequences, np.uint64)
-        sequence_keys[: len(rows)] = hash64(dropout_key, rows)
-        ids = np.concatenate([self.ids[row] for row in rows]) if len(rows) else np.zeros(1, int)
+        sequence_keys = np.where(filled, hash64(dropout_key, slots), np.uint64(0))
+        parts = [self.ids[slot] for slot in slots[filled]]
+        ids = np.concatenate(parts) if parts else np.zeros(1, int)
         types = np.zeros(len(ids), np.int64)
-        for row, start, length in zip(rows, offsets[:-1], lengths, strict=False):
-            types[start + self.first_lengths[row] : start + length] = 1
+        for slot, start, length in zip(slots, offsets[:-1], lengths, strict=True):
+            types[start + self.first_lengths[slot] : start + length] = 1
         return ClassificationBatch(
             input_ids=torch.from_numpy(ids),
             token_type_ids=torch.from_numpy(types),
             sequence_offsets=torch.from_numpy(offsets.astype(np.int32)),
             sequence_keys=torch.from_numpy(sequence_keys.view(np.int64)),
-            labels=self._labels(rows, sequences),
             max_sequence_length=self.max_length,
-            rows=rows,
-            global_examples=global_examples,
-            global_tokens=global_tokens,
+            **others,
         )
 
-    def _labels(self, rows: np.ndarray, sequences: int) -> Tensor:
-        if self.labels is None or np.issubdtype(self.labels.dtype, np.integer):
-            labels = np.full(sequences, IGNORED_LABEL, np.int64)
-        else:
-            labels = np.full(sequences, np.nan, np.float32)
-        if self.labels is not None:
-            labels[: len(rows)] = self.labels[rows]
+    def _labels(self, rows: np.ndarray, places: int) -> Tensor:
+        """Labels of these examples, and of places without one what the losses pass over."""
+        if self.labels is None:
+            return torch.full((places,), IGNORED_LABEL)
+        whole = np.issubdtype(self.labels.dtype, np.integer)
+        shape = (places, *self.labels.shape[1:])
+        labels = (
+            np.full(shape, IGNORED_LABEL, np.int64) if whole else np.full(shape, np.nan, np.float32)
+        )
+        labels[: len(rows)] = self.labels[rows]
         return torch.from_numpy(labels)
+
+
+class EncodedExamples(PackedExamples):
+    """Sentences and pairs as sequences, truncated to `max_length`.
+
+    Args:
+        first, second: the sentences; `second` is None for single sentences.
+        labels: int64 or fp32 [examples], or None.
+        max_length: tokens, special ones included; the longer sentence is cut first.
+
+    `cut` is how many examples are, `longest` the tokens of the longest before that.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        first: Sequence[str],
+        second: Sequence[str] | None,
+        labels: np.ndarray | None,
+        *,
+        max_length: int,
+    ):
+        special = 2 if second is None else 3
+        if max_length < special + 1:
+            raise ValueError(f"max_length {max_length}: at least {special + 1} tokens")
+        self.cut = self.longest = 0
+        ids_a = tokenizer.encode_batch(list(first))
+        ids_b = tokenizer.encode_batch(list(second)) if second is not None else None
+        sequences: list[np.ndarray] = []
+        first_lengths = np.zeros(len(ids_a), np.int64)  # [CLS], first sentence, [SEP]
+        cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
+        for row, a in enumerate(ids_a):
+            b = ids_b[row] if ids_b is not None else []
+            keep_a, keep_b = truncated_lengths(len(a), len(b), max_length - special)
+            whole = len(a) + len(b) + special
+            self.cut += whole > max_length
+            self.longest = max(self.longest, whole)
+            ids = cls + a[:keep_a] + sep
+            first_lengths[row] = len(ids)
+            if ids_b is not None:
+                ids += b[:keep_b] + sep
+            sequences.append(np.array(ids, np.int64))
+        super().__init__(sequences, first_lengths, labels, max_length)
 
 
 def truncated_lengths(first: int, second: int, limit: int) -> tuple[int, int]:

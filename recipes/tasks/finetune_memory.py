@@ -16,11 +16,11 @@ from recipes.common.errors import UserError
 from recipes.engine.ds_config import precision
 from recipes.engine.world import World
 from recipes.planning.memory import activation_bytes, device_bytes, state_bytes
-from recipes.tasks.classification_batches import EncodedExamples
+from recipes.tasks.classification_batches import PackedExamples
 from recipes.tasks.finetuning import Finetuning
 
 
-def check_memory(work: Finetuning, train: EncodedExamples, world: World) -> None:
+def check_memory(work: Finetuning, train: PackedExamples, world: World) -> None:
     """Compare a rank's part of the longest batch with the memory there is. Call on every rank.
 
     Raises:
@@ -29,7 +29,8 @@ def check_memory(work: Finetuning, train: EncodedExamples, world: World) -> None
     ranks = world.data_parallel_size
     batch = min(work.task.batch_size, len(train))
     dtype = torch.bfloat16 if precision(work.deepspeed) == "bf16" else torch.float32
-    longest = np.sort(train.lengths)[::-1][: -(-batch // ranks)]
+    sequences = -(-batch // ranks) * train.sequences_per_example
+    longest = np.sort(train.lengths)[::-1][:sequences]
     lengths, places = np.unique(longest, return_inverse=True)
     sizes = [
         activation_bytes(
@@ -43,7 +44,8 @@ def check_memory(work: Finetuning, train: EncodedExamples, world: World) -> None
     states = sum(state_bytes(work.config.parameters(), work.deepspeed, ranks))
     free = min(free_bytes(world))
     if states + kept[-1] > free:
-        fitting = ranks * int(np.searchsorted(kept, free - states, side="right"))
+        fitting = int(np.searchsorted(kept, free - states, side="right"))
+        fitting = ranks * (fitting // train.sequences_per_example)
         raise UserError(
             f"a batch of {batch:,} examples of up to {longest[0]:,} tokens: {states / 1e9:.1f} GB "
             f"for the model and {kept[-1] / 1e9:.1f} GB for what its backward pass needs "
