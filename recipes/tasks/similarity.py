@@ -1,0 +1,92 @@
+"""How well sentence vectors tell what belongs together: without a head, by their cosines alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from model.sentence_encoder import RapidBertForSentenceEmbedding
+from recipes.common.errors import UserError
+from recipes.engine.world import World
+from recipes.tasks.classification_batches import EncodedExamples
+from recipes.tasks.metrics import compute
+from recipes.tasks.pair_data import TextSet
+
+AT_ONCE = 1024
+"""Anchors that look for their positive at once: their similarities to all are in memory."""
+
+
+@torch.no_grad()
+def embed(
+    model: RapidBertForSentenceEmbedding, texts: EncodedExamples, batch_size: int, world: World
+) -> np.ndarray:
+    """Return the vector of each text, of length 1: fp32 [texts, hidden]. Call on every rank.
+
+    Raises:
+        UserError: the model computes something else than numbers.
+    """
+    model.eval()
+    mine: list[tuple[np.ndarray, np.ndarray]] = []
+    for batch in texts.evaluation_batches(
+        batch_size, rank=world.data_parallel_rank, world_size=world.data_parallel_size
+    ):
+        batch = batch.to(world.device)
+        vectors = model.embed(
+            batch.input_ids,
+            batch.sequence_offsets,
+            batch.max_sequence_length,
+            batch.token_type_ids,
+        )
+        units = torch.nn.functional.normalize(vectors[: len(batch.rows)], dim=-1)
+        mine.append((batch.rows, units.cpu().numpy()))
+    model.train()
+    gathered: list[Any] = [None] * world.world_size
+    dist.all_gather_object(gathered, mine)
+    whole = np.zeros((len(texts), model.config.hidden_size), np.float32)
+    for rows, vectors in (part for of_rank in gathered for part in of_rank):
+        whole[rows] = vectors
+    if broken := int((~np.isfinite(whole)).any(1).sum()):
+        raise UserError(
+            f"for {broken:,} of {len(texts):,} texts the model computes something else than "
+            "numbers (NaN or infinity); nothing of it is written, a lower --learning-rate is the "
+            "usual cure"
+        )
+    return whole
+
+
+def distinct_texts(pairs: TextSet) -> tuple[list[str], list[np.ndarray]]:
+    """Return the different texts of a set, and for each column which of them its records have."""
+    numbers: dict[str, int] = {}
+    of = [
+        np.array([numbers.setdefault(text, len(numbers)) for text in column], np.int64)
+        for column in pairs.columns
+    ]
+    return list(numbers), of
+
+
+def similarity_metrics(pairs: TextSet, vectors: np.ndarray) -> dict[str, float]:
+    """Measure vectors of the set's different texts.
+
+    Args:
+        vectors: fp32 [texts, hidden] of length 1, in the order of `distinct_texts`.
+
+    Returns:
+        `spearman` and `pearson` of cosines and scores; or, of pairs without scores,
+        `accuracy_at_1`: the share of pairs whose anchor is closest to a positive of its own among
+        all positives of the set.
+    """
+    _, (anchors, positives) = distinct_texts(pairs)
+    if pairs.scores is not None:
+        cosines = np.einsum("nd,nd->n", vectors[anchors], vectors[positives])
+        return compute(("spearman", "pearson"), cosines, pairs.scores)
+    right = set(zip(anchors.tolist(), positives.tolist(), strict=True))
+    candidates = np.unique(positives)
+    found = 0
+    for begin in range(0, len(anchors), AT_ONCE):
+        some = anchors[begin : begin + AT_ONCE]
+        closest = candidates[(vectors[some] @ vectors[candidates].T).argmax(1)]
+        found += sum(pair in right for pair in zip(some.tolist(), closest.tolist(), strict=True))
+    return {"accuracy_at_1": found / len(anchors)}
