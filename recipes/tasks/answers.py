@@ -13,12 +13,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipes.common.files import write_whole
 from recipes.tasks.question_data import Question
 from recipes.tasks.question_windows import Window, Windows
 
@@ -99,10 +97,8 @@ def answer_questions(
     return answered
 
 
-def write_answers(
-    directory: Path, answered: Mapping[str, Answered], *, may_refuse: bool
-) -> list[Path]:
-    """Write the files that SQuAD's script takes, each whole or not at all.
+def answer_files(answered: Mapping[str, Answered], *, may_refuse: bool) -> dict[str, bytes]:
+    """Return the files that SQuAD's script takes, by name.
 
     `predictions.json` has the answers and `best_answers.json` the alternatives; `null_odds.json`,
     where "no answer" is one, is for the script's `--na-prob-file`.
@@ -117,11 +113,10 @@ def write_answers(
     if may_refuse:
         odds = {name: each.null_odds for name, each in answered.items()}
         files["null_odds.json"] = {n: x if math.isfinite(x) else 1e9 for n, x in odds.items()}
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, contents in files.items():
-        text = json.dumps(contents, indent=1, ensure_ascii=False, allow_nan=False)
-        write_whole(directory / name, (text + "\n").encode())
-    return [directory / name for name in files]
+    return {
+        name: (json.dumps(of, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        for name, of in files.items()
+    }
 
 
 def _order(span: tuple[float, int, int]) -> tuple[float, int, int]:

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from recipes.tasks.answers import answer_questions, best_spans, write_answers
+from recipes.tasks.answers import answer_files, answer_questions, best_spans
 from recipes.tasks.question_data import Answer, Question
 from recipes.tasks.question_windows import Windows, make_windows, window_starts
 
@@ -146,17 +146,12 @@ def test_a_text_without_tokens_is_not_answered():
     assert found.text == "" and found.null_odds == math.inf and not found.best
 
 
-def test_files_are_those_of_the_official_script(tmp_path):
+def test_files_are_those_of_the_official_script():
     found = {"q": answered(LONG, {0: {3: 1.0}}, null=9.0, may_refuse=True)}
-    paths = write_answers(tmp_path / "predictions", found, may_refuse=True)
-    assert [path.name for path in paths] == [
-        "predictions.json",
-        "best_answers.json",
-        "null_odds.json",
-    ]
-    assert json.loads(paths[0].read_text()) == {"q": ""}
-    assert json.loads(paths[1].read_text())["q"][1]["text"] == "Rollo"
-    assert json.loads(paths[2].read_text()) == {"q": pytest.approx(7.0)}
+    files = answer_files(found, may_refuse=True)
+    assert json.loads(files["predictions.json"]) == {"q": ""}
+    assert json.loads(files["best_answers.json"])["q"][1]["text"] == "Rollo"
+    assert json.loads(files["null_odds.json"]) == {"q": pytest.approx(7.0)}
+    assert "null_odds.json" not in answer_files(found, may_refuse=False)
     found = {"q": answered(question("who", "\x00"), {})}
-    (*_, odds) = write_answers(tmp_path / "none", found, may_refuse=True)
-    assert json.loads(odds.read_text())["q"] > 1e8
+    assert json.loads(answer_files(found, may_refuse=True)["null_odds.json"])["q"] > 1e8
