@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 
 import numpy as np
 import pytest
+from question_scenarios import CLS, SEP, Words
 
 from recipes.tasks.answers import answer_files, answer_questions, best_spans
 from recipes.tasks.question_data import Answer, Question
 from recipes.tasks.question_windows import Windows, make_windows, window_starts
-
-CLS, SEP = 2, 3
-
-
-class Words:
-    """A tokenizer of which every word is a token, numbered as they come, with the space before."""
-
-    cls_id, sep_id = CLS, SEP
-
-    def __init__(self):
-        self.known: dict[str, int] = {}
-
-    def encode_with_offsets(self, text):
-        found = list(re.finditer(r" ?[^\s\x00]+", text))
-        ids = [self.known.setdefault(word[0].strip(), len(self.known) + 5) for word in found]
-        return ids, [word.span() for word in found]
-
-    def encode_batch(self, texts):
-        return [self.encode_with_offsets(text)[0] for text in texts]
 
 
 def question(text: str, context: str, *answers: str, name: str = "q") -> Question:
