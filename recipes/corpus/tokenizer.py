@@ -197,6 +197,37 @@ class Tokenizer:
                     encoded[number] = self._encode_space_marks(text)
         return encoded
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode a text, and tell which characters of it each piece is made of.
+
+        White space before a word belongs to its first piece. Pieces that share a character, such
+        as its bytes, all have its place.
+
+        Returns:
+            The ids, as `encode` has them, and for each the place of its first character and that
+            behind its last.
+        """
+        marked = self.keeps_text and _SPACE_MARK in text
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        begin = 0
+        for part in text.split(_SPACE_MARK) if marked else [text]:
+            if begin:  # the mark before this part
+                mark: list[int] = self._processor.piece_to_id(_SPACE_MARK_PIECES)
+                ids += mark
+                spans += [(begin - 1, begin)] * len(mark)
+            found = self._processor.encode(part, return_type="offset_mapping")
+            ids += found["ids"]
+            end = begin + len(part)
+            widened = []
+            for first, last in reversed(found["offsets"]):
+                # SentencePiece gives a shared character to the last of its pieces.
+                end = begin + last if first < last else end
+                widened.append((begin + first, end))
+            spans += reversed(widened)
+            begin += len(part) + 1
+        return ids, spans
+
     def _encode_space_marks(self, text: str) -> list[int]:
         """Encode a text, and spell in bytes the character that SentencePiece takes for a space."""
         mark: list[int] = self._processor.piece_to_id(_SPACE_MARK_PIECES)

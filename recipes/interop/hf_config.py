@@ -38,6 +38,10 @@ _AUTO_MAP = {
 ENCODERS: tuple[Head, ...] = ("masked_lm", "none")
 """Exports that sentence-transformers can take: those that have learnt no task."""
 
+_WITHOUT_LABELS: tuple[Head, ...] = ("span_classifier", "none")
+"""Exports whose outputs have no names: starts and ends of answers, of which transformers knows that
+they are two, and vectors."""
+
 SENTENCE_TOKENS = 512
 """Tokens that sentence-transformers cuts a text to, unless the run was longer. ALiBi has no limit,
 but a default must have one, or a long document would fill the memory; a run at 128 tokens would cut
@@ -92,7 +96,7 @@ def hf_config(config: ModelConfig, head: Head, description: Mapping[str, Any]) -
             "feed_forward_dropout_prob": config.ffn_dropout,
             "add_pooling_layer": head == "classifier",
         }
-    if "task" in description:
+    if "task" in description and head not in _WITHOUT_LABELS:
         values |= _labels(description["task"])
     return values | {OURS: {"model": config.to_dict(), **description}}
 

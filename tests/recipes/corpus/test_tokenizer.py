@@ -103,6 +103,30 @@ def test_identity_gives_back_every_text(exact, text):
     assert min(exact.encode(text), default=5) > 4
 
 
+@settings(deadline=None)
+@given(TEXTS)
+def test_offsets_cover_the_text_in_its_order(exact, text):
+    """With the tokenizer that changes nothing, where every character is in a piece."""
+    ids, spans = exact.encode_with_offsets(text)
+    assert ids == exact.encode(text)
+    begins, ends = [b for b, _ in spans], [e for _, e in spans]
+    assert begins == sorted(begins) and ends == sorted(ends)
+    assert all(begin < end for begin, end in spans)
+    assert {c for begin, end in spans for c in range(begin, end)} == set(range(len(text)))
+
+
+def test_offsets_are_of_the_text_as_it_was_given(tokenizer):
+    text = "  Kalo  R\ufb01 語"
+    ids, spans = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text)
+    at = text.index("語")
+    assert spans[-3:] == [(at, at + 1)] * 3, "the bytes of a character"
+    ligature = text.index("\ufb01")
+    assert spans.count((ligature, ligature + 1)) == 2, "which is made of two letters"
+    assert text[spans[0][0] : spans[0][1]].strip().lower() == tokenizer.pieces[ids[0]].strip("▁")
+    assert tokenizer.encode_with_offsets("") == ([], [])
+
+
 def test_indentation_becomes_pieces_of_several_spaces(exact):
     assert "\u2581" * 4 in exact.pieces
     assert len(exact.encode("        ")) <= 2
