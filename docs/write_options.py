@@ -34,6 +34,9 @@ def commands() -> Iterator[tuple[str, Any]]:
             yield "benchmark.py all", module.run_all.Settings
             for name in module.MODES:
                 yield f"benchmark.py {name}", module.mode_of(name).settings
+        elif path.stem == "convert_hf":
+            for name, (settings, _) in module.WORDS.items():
+                yield f"convert_hf.py {name}", settings
         elif hasattr(module, "Settings"):
             yield path.name, module.Settings
 

@@ -104,8 +104,9 @@ def read_foreign(directory: str | Path) -> Foreign:
         faults.append(f"{source}: {fault}")
     if faults:
         raise ValueError("\n".join(f"{directory}: {fault}" for fault in faults))
+    said = dict(own_description(description) or description)
     return Foreign(
-        directory, config, kept, description, layout, source, has_masked_lm, tuple(sorted(others))
+        directory, config, kept, said, layout, source, has_masked_lm, tuple(sorted(others))
     )
 
 

@@ -1,0 +1,291 @@
+"""Weights of others become an export of ours: `convert_hf.py import`.
+
+An import ends with a check. The same sentences go through the export that was written, as every
+later stage reads it, and through an implementation that is not ours in packing, attention and
+layout: transformers' own BERT on the files as they came, or the padded modelling file for the
+layouts of RapidBERT. A directory that computes something else is not left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig, ModelOptions
+from model.encoder import RapidBert
+from model.foreign import Foreign, read_foreign
+from model.masked_lm import RapidBertForMaskedLM
+from model.weights import BUFFERS, SAME, Head, State
+from recipes.common.errors import Faults, UserError
+from recipes.common.files import why_no_directory
+from recipes.corpus.tokenizer import SPECIAL_IDS, Tokenizer
+from recipes.interop.hf_config import hf_config, is_plain_bert
+
+TOLERANCE = 1e-4
+"""Largest difference that is rounding, as a share of the largest number compared. Two orders of the
+same sums in fp32 differ by some 1e-6; another slope, norm or order of rows by whole numbers."""
+
+SENTENCES = (
+    "The committee met on Tuesday and decided nothing.",
+    "Water boils at a lower temperature on a high mountain, where the air is thin.",
+    "",
+    "def area(radius): return 3.14159 * radius ** 2",
+    "Grüße aus Köln, 東京 and São Paulo! " * 12,
+)
+LONGEST = 128
+"""Tokens that a sentence of the check is cut to, unless the model has fewer positions."""
+
+Write = Callable[[Path, State, ModelConfig, Path, dict[str, Any], Head], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Make an export of weights that others wrote: MosaicBERT's, Hugging Face's BERT, JinaBERT-v2.
+
+    They are read from safetensors or pytorch_model.bin, of which nothing is executed. The export is
+    checked against another implementation before it gets its name.
+    """
+
+    input: Path
+    """Directory with config.json, the weights and the tokenizer."""
+    output: Path
+    """Export to write; must not exist."""
+    tokenizer: Path | None = None
+    """Directory of the tokenizer, where --input has none (MosaicBERT's is bert-base-uncased's)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an import reads, found to fit together."""
+
+    weights: Foreign
+    tokenizer: Tokenizer
+    config: ModelConfig
+    """The model's, with as many pieces as the tokenizer has where the rows allow that."""
+
+    @property
+    def head(self) -> Head:
+        return "masked_lm" if self.weights.has_masked_lm else "none"
+
+
+def run(settings: Settings, write: Write) -> int:
+    """Read, write, check; returns the exit code.
+
+    Args:
+        write: writes an export, as `recipes.training.export.write_export`.
+
+    Raises:
+        UserError: all faults of the source at once, or an export that computes something else;
+            then nothing is left behind.
+    """
+    source = open_source(settings)
+    found, output = source.weights, settings.output
+    print(
+        f"{found.directory}: {found.config.name} in the layout of {found.layout}, "
+        f"{source.config.parameters() / 1e6:.1f}M parameters with a masked-token head"
+        + ("" if found.has_masked_lm else ", which is not there: an encoder alone")
+        + f"; read from {found.source}"
+    )
+    if found.left_out:
+        print(f"left out, for a head that begins new with every task: {', '.join(found.left_out)}")
+    unchecked = output.with_name(output.name + ".unchecked")
+    staged = output.with_name(output.name + ".tokenizer")
+    try:
+        _stage(source.tokenizer, staged)
+        state = source.weights.state(source.head)
+        write(unchecked, state, source.config, staged, _facts(source), source.head)
+        difference, largest = compare(source, unchecked)
+        said = f"largest difference {difference:.1e} beside numbers up to {largest:.3g}"
+        if not difference <= TOLERANCE * max(1.0, largest):
+            raise UserError(
+                f"{found.directory}: not imported: the export computes something else than the "
+                f"weights do in another implementation ({said})"
+            )
+        os.replace(unchecked, output)
+    finally:
+        for leftover in (unchecked, staged):
+            shutil.rmtree(leftover, ignore_errors=True)
+    what = "logits" if found.has_masked_lm else "hidden states"
+    print(f"checked on {len(SENTENCES)} sentences, {what}: {said}")
+    print(f"exported to {output}")
+    return 0
+
+
+def open_source(settings: Settings) -> Source:
+    """Read and check everything that an import needs, and look at where it writes.
+
+    Raises:
+        UserError: all faults at once.
+    """
+    faults = Faults()
+    output = settings.output
+    if output.exists() or output.is_symlink():
+        faults.append(f"--output {output}: exists; an import replaces nothing, name another")
+    elif refusal := why_no_directory(output):
+        faults.append(f"--output {output}: {refusal}")
+    weights = faults.attempt(lambda: _read(settings.input))
+    at = settings.tokenizer or settings.input
+    # A directory that is not there is said once.
+    tokenizer = faults.attempt(lambda: open_tokenizer(at)) if at.is_dir() else None
+    if settings.tokenizer and not at.is_dir():
+        faults.append(f"--tokenizer {at}: no such directory")
+    config = weights and tokenizer and _with_pieces(weights.config, tokenizer, faults)
+    faults.stop()
+    assert weights and tokenizer and config
+    return Source(weights, tokenizer, config)
+
+
+def _read(directory: Path) -> Foreign:
+    try:
+        return read_foreign(directory)
+    except ValueError as error:
+        raise UserError(*str(error).split("\n")) from None
+
+
+def open_tokenizer(directory: Path) -> Tokenizer:
+    """Read the tokenizer of a directory.
+
+    Raises:
+        UserError: there is none, or one that is not read here.
+    """
+    path = directory / "tokenizer.model"
+    if not path.is_file():
+        raise UserError(
+            f"{directory}: no tokenizer.model there; name the directory of its tokenizer with "
+            "--tokenizer"
+        )
+    return Tokenizer(path)
+
+
+def _with_pieces(config: ModelConfig, tokenizer: Tokenizer, faults: Faults) -> ModelConfig | None:
+    """Return the model with the tokenizer's number of pieces; None, and a fault, if too many."""
+    pieces, rows = tokenizer.vocab_size, config.vocab_size
+    if pieces > rows:
+        faults.append(
+            f"{tokenizer.path}: {pieces:,} pieces, and the embeddings have {rows:,} rows: it is "
+            "not the tokenizer of these weights"
+        )
+        return None
+    exact = replace(config, vocab_size=pieces)
+    # Rows behind the pieces are padding, if there are no more of them than padding makes.
+    return exact if exact.padded_vocab_size == config.padded_vocab_size else config
+
+
+def _stage(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write the tokenizer's files where an export is written from."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    (directory / "tokenizer.model").write_bytes(tokenizer.proto)
+    (directory / "tokenizer.vocab").write_text(tokenizer.vocabulary(), "utf-8")
+
+
+def _facts(source: Source) -> dict[str, Any]:
+    """Return what the export says of itself beside the model."""
+    found, tokenizer = source.weights, source.tokenizer
+    ours = found.description if found.layout == "rapidbert" else {}
+    return {
+        **{key: value for key, value in ours.items() if key not in ("model", "tokenizer", "task")},
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "lower_case": tokenizer.lower_case,
+            "normalizer": tokenizer.normalizer,
+            "keeps_text": tokenizer.keeps_text,
+            "special_ids": SPECIAL_IDS,
+        },
+        "imported_from": {"directory": found.directory.name, "layout": found.layout},
+    }
+
+
+@torch.inference_mode()
+def compare(source: Source, export: Path) -> tuple[float, float]:
+    """Put sentences through an export and through the weights it is from, in fp32.
+
+    Returns:
+        The largest absolute difference, and the largest absolute number.
+    """
+    ids, mask = _batch(source)
+    expected = _independent(source)(ids, mask)
+    options = ModelOptions("sdpa")
+    found: Tensor
+    if source.head == "masked_lm":
+        model = RapidBertForMaskedLM.from_pretrained(export, options)
+        found = model.logits(ids, attention_mask=mask)
+    else:
+        found = RapidBert.from_pretrained(export, options)(ids, attention_mask=mask)
+    width = source.config.vocab_size if source.head == "masked_lm" else found.shape[-1]
+    real = mask.bool()
+    found, expected = found[real][:, :width], expected[real][:, :width]
+    if not found.isfinite().all() or not expected.isfinite().all():
+        return float("inf"), float("inf")
+    return float((found - expected).abs().max()), float(expected.abs().max())
+
+
+def _batch(source: Source) -> tuple[Tensor, Tensor]:
+    """Return the sentences as padded ids and their mask, int64 [S, L]."""
+    tokenizer, config = source.tokenizer, source.config
+    longest = min(LONGEST, config.max_positions if config.positions == "learned" else LONGEST)
+    rows = []
+    for text in SENTENCES:
+        words = tokenizer.encode(text)[: longest - 2]
+        if len(words) > 3:
+            words[2] = tokenizer.mask_id
+        rows.append([tokenizer.cls_id, *words, tokenizer.sep_id][:longest])
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [tokenizer.pad_id] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return ids, mask
+
+
+def _independent(source: Source) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return another implementation with the weights as they came: ids and mask to its numbers."""
+    import transformers
+
+    # It would list what a head less or more leaves over; it has no types here.
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    found = source.weights
+    if found.layout == "bert":
+        kind: Any = transformers.BertForMaskedLM if found.has_masked_lm else transformers.BertModel
+        extra = {} if found.has_masked_lm else {"add_pooling_layer": False}
+        bert = kind.from_pretrained(found.directory, dtype=torch.float32, **extra).eval()
+    else:
+        bert = _modelled(found)
+    return lambda ids, mask: bert(input_ids=ids, attention_mask=mask)[0]
+
+
+def _modelled(found: Foreign) -> Any:
+    """Return the modelling file's model, or transformers' BERT, with weights of our layout."""
+    import transformers
+
+    from model.huggingface import modeling_rapidbert as modelling
+
+    config = found.config
+    head: Head = "masked_lm" if found.has_masked_lm else "none"
+    values = hf_config(config, head, {})
+    if is_plain_bert(config):
+        family: Any = transformers
+        settings: Any = transformers.BertConfig(**values)
+        names = ("BertForMaskedLM", "BertModel")
+    else:
+        family = modelling
+        settings = modelling.RapidBertConfig(**values)
+        names = ("RapidBertForMaskedLM", "RapidBertModel")
+    model = getattr(family, names[0 if found.has_masked_lm else 1])(settings)
+    second = {ours: theirs for theirs, ours in SAME.items()}
+    tensors = dict(found.tensors)
+    for name, other in second.items():
+        if name in tensors:
+            tensors[other] = tensors[name]
+    if not found.has_masked_lm:
+        tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+    missing, _ = model.load_state_dict(tensors, strict=False)
+    lacking = [x for x in missing if not x.endswith(BUFFERS) and "pooler" not in x]
+    assert not lacking, lacking
+    return model.eval()
