@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/your-own-domain.md"]
 
 
 def script(name: str) -> ModuleType:

@@ -170,7 +170,10 @@ def _is_path(name: str) -> bool:
 
 def _training(facts: CardFacts) -> str:
     run, progress = facts.record.get("run") or {}, facts.progress
+    start = facts.description.get("started_from") or {}
     rows = [
+        ("began from", _start(start)),
+        ("its embeddings", start.get("embeddings")),
         ("steps", _count(progress.get("step"))),
         ("sequences", _count(progress.get("sequences"))),
         ("tokens", _count(progress.get("tokens"))),
@@ -229,7 +232,7 @@ def _task(facts: CardFacts) -> str:
         ("task", task.get("name")),
         ("labels", ", ".join(map(str, labels)) if labels else None),
         ("input", ", ".join(map(str, columns))),
-        ("began from", _start(task)),
+        ("began from", _start({**task, "sha256": task.get("checkpoint_sha256")})),
         ("examples to learn from", _count(task.get("train_examples"))),
         ("tokens of an example", _count(task.get("max_length"))),
         ("seed", _count(task.get("seed"))),
@@ -247,11 +250,13 @@ def _task(facts: CardFacts) -> str:
     return text
 
 
-def _start(task: Mapping[str, Any]) -> str | None:
-    if task.get("from_scratch"):
+def _start(start: Mapping[str, Any]) -> str | None:
+    """Where a training began; by checksum, since paths are this machine's."""
+    if start.get("from_scratch"):
         return "random weights"
-    digest = task.get("checkpoint_sha256")
-    return f"weights with SHA-256 `{digest}`" if digest else None
+    digest, layout = start.get("sha256"), start.get("layout")
+    layout = f", in the layout of {layout}" if layout else ""
+    return f"weights with SHA-256 `{digest}`{layout}" if digest else None
 
 
 def _cost(facts: CardFacts) -> str:

@@ -60,6 +60,20 @@ def test_vectors_are_means_over_real_tokens_in_the_order_of_the_input(
     np.testing.assert_allclose(units, expected / lengths, atol=1e-6)
 
 
+def test_vectors_are_those_of_sentence_transformers(models, embed, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    if not (models / "pretrained" / "export" / "tokenizer.json").exists():
+        pytest.skip("exports have no tokenizer.json yet")
+    given = [*texts(10), "", " ".join(texts(60))]
+    (tmp_path / "in.txt").write_text("\n".join(given))
+    _, found = embed("pretrained", "in.txt")
+    theirs = SentenceTransformer(
+        str(models / "pretrained" / "export"), trust_remote_code=True, device="cpu"
+    )
+    np.testing.assert_allclose(found, theirs.encode(given), atol=5e-6)
+
+
 def test_parquet_has_the_columns_of_the_records(models, embed, tmp_path):
     given = texts(4)
     rows = [{"nr": nr, "body": text, "tags": ["x"]} for nr, text in enumerate(given)]
