@@ -15,11 +15,16 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
+from model.pretrained import read_export
 from model.weights import gather_state
+from recipes import fill_mask, finetune
 from recipes.common.errors import UserError
+from recipes.common.settings import parse
 from recipes.corpus.tokenizer import MIN_VOCAB_SIZE, Tokenizer, train_tokenizer
 from recipes.interop import importing
 from recipes.interop.importing import Settings
+from recipes.tasks.classifier import build_model
+from recipes.tasks.finetuning import resolve
 from recipes.training.export import load_with_tokenizer, write_export
 
 PIECES = MIN_VOCAB_SIZE + 28  # 290, and 320 rows
@@ -69,7 +74,9 @@ def plain() -> PlainRapidBERT:
 
 
 def hf_bert(directory: Path, tokenizer: Tokenizer, kind: str = "BertForMaskedLM") -> Any:
-    config = transformers.BertConfig(vocab_size=PIECES, max_position_embeddings=40, **SIZES)
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.vocab_size, max_position_embeddings=40, **SIZES
+    )
     model = getattr(transformers, kind)(config)
     randomise(model)
     model.eval().save_pretrained(directory)
@@ -161,8 +168,12 @@ def test_rapidbert_in_two_published_layouts(layout, plain, tokenizer, tmp_path):
     torch.testing.assert_close(back, expected, rtol=0, atol=1e-5)
     # An export that is imported is the same file again, whichever layout it came in.
     again = imported(export, tmp_path / "again")
-    bytes_of = [(x / "model.safetensors").read_bytes() for x in (export, again)]
-    assert bytes_of[0] == bytes_of[1]
+    tensors = load_file(export / "model.safetensors")
+    jina = imported(
+        published(tmp_path / "jina", JINABERT, apart(tensors), tokenizer), tmp_path / "from-jina"
+    )
+    bytes_of = {(x / "model.safetensors").read_bytes() for x in (export, again, jina)}
+    assert len(bytes_of) == 1
 
 
 def test_an_export_of_an_older_version_becomes_one_of_today(tokenizer, tmp_path):
@@ -191,6 +202,22 @@ def test_an_export_of_an_older_version_becomes_one_of_today(tokenizer, tmp_path)
     assert twice["rapidbert"] == again["rapidbert"] | {
         "imported_from": {"directory": "again", "layout": "rapidbert"}
     }
+
+
+def test_the_other_commands_take_it_as_a_checkpoint(finetune_place, tmp_path, capsys):
+    tokenizer = Tokenizer(finetune_place / "data" / "tokenizer.model")
+    hf_bert(tmp_path / "bert", tokenizer)
+    export = imported(tmp_path / "bert", tmp_path / "export")
+    assert fill_mask.main(["--checkpoint", str(export), "the weather was [MASK] again"]) == 0
+    assert "the weather was [MASK] again\n    " in capsys.readouterr().out
+    words = ["--task", "rte", "--data", str(finetune_place / "glue"), "--checkpoint", str(export)]
+    words += ["--output", str(tmp_path / "glue"), "--epochs", "1"]
+    words += ["--max-length", "32"]
+    work = resolve(parse(finetune.Settings, words), 1)
+    encoder = dict(build_model(work).named_parameters())
+    assert work.config.name == "bert-2x24"
+    for name, tensor in read_export(export).state("none").items():
+        assert torch.equal(encoder[name], tensor), name
 
 
 def refusal(settings: Settings) -> list[str]:
