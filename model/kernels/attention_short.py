@@ -7,7 +7,6 @@ that keeps nothing from the forward pass but the QKV tensor.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_parts import (
-    INTERPRETED,
     biased_scores,
     dot,
     fill_rows,
@@ -100,29 +98,19 @@ def _backward_whole(
         fill_rows(DQ + part * D, tail, tokens, step, HEADS * 3 * D, columns, D, QUERIES, 0.0)
 
 
-# Tiles follow from shape and GPU alone: tuning at run time would make the rounding differ between
-# runs. Those of the backward pass are the ones with which ptxas spills least (compile_kernels.py
-# in tests/model/kernels/) and, on Hopper, two programs fit into a multiprocessor: one loads while
-# the other computes. Not one was timed on a GPU yet.
+# Tiles follow from shape and dtype alone: tuning at run time would make the rounding differ between
+# runs. In the backward pass one tile holds all queries: of the tiles that do not spill much it has
+# the fewest instructions and barriers on sm_80 and sm_90 (counted in the compiled code by
+# count_tiles.py in tests/model/kernels/; not one was timed on a GPU yet). fp32, which has no tensor
+# cores to feed, spills kilobytes with tiles of more than 16 queries.
 def _tiles(qkv: Tensor, max_length: int, *, backward: bool) -> dict[str, Any]:
     keys = max(16, triton.next_power_of_2(max_length))
-    tiles: dict[str, Any] = dict(KEYS=keys, QUERIES=min(keys, 64), num_warps=4, num_stages=1)
-    if backward and keys > 64:
-        tiles |= dict(QUERIES=32, num_warps=8)
-        if _capability(qkv.device) >= (9, 0):
-            tiles |= dict(QUERIES=16, maxnreg=128)
+    queries, warps = min(keys, 64), 4
+    if qkv.element_size() > 2:
+        queries, warps = 16, 8
     elif backward:
-        tiles |= dict(QUERIES=min(keys, 32))
-    return tiles
-
-
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    """Return the GPU's compute capability, or of the one that is compiled for without a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)
-    arch = 90 if INTERPRETED.value else int(triton.runtime.driver.active.get_current_target().arch)
-    return divmod(arch, 10)
+        queries, warps = keys, 4 if keys * max(64, qkv.shape[3]) <= 64 * 64 else 8
+    return dict(KEYS=keys, QUERIES=queries, num_warps=warps, num_stages=1)
 
 
 def forward(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int) -> Tensor:

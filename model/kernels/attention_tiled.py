@@ -144,8 +144,16 @@ def _backward_keys(
         store_tile(DQ + 2 * D, key, end, HEADS * 3 * D, columns, D, dv)
 
 
-def _tiles(head_dim: int) -> dict[str, Any]:
-    return dict(QUERIES=64, KEYS=64, num_warps=4 if head_dim <= 64 else 8, num_stages=2)
+# As in `attention_short`: chosen by the instructions and barriers of the compiled code.
+def _tiles(qkv: Tensor, *, keys: bool = False) -> dict[str, Any]:
+    """Return the tiles of the kernels over queries, or of the one over keys."""
+    if qkv.element_size() > 2:
+        return dict(QUERIES=32, KEYS=32, num_warps=8, num_stages=1)
+    if qkv.shape[3] > 64:
+        return dict(QUERIES=64, KEYS=64, num_warps=8, num_stages=1)
+    if keys:
+        return dict(QUERIES=128, KEYS=128, num_warps=8, num_stages=1)
+    return dict(QUERIES=128, KEYS=64, num_warps=4, num_stages=2)
 
 
 def forward(
@@ -156,7 +164,7 @@ def forward(
     sequences = offsets.shape[0] - 1
     out = qkv.new_empty(tokens, heads, head_dim)
     log_sums = accumulators(qkv, heads, tokens).zero_()  # rows behind the last sequence, too
-    tiled = _tiles(head_dim)
+    tiled = _tiles(qkv)
     tiles = triton.cdiv(max_length, tiled["QUERIES"])
     _forward_tiled[(sequences * tiles * heads,)](
         *(qkv, slopes, offsets, out, log_sums, sequences, tokens, tiles),
@@ -176,19 +184,22 @@ def backward(
     max_length: int,
 ) -> Tensor:
     """Return the gradient of `qkv`, in its layout; `d_out` [T, H, D] is contiguous."""
-    tokens, heads, _, head_dim = qkv.shape
+    tokens, heads = qkv.shape[:2]
     sequences = offsets.shape[0] - 1
     d_qkv = torch.empty_like(qkv)
-    tiled = _tiles(head_dim)
-    tiles = triton.cdiv(max_length, tiled["QUERIES"])
-    grid = (sequences * tiles * heads,)
     deltas = accumulators(qkv, heads, tokens)
-    shared = options(qkv, slopes) | tiled
-    _backward_queries[grid](
+    tiled = _tiles(qkv)
+    tiles = triton.cdiv(max_length, tiled["QUERIES"])
+    _backward_queries[(sequences * tiles * heads,)](
         *(qkv, slopes, offsets, out, log_sums, d_out, d_qkv, deltas, sequences, tokens, tiles),
-        **shared,
+        **options(qkv, slopes),
+        **tiled,
     )
-    _backward_keys[grid](
-        *(qkv, slopes, offsets, log_sums, d_out, d_qkv, deltas, tokens, tiles), **shared
+    tiled = _tiles(qkv, keys=True)
+    tiles = triton.cdiv(max_length, tiled["KEYS"])
+    _backward_keys[(sequences * tiles * heads,)](
+        *(qkv, slopes, offsets, log_sums, d_out, d_qkv, deltas, tokens, tiles),
+        **options(qkv, slopes),
+        **tiled,
     )
     return d_qkv
