@@ -19,8 +19,14 @@ import torch
 from torch import Tensor
 
 from . import attention_short, attention_tiled
-from .attention_parts import accumulators
+from .attention_parts import INTERPRETED, accumulators
 from .tiling import is_whole
+
+
+def _one_program_holds_all(qkv: Tensor, max_length: int) -> bool:
+    # fp32 would spill kilobytes of registers there; the interpreter has none.
+    fits = qkv.element_size() <= 2 or INTERPRETED.value
+    return fits and is_whole(max_length, qkv.shape[3])
 
 
 def _forward(
@@ -29,7 +35,7 @@ def _forward(
     """Return the output [T, H, D] and what the backward pass needs beside `qkv`: for long sequences
     the rows' log-sums (base 2), fp32 [H, T], for short ones nothing, [0].
     """
-    if is_whole(max_length, qkv.shape[3]):
+    if _one_program_holds_all(qkv, max_length):
         out = attention_short.forward(qkv, offsets, slopes, max_length)
         return out, accumulators(qkv, 0)
     return attention_tiled.forward(qkv, offsets, slopes, max_length)
@@ -59,7 +65,7 @@ def _save(
     output: tuple[Tensor, Tensor],
 ) -> None:
     qkv, offsets, slopes, ctx.max_length = inputs
-    kept = (None, None) if is_whole(ctx.max_length, qkv.shape[3]) else output
+    kept = (None, None) if _one_program_holds_all(qkv, ctx.max_length) else output
     ctx.save_for_backward(qkv, offsets, slopes, *kept)
 
 
@@ -75,7 +81,7 @@ def _(
     qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
 ) -> tuple[Tensor, Tensor]:
     tokens, heads, _, head_dim = qkv.shape
-    log_sums = (0,) if is_whole(max_length, head_dim) else (heads, tokens)
+    log_sums = (0,) if _one_program_holds_all(qkv, max_length) else (heads, tokens)
     return qkv.new_empty(tokens, heads, head_dim), accumulators(qkv, *log_sums)
 
 

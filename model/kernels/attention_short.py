@@ -101,14 +101,11 @@ def _backward_whole(
 # Tiles follow from shape and dtype alone: tuning at run time would make the rounding differ between
 # runs. In the backward pass one tile holds all queries: of the tiles that do not spill much it has
 # the fewest instructions and barriers on sm_80 and sm_90 (counted in the compiled code by
-# count_tiles.py in tests/model/kernels/; not one was timed on a GPU yet). fp32, which has no tensor
-# cores to feed, spills kilobytes with tiles of more than 16 queries.
+# count_tiles.py in tests/model/kernels/; not one was timed on a GPU yet).
 def _tiles(qkv: Tensor, max_length: int, *, backward: bool) -> dict[str, Any]:
     keys = max(16, triton.next_power_of_2(max_length))
     queries, warps = min(keys, 64), 4
-    if qkv.element_size() > 2:
-        queries, warps = 16, 8
-    elif backward:
+    if backward:
         queries, warps = keys, 4 if keys * max(64, qkv.shape[3]) <= 64 * 64 else 8
     return dict(KEYS=keys, QUERIES=queries, num_warps=warps, num_stages=1)
 
