@@ -35,9 +35,16 @@ from recipes.tasks.classifier import build_engine, build_model, save_model, trai
 from recipes.tasks.evaluation import cut_notes, encode_all, evaluate, predict_test
 from recipes.tasks.finetune_log import FinetuneLog, by_set
 from recipes.tasks.finetune_memory import check_memory
-from recipes.tasks.finetune_result import is_done, remove_earlier, take_directory, write_result
+from recipes.tasks.finetune_result import (
+    is_done,
+    remove_earlier,
+    take_directory,
+    write_files,
+    write_result,
+)
 from recipes.tasks.finetune_settings import Settings
-from recipes.tasks.finetuning import Finetuning, resolve
+from recipes.tasks.finetuning import resolve
+from recipes.tasks.work import Finetuning
 from recipes.training.run_log import shown_measure
 
 
@@ -93,10 +100,11 @@ def finetune(work: Finetuning, world: World) -> None:
                 seed_dropout(seed, log.step, 0, world.data_parallel_rank)
                 loss, norm = train_step(engine, batch.to(world.device), learning_rate, world)
                 log.trained(batch, learning_rate, loss, norm)
-            metrics = evaluate(engine.module, work, dev, world)
+            metrics, predictions = evaluate(engine.module, work, dev, world)
             log.evaluated(metrics)
     if world.rank == 0:
         remove_earlier(work)
+        write_files(work.predictions, predictions)
     if work.saves_model:
         save_model(engine, work, metrics)
     if work.settings.predict_test:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow
@@ -22,6 +22,7 @@ import pyarrow
 from recipes.common.errors import UserError
 from recipes.tasks.example_files import (
     Examples,
+    ExampleSet,
     Reading,
     class_index,
     naming,
@@ -35,8 +36,11 @@ HUB_DATASET = "nyu-mll/glue"
 STAND_IN_FILE = "STAND_IN"  # in a directory of data that only has GLUE's form: how it was made
 
 
+Set = TypeVar("Set", bound=ExampleSet)
+
+
 @dataclass
-class TaskData:
+class TaskData(Generic[Set]):
     """All that a finetuning run reads.
 
     Attributes:
@@ -48,15 +52,17 @@ class TaskData:
         stand_in: the data only has GLUE's form, and scores on it are not GLUE's.
     """
 
-    train: Examples
-    dev: dict[str, Examples]
-    test: dict[str, Examples]
+    train: Set
+    dev: dict[str, Set]
+    test: dict[str, Set]
     labels: tuple[str, ...] | None
     notes: list[str] = field(default_factory=list)
     stand_in: bool = False
 
 
-def load_task(task: Task, source: str | Path | None, *, with_test: bool = False) -> TaskData:
+def load_task(
+    task: Task, source: str | Path | None, *, with_test: bool = False
+) -> TaskData[Examples]:
     """A GLUE task.
 
     Args:

@@ -1,4 +1,4 @@
-"""The classifier of a finetuning: built on the start's weights, trained by steps, exported."""
+"""The model of a finetuning: built on the start's weights, trained by steps, exported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelOptions
@@ -17,9 +17,8 @@ from recipes.engine import engine as engines
 from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import ClassificationBatch
-from recipes.tasks.evaluation import Metrics
-from recipes.tasks.finetuning import Finetuning
 from recipes.tasks.glue_tasks import Task
+from recipes.tasks.work import Finetuning, Metrics
 from recipes.training.export import export
 from recipes.training.provenance import git_revision
 from recipes.training.schedule import adamw_weight_decay
@@ -43,25 +42,30 @@ def adamw(task: Task) -> AdamW:
     }
 
 
-def build_model(work: Finetuning) -> RapidBertForSequenceClassification:
-    """Build the classifier with the weights to start from; what these lack stays random.
+def build_model(work: Finetuning) -> nn.Module:
+    """Build the model with the weights to start from; what these lack stays random.
 
     Raises:
         UserError: they are of other shapes than the model's; both are named.
     """
     choice = work.settings.kernel_choice
-    model = RapidBertForSequenceClassification(
-        work.config, work.task.outputs, ModelOptions(choice.attention, choice.kernels)
-    )
+    model = work.kind.build(work, ModelOptions(choice.attention, choice.kernels))
     fresh = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    # A start that was finetuned on classes has a pooler, for which other heads have no place.
+    start = {n: w for n, w in work.weights.items() if n in fresh or not n.startswith("pooler.")}
     try:
-        scatter_state(model, {**fresh, **work.weights})
+        scatter_state(model, {**fresh, **start})
     except ValueError as error:
         raise UserError(f"{work.settings.checkpoint}: {error}") from None
     return model
 
 
-def build_engine(model: RapidBertForSequenceClassification, work: Finetuning, world: World) -> Any:
+def build_classifier(work: Finetuning, options: ModelOptions) -> RapidBertForSequenceClassification:
+    """A model of classes or of a score."""
+    return RapidBertForSequenceClassification(work.config, work.task.outputs, options)
+
+
+def build_engine(model: nn.Module, work: Finetuning, world: World) -> Any:
     """Put the model into a DeepSpeed engine, which has no types. A micro-batch is a whole step."""
     task, ranks = work.task, world.data_parallel_size
     plan = BatchPlan(task.batch_size, -(-task.batch_size // ranks), 1, ranks)
@@ -106,6 +110,7 @@ def save_model(engine: Any, work: Finetuning, metrics: Metrics) -> None:
     facts = {
         "task": {
             "name": work.task.name,
+            "kind": work.settings.kind,
             "labels": work.task.labels,
             "text_columns": work.task.text_columns,
             "max_length": work.settings.max_length,
@@ -133,6 +138,6 @@ def save_model(engine: Any, work: Finetuning, metrics: Metrics) -> None:
 
     export(
         *(engine, work.config, work.tokenizer.path.parent, work.directory, facts),
-        head="classifier",
+        head=work.kind.head,
         finish=in_own_units,
     )

@@ -9,49 +9,48 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from model.classifier import RapidBertForSequenceClassification
 from recipes.common.errors import UserError
 from recipes.engine.world import World
-from recipes.tasks.classification_batches import EncodedExamples
+from recipes.tasks.classification_batches import EncodedExamples, PackedExamples
 from recipes.tasks.example_files import Examples
-from recipes.tasks.finetuning import Finetuning
 from recipes.tasks.metrics import compute
 from recipes.tasks.predictions import write_predictions
-
-Metrics = dict[str, dict[str, float]]
-"""Metrics of each development set, by its name and theirs."""
+from recipes.tasks.work import Finetuning, Measured, Metrics
 
 EVALUATION_BATCH = 256
 EVALUATION_LENGTH = 512
 """Up to so many tokens; beyond, the batch shrinks as attention's scores grow, with the square."""
 
 
-def learnt(work: Finetuning) -> Examples:
-    """The training set, its labels on the scale on which they are learnt."""
-    train = work.data.train
-    if work.scale is None:
-        return train
-    assert train.labels is not None
-    return replace(train, labels=work.scale.learnt(train.labels))
-
-
-def encode_all(work: Finetuning) -> tuple[EncodedExamples, dict[str, EncodedExamples]]:
+def encode_all(work: Finetuning) -> tuple[PackedExamples, dict[str, PackedExamples]]:
     """The training set, and the development sets by name."""
-    dev = {name: encode(work, examples) for name, examples in work.data.dev.items()}
-    return encode(work, learnt(work)), dev
+    dev = {name: work.kind.encode(work, of, False) for name, of in work.data.dev.items()}
+    return work.kind.encode(work, work.data.train, True), dev
 
 
-def cut_notes(work: Finetuning, sets: Mapping[str, EncodedExamples]) -> list[str]:
+def cut_notes(work: Finetuning, sets: Mapping[str, PackedExamples]) -> list[str]:
+    """What became of the examples of all sets."""
+    return [note for name, of in sets.items() for note in work.kind.notes(work, name, of)]
+
+
+def classification_notes(work: Finetuning, name: str, of: EncodedExamples) -> list[str]:
+    """How many texts of a set are cut."""
+    if not of.cut:
+        return []
     return [
         f"{name} set: {of.cut:,} of {len(of):,} examples are cut to {work.settings.max_length:,} "
         f"tokens, the longest has {of.longest:,} (--max-length)"
-        for name, of in sets.items()
-        if of.cut
     ]
 
 
-def encode(work: Finetuning, examples: Examples) -> EncodedExamples:
+def encode(work: Finetuning, examples: Examples, training: bool = False) -> EncodedExamples:
+    """Texts with labels; those to train on have them on the scale on which they are learnt."""
+    if training and work.scale is not None:
+        assert examples.labels is not None
+        examples = replace(examples, labels=work.scale.learnt(examples.labels))
     return EncodedExamples(
         work.tokenizer,
         examples.first,
@@ -112,23 +111,33 @@ def predict(
 
 
 def evaluate(
+    model: nn.Module, work: Finetuning, sets: Mapping[str, PackedExamples], world: World
+) -> tuple[Metrics, dict[str, bytes]]:
+    """Measure the model on each development set. Call on every rank.
+
+    Returns:
+        The metrics by set, and the predictions of those kinds that write them, as files.
+    """
+    measured = {name: work.kind.measure(model, work, of, world) for name, of in sets.items()}
+    files = {name: text for of in measured.values() for name, text in of.files.items()}
+    return {name: of.metrics for name, of in measured.items()}, files
+
+
+def measure_classes(
     model: RapidBertForSequenceClassification,
     work: Finetuning,
-    sets: Mapping[str, EncodedExamples],
+    examples: EncodedExamples,
     world: World,
-) -> Metrics:
-    """The task's metrics for each development set. Call on every rank."""
-    metrics: Metrics = {}
-    for name, examples in sets.items():
-        assert examples.labels is not None
-        predictions = predict(model, examples, world)
-        if work.scale is not None:
-            predictions = work.scale.own_units(predictions)
-        try:
-            metrics[name] = compute(work.task.metrics, predictions, examples.labels)
-        except ValueError as error:
-            raise UserError(f"{work.name}, {name} set: {error}") from None
-    return metrics
+) -> Measured:
+    """The task's metrics. Call on every rank."""
+    assert examples.labels is not None
+    predictions = predict(model, examples, world)
+    if work.scale is not None:
+        predictions = work.scale.own_units(predictions)
+    try:
+        return Measured(compute(work.task.metrics, predictions, examples.labels))
+    except ValueError as error:
+        raise UserError(f"{work.name}: {error}") from None
 
 
 def predict_test(model: RapidBertForSequenceClassification, work: Finetuning, world: World) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow
@@ -31,6 +31,18 @@ from recipes.common.compressed import COMPRESSIONS, open_binary
 from recipes.common.errors import UserError
 
 BAD_RECORDS_TOLERATED = 0.01  # share of a set
+
+
+class ExampleSet(Protocol):
+    """What sets of all kinds of tasks can do."""
+
+    def __len__(self) -> int: ...
+
+    def front(self, count: int) -> Self:
+        """Return the first so many."""
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        """Yield what a checksum is of, the set's name included."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,19 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def front(self, count: int) -> Self:
+        """The first so many."""
+        return type(self)(
+            self.first[:count],
+            None if self.second is None else self.second[:count],
+            None if self.labels is None else self.labels[:count],
+        )
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        """Yield what a checksum is of, the set's name included."""
+        yield repr((name, self.first, self.second)).encode()
+        yield b"" if self.labels is None else self.labels.tobytes()
 
 
 class Reading:

@@ -9,8 +9,7 @@ from types import TracebackType
 from recipes.common.errors import UserError
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import ClassificationBatch
-from recipes.tasks.evaluation import Metrics
-from recipes.tasks.finetuning import WARMUP_FRACTION, Finetuning
+from recipes.tasks.work import WARMUP_FRACTION, Finetuning, Metrics
 from recipes.training.run_log import RunLog
 from recipes.training.schedule import learning_rate
 

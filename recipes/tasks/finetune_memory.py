@@ -17,7 +17,7 @@ from recipes.engine.ds_config import precision
 from recipes.engine.world import World
 from recipes.planning.memory import activation_bytes, device_bytes, state_bytes
 from recipes.tasks.classification_batches import PackedExamples
-from recipes.tasks.finetuning import Finetuning
+from recipes.tasks.work import Finetuning
 
 
 def check_memory(work: Finetuning, train: PackedExamples, world: World) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from recipes.common.files import write_whole
 from recipes.common.locks import lock
 from recipes.engine.world import World
 from recipes.tasks.classifier import adamw
-from recipes.tasks.evaluation import Metrics
-from recipes.tasks.finetuning import Finetuning, checksum
+from recipes.tasks.finetuning import checksum
+from recipes.tasks.work import Finetuning, Metrics
 from recipes.training.provenance import git_revision, versions
 from recipes.training.run_log import LOG_NAME
 
@@ -34,6 +35,7 @@ def is_done(work: Finetuning) -> bool:
         return False
     if work.saves_model:
         done = done and (work.directory / "export" / WEIGHTS).is_file()
+    done = done and all((work.predictions / name).is_file() for name in work.kind.files)
     if work.settings.predict_test:
         files = [work.predictions / file for file in work.task.server_files.values()]
         done = done and tested == checksum(work.data.test) and all(f.is_file() for f in files)
@@ -71,6 +73,14 @@ def remove_earlier(work: Finetuning) -> None:
     work.result.unlink(missing_ok=True)
     for directory in (work.directory / "export", work.predictions):
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write predictions, each whole or not at all."""
+    for name, contents in files.items():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(directory / name, contents)
+        print(f"predictions: {directory / name}")
 
 
 def write_result(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
@@ -28,13 +28,15 @@ class OwnData:
     """Data of one's own, in place of a GLUE task."""
 
     train_file: Path | None = None
-    """File to train on: .csv, .tsv or .jsonl, also compressed."""
+    """File to train on: .csv, .tsv or .jsonl, also compressed; for question-answering .json too."""
     dev_file: Path | None = None
     """File to evaluate on."""
     text_columns: tuple[str, ...] = ()
-    """Column of the text; two columns for pairs."""
+    """Column of the text; two columns for pairs; for sentence-embedding those of anchor, positive
+    and, if there is one, hard negative."""
     label_column: str | None = None
-    """Column of the label."""
+    """Column of the label; for sentence-embedding that of the scores in the development file, whose
+    pairs belong together if it is not given."""
     regression: bool = False
     """Labels are numbers to predict, not classes."""
 
@@ -68,6 +70,9 @@ class Settings:
     own_data: OwnData
     hyper_parameters: HyperParameters
     kernel_choice: KernelChoice
+    kind: Literal["classification", "question-answering", "sentence-embedding"] = "classification"
+    """What your own data is: labelled texts; questions about texts that hold the answers, in
+    SQuAD's JSON or JSON Lines; or pairs of texts that belong together."""
     task: str | None = None
     """GLUE task: mnli, qnli, qqp, rte, cola, sst2, mrpc or stsb; with --train-file, the name of the
     result, custom if not given."""
@@ -112,14 +117,16 @@ def naming_faults(settings: Settings) -> list[str]:
             (not own.text_columns, "--text-columns is for your own data, in --train-file"),
             (not own.label_column, "--label-column is for your own data, in --train-file"),
             (not own.regression, "--regression is for your own data, in --train-file"),
+            (
+                settings.kind == "classification",
+                f"--kind {settings.kind} is for your own data, in --train-file and --dev-file",
+            ),
         ]
     else:
         both = own.train_file is not None and own.dev_file is not None
         checks = [
             (both, "--train-file and --dev-file belong together"),
-            (len(own.text_columns) > 0, "--text-columns: name one column, or two for pairs"),
-            (len(own.text_columns) <= 2, "--text-columns: two at most"),
-            (own.label_column is not None, "--label-column: name the column of the labels"),
+            *_column_checks(settings.kind, own),
             (settings.data is None, "--data is for GLUE tasks; these files are the data"),
             (not settings.predict_test, "--predict-test is for GLUE tasks"),
             (
@@ -132,6 +139,33 @@ def naming_faults(settings: Settings) -> list[str]:
             ),
         ]
     return [message for holds, message in checks if not holds]
+
+
+def _column_checks(kind: str, own: OwnData) -> list[tuple[bool, str]]:
+    """What has to hold for the columns that are named, and what to say where it does not."""
+    columns = len(own.text_columns)
+    if kind == "classification":
+        return [
+            (columns > 0, "--text-columns: name one column, or two for pairs"),
+            (columns <= 2, "--text-columns: two at most"),
+            (own.label_column is not None, "--label-column: name the column of the labels"),
+        ]
+    of_classes = (not own.regression, f"--regression is for --kind classification, not {kind}")
+    if kind == "question-answering":
+        fixed = "question-answering has fixed names: id, question, context, answers"
+        return [
+            of_classes,
+            (not columns, f"--text-columns: --kind {fixed}"),
+            (own.label_column is None, f"--label-column: --kind {fixed}"),
+        ]
+    return [
+        of_classes,
+        (
+            2 <= columns <= 3,
+            f"--text-columns: {columns} given; name those of anchor and positive, and a third one "
+            "for a hard negative if there is one",
+        ),
+    ]
 
 
 def _is_glue(name: str | None) -> bool:

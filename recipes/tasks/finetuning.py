@@ -4,105 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from model.config import ModelConfig
 from model.pretrained import WEIGHTS
 from model.weights import from_public
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import sha256
-from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.ds_config import numeric_settings, precision, read_config
-from recipes.engine.kernel_choice import KernelChoice
 from recipes.tasks.classification_data import TaskData, load_task
-from recipes.tasks.example_files import Examples
+from recipes.tasks.example_files import ExampleSet
 from recipes.tasks.finetune_settings import Settings, faults_of, naming_faults
 from recipes.tasks.glue_tasks import Task, find_task
-from recipes.tasks.own_data import LabelScale, label_scale, load_files
+from recipes.tasks.kinds import KINDS
+from recipes.tasks.own_data import LabelScale, label_scale
+from recipes.tasks.work import WARMUP_FRACTION, Finetuning, Shared, Start
 from recipes.training.export import export_directory, read_tensors, read_tokenizer
 
-WARMUP_FRACTION = 0.06
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
-
-
-@dataclass(frozen=True)
-class Start:
-    """What an export gives a finetuning to start from."""
-
-    config: ModelConfig
-    weights: dict[str, Tensor]
-    """The encoder, and the pooler of a finetuned model; the classification head is always new."""
-    description: dict[str, Any]
-    """The export's `config.json`."""
-
-    @property
-    def task(self) -> str | None:
-        """The task that the export was finetuned on; None for a pretrained one."""
-        name: str | None = self.description.get("task", {}).get("name")
-        return name
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all tasks that start from one export with the same settings share."""
-
-    start: Start
-    tokenizer: Tokenizer
-    deepspeed: dict[str, Any]
-    """DeepSpeed's configuration."""
-    kernel_choice: KernelChoice
-    """Kernels by name, none of them `auto`."""
-
-
-@dataclass(frozen=True)
-class Finetuning:
-    """Everything a finetuning is, resolved and checked."""
-
-    settings: Settings
-    task: Task
-    """A row of the table with what the settings change, or one made for data of one's own."""
-    data: TaskData
-    config: ModelConfig
-    weights: dict[str, Tensor]
-    """The encoder, and the pooler of a finetuned start; empty from scratch."""
-    tokenizer: Tokenizer
-    deepspeed: dict[str, Any]
-    scale: LabelScale | None
-    """Scale of the labels of a regression on own data; None: the labels are learnt as they are."""
-    start_task: str | None
-    """The task that the start was finetuned on; None for a pretrained one and from scratch."""
-    start_notes: list[str]
-    """How this start differs from the published one; the score table sees it by itself."""
-    identity: dict[str, Any]
-    """What decides the result: a result with the same `settings` is not computed again."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.task.name}-seed{self.settings.seed}"
-
-    @property
-    def result(self) -> Path:
-        return self.settings.output / f"{self.name}.json"
-
-    @property
-    def directory(self) -> Path:
-        """Directory of everything beside the result: log, TensorBoard, model, test predictions."""
-        return self.settings.output / self.name
-
-    @property
-    def predictions(self) -> Path:
-        return self.directory / "predictions"
-
-    @property
-    def saves_model(self) -> bool:
-        # Other tasks start from MNLI's; and a model on one's own data is what one came for.
-        settings = self.settings
-        return settings.save_model or self.task.name == "mnli" or settings.own_data.given
 
 
 def resolve(settings: Settings, world_size: int, refused: Sequence[str] = ()) -> Finetuning:
@@ -131,10 +53,11 @@ def resolve(settings: Settings, world_size: int, refused: Sequence[str] = ()) ->
     settings = replace(settings, kernel_choice=shared.kernel_choice)
     data = _first_examples(data, settings.max_train)
     task = _with_overrides(task or _own_task(settings, data), settings)
-    scale = label_scale(data) if own else None
+    scale = label_scale(data) if own and settings.kind == "classification" else None
     data = replace(data, notes=[*data.notes, *_training_notes(data, task, scale)])
     work = Finetuning(
         settings=settings,
+        kind=KINDS[settings.kind],
         task=task,
         data=data,
         config=shared.start.config,
@@ -188,12 +111,12 @@ def read_shared(settings: Settings, faults: Faults) -> Shared | None:
     return Shared(start, tokenizer, deepspeed, choice)
 
 
-def checksum(sets: Mapping[str, Examples], labels: tuple[str, ...] | None = None) -> str | None:
-    """Hash all texts, labels and names of classes of the sets; None where there are no sets."""
+def checksum(sets: Mapping[str, ExampleSet], labels: tuple[str, ...] | None = None) -> str | None:
+    """Hash all examples of the sets and the names of classes; None where there are no sets."""
     digest = hashlib.sha256(repr(labels).encode())
     for name, examples in sorted(sets.items()):
-        digest.update(repr((name, examples.first, examples.second)).encode())
-        digest.update(b"" if examples.labels is None else examples.labels.tobytes())
+        for part in examples.parts(name):
+            digest.update(part)
     return digest.hexdigest() if sets else None
 
 
@@ -203,33 +126,21 @@ def _deepspeed(settings: Settings) -> dict[str, Any]:
     return read_config(path, batch_sizes=False)
 
 
-def _load(settings: Settings, task: Task | None) -> TaskData:
+def _load(settings: Settings, task: Task | None) -> TaskData[Any]:
     if task is not None:
         return load_task(task, settings.data, with_test=settings.predict_test)
-    own = settings.own_data
-    assert own.train_file and own.dev_file and own.label_column is not None
-    return load_files(
-        own.train_file,
-        own.dev_file,
-        text_columns=own.text_columns,
-        label_column=own.label_column,
-        regression=own.regression,
-    )
+    return KINDS[settings.kind].load(settings)
 
 
-def _own_task(settings: Settings, data: TaskData) -> Task:
-    metrics: tuple[str, ...] = ("accuracy",)
-    if data.labels is None:
-        metrics = ("spearman", "pearson", "rmse")
-    elif len(data.labels) == 2:
-        metrics = ("accuracy", "f1")
+def _own_task(settings: Settings, data: TaskData[Any]) -> Task:
+    kind = KINDS[settings.kind]
     name = settings.task or "custom"
     return Task(
         name=name,
         folder=name,
         text_columns=settings.own_data.text_columns,
         labels=data.labels,
-        metrics=metrics,
+        metrics=kind.metrics(data),
         train_count=len(data.train),
         dev_counts={name: len(dev) for name, dev in data.dev.items()},
         test_counts={},
@@ -238,7 +149,7 @@ def _own_task(settings: Settings, data: TaskData) -> Task:
         learning_rate=3e-5,
         weight_decay=3e-6,
         epochs=3,
-        batch_size=32,
+        batch_size=kind.batch_size,
     )
 
 
@@ -247,21 +158,16 @@ def _with_overrides(task: Task, settings: Settings) -> Task:
     return replace(task, **{name: value for name, value in given.items() if value is not None})
 
 
-def _first_examples(data: TaskData, count: int | None) -> TaskData:
+def _first_examples(data: TaskData[Any], count: int | None) -> TaskData[Any]:
     """The data with so many training examples at most, and a note if there were more."""
     train = data.train
     if count is None or count >= len(train):
         return data
-    front = Examples(
-        train.first[:count],
-        None if train.second is None else train.second[:count],
-        None if train.labels is None else train.labels[:count],
-    )
     told = f"trained on the first {count:,} of {len(train):,} examples"
-    return replace(data, train=front, notes=[*data.notes, told])
+    return replace(data, train=train.front(count), notes=[*data.notes, told])
 
 
-def _training_notes(data: TaskData, task: Task, scale: LabelScale | None) -> list[str]:
+def _training_notes(data: TaskData[Any], task: Task, scale: LabelScale | None) -> list[str]:
     notes = []
     if task.batch_size > len(data.train):
         notes.append(
@@ -291,7 +197,7 @@ def _start_notes(settings: Settings, task: Task, start: Start) -> list[str]:
 def _identity(
     settings: Settings,
     task: Task,
-    data: TaskData,
+    data: TaskData[Any],
     shared: Shared,
     scale: LabelScale | None,
 ) -> dict[str, Any]:
@@ -315,6 +221,8 @@ def _identity(
         "tokenizer": shared.start.description["tokenizer"],
         "model": shared.start.config.to_dict(),
     }
+    if settings.kind != "classification":  # results from before there were others say nothing
+        identity["kind"] = settings.kind
     if scale is not None:
         identity["label_scale"] = asdict(scale)
     return identity
@@ -322,7 +230,7 @@ def _identity(
 
 def _check_fit(work: Finetuning, world_size: int) -> None:
     settings, task, config = work.settings, work.task, work.config
-    faults = Faults()
+    faults = Faults(work.kind.why_not(work))
     if task.batch_size < world_size:
         faults.append(
             f"a batch of {task.batch_size} examples on {world_size} processes: at most "

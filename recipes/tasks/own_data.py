@@ -20,6 +20,7 @@ import numpy as np
 from recipes.common.errors import Faults, UserError
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.example_files import (
+    Examples,
     Reading,
     class_index,
     label_name,
@@ -84,7 +85,7 @@ def load_files(
     text_columns: Sequence[str],
     label_column: str,
     regression: bool = False,
-) -> TaskData:
+) -> TaskData[Examples]:
     """Any classification or regression data.
 
     The labels are the distinct values in the training file, in numerical order if all are numbers,
@@ -136,7 +137,7 @@ def load_files(
     return TaskData(train.examples(dtype), {"dev": dev.examples(dtype)}, {}, names, notes)
 
 
-def label_scale(data: TaskData) -> LabelScale | None:
+def label_scale(data: TaskData[Examples]) -> LabelScale | None:
     """The scale of one's own data; None for classes."""
     if data.labels is not None:
         return None

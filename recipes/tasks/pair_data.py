@@ -7,15 +7,15 @@ scores, as STS-B is, or by one of pairs without, where each anchor looks for its
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from recipes.common.errors import Faults, UserError
+from recipes.tasks.classification_data import TaskData
 from recipes.tasks.example_files import Reading, naming, read_file, score
 
 
@@ -30,23 +30,15 @@ class TextSet:
     def __len__(self) -> int:
         return len(self.columns[0])
 
+    def front(self, count: int) -> Self:
+        """The first so many."""
+        scores = None if self.scores is None else self.scores[:count]
+        return type(self)([column[:count] for column in self.columns], scores)
 
-@dataclass(frozen=True)
-class PairData:
-    """All that a finetuning on pairs reads."""
-
-    train: TextSet
-    dev: TextSet
-    notes: list[str] = field(default_factory=list)
-    """What a reader of the scores should know."""
-
-    def checksum(self) -> str:
-        """Hash everything that the result depends on."""
-        digest = hashlib.sha256()
-        for each in (self.train, self.dev):
-            digest.update(repr(each.columns).encode())
-            digest.update(b"" if each.scores is None else each.scores.tobytes())
-        return digest.hexdigest()
+    def parts(self, name: str) -> Iterator[bytes]:
+        """Yield what a checksum is of, the set's name included."""
+        yield repr((name, self.columns)).encode()
+        yield b"" if self.scores is None else self.scores.tobytes()
 
 
 def load_pairs(
@@ -55,7 +47,7 @@ def load_pairs(
     *,
     text_columns: Sequence[str],
     score_column: str | None,
-) -> PairData:
+) -> TaskData[TextSet]:
     """Read both files.
 
     Args:
@@ -83,16 +75,7 @@ def load_pairs(
         notes.append(f"{dev_file}: {seen:,} of {len(dev):,} pairs are in the training set")
     if repeated := len(train) - len(set(zip(*train.columns, strict=True))):
         notes.append(f"{train_file}: {repeated:,} of {len(train):,} records are there before")
-    return PairData(train, dev, notes)
-
-
-def first_pairs(data: PairData, count: int | None) -> PairData:
-    """The data with so many training records at most, and a note if there were more."""
-    if count is None or count >= len(data.train):
-        return data
-    front = TextSet([column[:count] for column in data.train.columns])
-    told = f"trained on the first {count:,} of {len(data.train):,} examples"
-    return replace(data, train=front, notes=[*data.notes, told])
+    return TaskData(train, {"dev": dev}, {}, None, notes)
 
 
 class _Records(Reading):

@@ -9,15 +9,26 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from model.config import ModelOptions
 from model.span_classifier import RapidBertForQuestionAnswering
 from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.world import World
 from recipes.tasks.answer_metrics import answer_metrics
-from recipes.tasks.answers import Answered, Candidate, answer_questions, best_spans
+from recipes.tasks.answers import (
+    Answered,
+    Candidate,
+    answer_files,
+    answer_questions,
+    best_spans,
+)
 from recipes.tasks.classification_batches import PackedExamples
-from recipes.tasks.question_data import Question
-from recipes.tasks.question_windows import make_windows
+from recipes.tasks.classification_data import TaskData
+from recipes.tasks.evaluation import evaluation_batch
+from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.question_data import Question, Questions, load_questions
+from recipes.tasks.question_windows import SPECIAL_TOKENS, make_windows
+from recipes.tasks.work import Finetuning, Measured
 
 
 class EncodedQuestions(PackedExamples):
@@ -41,20 +52,55 @@ class EncodedQuestions(PackedExamples):
             max_length,
         )
 
-    def notes(self, name: str, max_length: int) -> list[str]:
-        """Say how the questions of the set `name` became windows."""
-        count, made = len(self.questions), self.made
-        notes = [f"{name} set: {count:,} questions in {len(self):,} windows (--max-length)"]
-        if made.cut:
-            notes.append(
-                f"{name} set: {made.cut:,} of {count:,} questions are cut to half of a window, "
-                f"{(max_length - 3) // 2:,} tokens (--max-length)"
-            )
-        if made.lost:
-            notes.append(
-                f"{name} set: of {made.lost:,} of {count:,} answers the tokenizer keeps nothing"
-            )
-        return notes
+
+def load(settings: Settings) -> TaskData[Questions]:
+    """Read both files of one's own (see `load_questions`)."""
+    own = settings.own_data
+    assert own.train_file and own.dev_file
+    return load_questions(own.train_file, own.dev_file)
+
+
+def build(work: Finetuning, options: ModelOptions) -> RapidBertForQuestionAnswering:
+    """A model that scores starts and ends."""
+    return RapidBertForQuestionAnswering(work.config, options)
+
+
+def encode(work: Finetuning, questions: Questions, training: bool) -> EncodedQuestions:
+    """Raises UserError if no training question has an answer that the tokenizer keeps."""
+    length = work.settings.max_length
+    encoded = EncodedQuestions(work.tokenizer, questions.all, length, training=training)
+    if not len(encoded):
+        raise UserError(
+            f"of none of the {len(questions):,} training answers the tokenizer keeps anything"
+        )
+    return encoded
+
+
+def notes(work: Finetuning, name: str, of: EncodedQuestions) -> list[str]:
+    """Say how the questions of a set became windows."""
+    count, made, length = len(of.questions), of.made, work.settings.max_length
+    said = [f"{name} set: {count:,} questions in {len(of):,} windows of {length:,} tokens at most"]
+    if made.cut:
+        said.append(
+            f"{name} set: {made.cut:,} of {count:,} questions are cut to half of a window, "
+            f"{(length - SPECIAL_TOKENS) // 2:,} tokens (--max-length)"
+        )
+    if made.lost:
+        said.append(
+            f"{name} set: of {made.lost:,} of {count:,} answers the tokenizer keeps nothing"
+        )
+    return said
+
+
+def measure(
+    model: RapidBertForQuestionAnswering, work: Finetuning, examples: EncodedQuestions, world: World
+) -> Measured:
+    """Exact match and F1, and the files of SQuAD's script. Call on every rank."""
+    may_refuse = work.data.train.unanswerable > 0
+    batch_size = evaluation_batch(examples.max_length, world)
+    answered = answer(model, examples, batch_size, world, may_refuse=may_refuse)
+    metrics = score_answers(examples.questions, answered)
+    return Measured(metrics, answer_files(answered, may_refuse=may_refuse))
 
 
 @torch.no_grad()

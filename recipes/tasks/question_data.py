@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from recipes.common.compressed import open_binary
 from recipes.common.errors import Faults, UserError
+from recipes.tasks.classification_data import TaskData
 from recipes.tasks.example_files import Reading, naming
 
 LINES = (".jsonl", ".ndjson")
@@ -47,21 +48,31 @@ class Question:
 
 
 @dataclass(frozen=True)
-class QuestionData:
-    """All that a finetuning on questions reads."""
+class Questions:
+    """A set of questions."""
 
-    train: list[Question]
-    dev: list[Question]
-    notes: list[str]
-    """What a reader of the scores should know."""
+    all: list[Question]
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def front(self, count: int) -> Self:
+        """The first so many."""
+        return type(self)(self.all[:count])
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        """Yield what a checksum is of, the set's name included."""
+        yield repr(name).encode()
+        for question in self.all:
+            yield repr(question).encode()
 
     @property
-    def may_refuse(self) -> bool:
-        """Tells whether there are training questions without an answer; else all are answered."""
-        return any(not question.answers for question in self.train)
+    def unanswerable(self) -> int:
+        """Number of those that have no answer."""
+        return sum(not question.answers for question in self.all)
 
 
-def load_questions(train_file: Path, dev_file: Path) -> QuestionData:
+def load_questions(train_file: Path, dev_file: Path) -> TaskData[Questions]:
     """Read both files.
 
     Raises:
@@ -69,31 +80,21 @@ def load_questions(train_file: Path, dev_file: Path) -> QuestionData:
             or too many that cannot be used.
     """
     faults, notes = Faults(), list[str]()
-    train = faults.attempt(lambda: read_questions(train_file, notes))
-    dev = faults.attempt(lambda: read_questions(dev_file, notes))
+    train = faults.attempt(lambda: Questions(read_questions(train_file, notes)))
+    dev = faults.attempt(lambda: Questions(read_questions(dev_file, notes)))
     faults.stop()
     assert train is not None and dev is not None
-    data = QuestionData(train, dev, notes)
-    if not any(question.answers for question in train):
+    if train.unanswerable == len(train):
         raise UserError(f"{train_file}: none of its {len(train):,} questions has an answer")
-    known = {(question.text, question.context) for question in train}
-    if seen := sum((question.text, question.context) in known for question in dev):
+    known = {(question.text, question.context) for question in train.all}
+    if seen := sum((question.text, question.context) in known for question in dev.all):
         notes.append(f"{dev_file}: {seen:,} of {len(dev):,} questions are in the training set")
-    without = sum(not question.answers for question in dev)
-    if without and not data.may_refuse:
+    if dev.unanswerable and not train.unanswerable:
         notes.append(
-            f"{dev_file}: {without:,} of {len(dev):,} questions have no answer, but all training "
-            "questions have: each gets one, which is wrong"
+            f"{dev_file}: {dev.unanswerable:,} of {len(dev):,} questions have no answer, but all "
+            "training questions have: each gets one, which is wrong"
         )
-    return data
-
-
-def first_questions(data: QuestionData, count: int | None) -> QuestionData:
-    """The data with so many training questions at most, and a note if there were more."""
-    if count is None or count >= len(data.train):
-        return data
-    told = f"trained on the first {count:,} of {len(data.train):,} examples"
-    return replace(data, train=data.train[:count], notes=[*data.notes, told])
+    return TaskData(train, {"dev": dev}, {}, None, notes)
 
 
 def read_questions(path: Path, notes: list[str]) -> list[Question]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,14 @@ from question_scenarios import Words
 from model.parallel import initialize_parallel
 from recipes.common.errors import UserError
 from recipes.engine.world import World
-from recipes.tasks.question_answering import EncodedQuestions, answer, score_answers
-from recipes.tasks.question_data import Answer, Question
+from recipes.tasks.question_answering import (
+    EncodedQuestions,
+    answer,
+    encode,
+    notes,
+    score_answers,
+)
+from recipes.tasks.question_data import Answer, Question, Questions
 
 ALONE = World(0, 0, 1, torch.device("cpu"), 0, 1, 1)
 PEOPLE = ["Rollo", "William", "Emma", "Cnut", "Harald"]
@@ -102,9 +109,14 @@ def test_scores_that_are_no_numbers_are_no_answers(asked):
 
 
 def test_what_became_of_the_questions_is_said(asked):
-    first, *others = asked.notes("dev", 9)
-    assert first.startswith("dev set: 6 questions in ") and not others
+    work = SimpleNamespace(settings=SimpleNamespace(max_length=9))
+    (only,) = notes(work, "dev", asked)
+    assert only == f"dev set: 6 questions in {len(asked)} windows of 9 tokens at most"
     long = [Question("q", "a b c d", "he \x00 came", (Answer("\x00", 3),))]
-    _, cut, lost = EncodedQuestions(Words(), long, 9, training=False).notes("dev", 9)
+    made = EncodedQuestions(Words(), long, 9, training=False)
+    _, cut, lost = notes(work, "dev", made)
     assert "1 of 1 questions are cut to half of a window, 3 tokens" in cut
     assert "of 1 of 1 answers the tokenizer keeps nothing" in lost
+    work.tokenizer = Words()
+    with pytest.raises(UserError, match="of none of the 1 training answers"):
+        encode(work, Questions(long), True)

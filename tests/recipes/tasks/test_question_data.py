@@ -13,7 +13,6 @@ from recipes.common.errors import UserError
 from recipes.tasks.question_data import (
     Answer,
     Question,
-    first_questions,
     load_questions,
     read_questions,
 )
@@ -149,11 +148,12 @@ def test_what_a_reader_of_the_scores_should_know(tmp_path):
     train = squad(tmp_path / "train.json", QUESTIONS[0], asked("c", "Whence?", "the north"))
     dev = squad(tmp_path / "dev.json", *QUESTIONS)
     data = load_questions(train, dev)
-    assert not data.may_refuse and load_questions(dev, dev).may_refuse
+    assert not data.train.unanswerable and load_questions(dev, dev).train.unanswerable == 1
     assert "1 of 2 questions are in the training set" in data.notes[0]
     assert "1 of 2 questions have no answer, but all training questions have" in data.notes[1]
-    few = first_questions(data, 1)
-    assert len(few.train) == 1 and few.notes[-1] == "trained on the first 1 of 2 examples"
+    assert data.dev["dev"].all == READ and data.train.front(1).all == READ[:1]
+    parts = [list(of.parts("dev")) for of in (data.train, data.train.front(1), data.dev["dev"])]
+    assert parts[0][:2] == parts[1] and parts[0] != parts[2]
     only = squad(tmp_path / "only.json", QUESTIONS[1])
     with pytest.raises(UserError, match="none of its 1 questions has an answer"):
         load_questions(only, dev)

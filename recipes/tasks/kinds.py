@@ -1,0 +1,71 @@
+"""The kinds of tasks that a model is finetuned on, `--kind` by its name.
+
+A new kind is a row here and a head in `model/`: a module whose `forward` takes what a batch has and
+sums the losses of its examples, and its tensors' public names in `model/weights.py`. What it reads
+and how it is measured is in a file of its own, such as `sentence_embedding.py`; which columns it
+wants is in `finetune_settings.py`. Everything else is shared: the engine, the loop, the log, the
+result and the export.
+"""
+
+from __future__ import annotations
+
+from recipes.tasks import question_answering, sentence_embedding
+from recipes.tasks.classification_data import TaskData
+from recipes.tasks.classifier import build_classifier
+from recipes.tasks.evaluation import classification_notes, encode, measure_classes
+from recipes.tasks.example_files import Examples
+from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.own_data import load_files
+from recipes.tasks.work import Kind
+
+
+def _load_labelled(settings: Settings) -> TaskData[Examples]:
+    own = settings.own_data
+    assert own.train_file and own.dev_file and own.label_column is not None
+    return load_files(
+        own.train_file,
+        own.dev_file,
+        text_columns=own.text_columns,
+        label_column=own.label_column,
+        regression=own.regression,
+    )
+
+
+def _class_metrics(data: TaskData[Examples]) -> tuple[str, ...]:
+    if data.labels is None:
+        return ("spearman", "pearson", "rmse")
+    return ("accuracy", "f1") if len(data.labels) == 2 else ("accuracy",)
+
+
+KINDS = {
+    "classification": Kind(
+        head="classifier",
+        load=_load_labelled,
+        metrics=_class_metrics,
+        build=build_classifier,
+        encode=encode,
+        notes=classification_notes,
+        measure=measure_classes,
+    ),
+    "question-answering": Kind(
+        head="span_classifier",
+        load=question_answering.load,
+        metrics=lambda _: ("f1", "exact_match"),
+        build=question_answering.build,
+        encode=question_answering.encode,
+        notes=question_answering.notes,
+        measure=question_answering.measure,
+        files=("predictions.json",),
+    ),
+    "sentence-embedding": Kind(
+        head="none",
+        load=sentence_embedding.load,
+        metrics=sentence_embedding.metrics,
+        build=sentence_embedding.build,
+        encode=sentence_embedding.encode,
+        notes=sentence_embedding.notes,
+        measure=sentence_embedding.measure,
+        why_not=sentence_embedding.why_not,
+        batch_size=64,
+    ),
+}
