@@ -14,6 +14,7 @@ from __future__ import annotations
 import faulthandler
 import sys
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,12 +24,13 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     end_with_launcher()
 
 import torch
+from torch import Tensor
 
 from model.masked_lm import RapidBertForMaskedLM
 from recipes.common import entry
 from recipes.common.errors import Faults, UserError
 from recipes.common.settings import parse
-from recipes.engine.engine import build_engine
+from recipes.engine.engine import build_engine, set_full_precision_parameters
 from recipes.engine.rendezvous import launched_world_size
 from recipes.engine.world import World, initialize_world, shut_down
 from recipes.planning import memory
@@ -85,8 +87,7 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
         facts=run_record.facts(run, world),
         identity=run_record.identity(run),
     )
-    model = build_model(run, start=not checkpointed)
-    engine = build_engine(model, run.deepspeed, run.plan, world, **run.optimizer)
+    engine = build(run, world, start=not checkpointed)
     done = checkpoints.resume(engine, expected=checkpointed)
     budget = run.budget(done.step, done.training_seconds)
     if world.rank == 0 and done.step:
@@ -132,13 +133,20 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
     return 0
 
 
-def build_model(run: Run, *, start: bool) -> RapidBertForMaskedLM:
-    """Return the model with random weights, or at the `start` with those that a run begins from."""
+def build(run: Run, world: World, *, start: bool) -> Any:
+    """Return the engine around a model with random weights, or, at the `start` of a run that begins
+    from others, with those.
+    """
     torch.manual_seed(run.identity.seed)
     model = RapidBertForMaskedLM(run.model, run.model_options)
+    given: dict[str, Tensor] = {}
     if run.initial and start:
         run.initial.load_into(model, run.identity.seed)
-    return model
+        given = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    engine = build_engine(model, run.deepspeed, run.plan, world, **run.optimizer)
+    if given:
+        set_full_precision_parameters(engine, given)
+    return engine
 
 
 def needed_memory(run: Run) -> memory.MemoryEstimate:

@@ -6,7 +6,7 @@ import functools
 import math
 import socket
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,6 +189,18 @@ def checksum(module: nn.Module) -> int:
         bits = parameter.detach().view(integers[parameter.element_size()])
         total += (number + 1) * bits.sum(dtype=torch.int64)
     return int(total)
+
+
+def set_full_precision_parameters(engine: Any, values: Mapping[str, Tensor]) -> None:
+    """Give the optimizer these fp32 weights, each whole or of this tensor-parallel rank.
+
+    An engine in bf16 makes its fp32 weights of the model's, which it has rounded by then.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    for name, parameter in engine.module.named_parameters():
+        if hasattr(parameter, "_hp_mapping"):
+            safe_set_full_fp32_param(parameter, values[name].to(parameter.device))
 
 
 def full_precision_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:

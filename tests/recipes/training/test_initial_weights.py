@@ -19,6 +19,7 @@ from pretrain_scenarios import (
     settings_of,
     trained,
     values,
+    weights,
     write_config,
     write_data,
 )
@@ -29,6 +30,7 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from model.pretrained import read_export
 from model.weights import DECODER_BIAS, WORD_EMBEDDINGS
+from recipes import pretrain
 from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.world import initialize_world
@@ -124,6 +126,25 @@ def test_the_first_loss_is_that_of_the_loaded_model(
     assert started == json.loads((output / "config.json").read_text())["started_from"]
 
 
+def weights_in_the_optimizer(settings: Settings) -> dict[str, torch.Tensor]:
+    run = resolve(settings, int(os.environ["WORLD_SIZE"]))
+    return weights(pretrain.build(run, initialize_world(), start=True))
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_an_engine_in_bf16_starts_from_all_digits(stage, first, data, tmp_path):
+    bf16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    if stage == 0:
+        bf16 = {}
+    config = write_config(tmp_path, 8, 2, stage, **bf16)
+    settings = settings_of(data, tmp_path / "run", config, init_from=first, duration=8)
+    found = values(run_world(2, weights_in_the_optimizer, settings))
+    export = read_export(first / "export").state("masked_lm")
+    assert any(not torch.equal(x, x.bfloat16().float()) for x in export.values())
+    for mine in found:
+        assert all(torch.equal(mine[name], export[name]) for name in export)
+
+
 def weights_at_the_start(settings: Settings) -> dict[str, torch.Tensor]:
     run = resolve(settings, 1)
     initialize_parallel()
@@ -136,7 +157,7 @@ def weights_at_the_start(settings: Settings) -> dict[str, torch.Tensor]:
 
 def test_a_new_tokenizer_keeps_the_rows_of_shared_pieces(first, other_data, config, tmp_path):
     settings = settings_of(other_data, tmp_path / "run", config, init_from=first, duration=8)
-    [weights] = values(run_world(1, weights_at_the_start, settings))
+    [found] = values(run_world(1, weights_at_the_start, settings))
     old = load_file(first / "export" / "model.safetensors")
     before = Tokenizer(first / "export" / "tokenizer.model").pieces
     after = Tokenizer(other_data / "tokenizer.model").pieces
@@ -147,10 +168,10 @@ def test_a_new_tokenizer_keeps_the_rows_of_shared_pieces(first, other_data, conf
         (DECODER_BIAS, "head.decoder_bias"),
     ):
         for piece in shared:
-            row = weights[ours][after.index(piece)]
+            row = found[ours][after.index(piece)]
             assert torch.equal(row, old[theirs][before.index(piece)]), (theirs, piece)
     name = "cls.predictions.transform.dense.weight"
-    assert torch.equal(weights["head.dense.weight"], old[name])
+    assert torch.equal(found["head.dense.weight"], old[name])
     said = continued(1, other_data, tmp_path / "run", config, first, duration=8).output
     assert f"another tokenizer: {len(shared):,} of {len(after):,} pieces keep their rows" in said
 
@@ -192,10 +213,10 @@ def test_an_encoder_alone_gets_a_new_head(data, config, tmp_path):
     settings = settings_of(
         data, tmp_path / "run", config, init_from=tmp_path / "bert", model=None, duration=8
     )
-    [weights] = values(run_world(1, weights_at_the_start, settings))
+    [found] = values(run_world(1, weights_at_the_start, settings))
     words = encoder.embeddings.word_embeddings.weight
-    assert torch.equal(weights["encoder.embedding.word_embeddings.weight"][: len(words)], words)
-    assert weights["head.dense.weight"].std() == pytest.approx(0.02, rel=0.1)
+    assert torch.equal(found["encoder.embedding.word_embeddings.weight"][: len(words)], words)
+    assert found["head.dense.weight"].std() == pytest.approx(0.02, rel=0.1)
     assert "no masked-token head there, it begins new" in describe(resolve(settings, 1))
 
 
