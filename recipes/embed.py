@@ -28,7 +28,8 @@ from model.pretrained import Export
 from recipes.common.entry import run
 from recipes.common.errors import Faults
 from recipes.common.settings import parse
-from recipes.inference.computing import Computation
+from recipes.inference.classes import encode
+from recipes.inference.computing import Computation, Model
 from recipes.inference.embedding import build
 from recipes.inference.outputs import (
     Columns,
@@ -89,14 +90,12 @@ def embed(export: Export, settings: Settings, options: ModelOptions) -> int:
     layout = Columns((VECTOR,) if table else (), fixed=table)
     if table:
         layout.check(records.first)
+    tokenizer = read_tokenizer(settings.checkpoint, export.config, export.description)
+    max_length = computing.max_length or sentence_tokens(export.config, export.description)
     initialize_parallel()
-    computation = Computation(
-        read_tokenizer(settings.checkpoint, export.config, export.description),
-        build(export, options, computing.precision, normalize=settings.normalize),
-        max_length=computing.max_length or sentence_tokens(export.config, export.description),
-        progress=progress,
-    )
-    width = export.config.hidden_size
+    compute = build(export, options, computing.precision, normalize=settings.normalize)
+    model = Model(compute, lambda texts: encode(tokenizer, texts, max_length))
+    computation, width = Computation(model, progress), export.config.hidden_size
     with written(settings.output) as file:
         writer: RecordWriter = (
             ParquetTable(file, layout, VECTOR, width) if table else NpyMatrix(file, width)
@@ -106,7 +105,7 @@ def embed(export: Export, settings: Settings, options: ModelOptions) -> int:
         writer.finish()
     progress.finish(computation.counts)
     instead = 'their "error" says why' if table else "their rows are NaN"
-    return computation.counts.tell(computation.max_length, instead)
+    return computation.counts.tell(max_length, instead)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Use a finetuned model: a label with its probabilities, or a number, for every text of a file.
+"""Use a finetuned model: a label, a number or an answer for every record of a file.
 
     python recipes/predict.py --checkpoint runs/base/glue/rte-seed17 --input new.csv \
         --output answers.csv
     cat texts.txt | python recipes/predict.py --checkpoint runs/base/mine/custom-seed17 --input -
 
-The output has a row for each record, in their order, with all that the record held. A record that
+A classifier gives a label with the probabilities of all, a regression a number, and a question
+answerer, which reads the columns question and context, the answer with its probability. The output
+has a row for each record, in their order, with all that the record held. A record that
 cannot be used has a column "error" that says why; then the exit status is 1.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
@@ -26,7 +29,7 @@ from recipes.common.entry import run
 from recipes.common.errors import Faults
 from recipes.common.settings import parse
 from recipes.inference.computing import Computation
-from recipes.inference.finetuned import Finetuned, build, open_finetuned
+from recipes.inference.finetuned import Finetuned, compute_with
 from recipes.inference.outputs import (
     Columns,
     CsvTable,
@@ -36,8 +39,8 @@ from recipes.inference.outputs import (
     written,
 )
 from recipes.inference.progress import ProgressLine
-from recipes.inference.record_files import TEXT_COLUMN
 from recipes.inference.settings import Computing, Source
+from recipes.inference.uses import USES, open_finetuned
 from recipes.training.export import read_tokenizer
 
 ENDINGS = (".jsonl", ".csv")
@@ -45,8 +48,7 @@ ENDINGS = (".jsonl", ".csv")
 
 @dataclass(frozen=True)
 class Settings:
-    """Use a finetuned model: a label with its probabilities, or a number, for every text of a
-    file."""
+    """Use a finetuned model: a label, a number or an answer for every record of a file."""
 
     checkpoint: Path
     """The directory of a finetuned task, such as runs/base/glue/rte-seed17, or its export/."""
@@ -74,10 +76,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def column_faults(found: Finetuned, source: Source) -> Iterator[str]:
     """What is wrong with the columns that were named for this task."""
-    trained = found.text_columns
+    trained, usual = found.text_columns, USES[found.kind].text_columns
+    if not trained and len(usual) > 1:  # of a single text nobody knows that it was no pair
+        trained = usual
     if trained and source.text_columns and len(source.text_columns) != len(trained):
         yield (
-            f"--text-columns {' '.join(source.text_columns)}: {found.task} was learnt from "
+            f"--text-columns {' '.join(source.text_columns)}: {found.name} was learnt from "
             f"{len(trained)}: {' '.join(trained)}"
         )
     elif len(source.text_columns) > 2:
@@ -86,28 +90,24 @@ def column_faults(found: Finetuned, source: Source) -> Iterator[str]:
 
 def predict(found: Finetuned, settings: Settings, options: ModelOptions) -> int:
     """Answer for every record; returns the exit status."""
-    computing, progress = settings.computing, ProgressLine()
-    records = settings.source.open(found.text_columns or (TEXT_COLUMN,))
+    use, export, computing = USES[found.kind], found.export, settings.computing
+    records = settings.source.open(found.text_columns or use.text_columns)
     table = settings.output is not None and settings.output.suffix.lower() == ".csv"
-    layout = Columns(found.columns(flat=table), fixed=table)
+    layout = Columns(use.columns(found, table), fixed=table)
     layout.check(records.first)
-    export = found.export
+    tokenizer = read_tokenizer(settings.checkpoint, export.config, export.description)
+    max_length, progress = computing.max_length or found.max_length, ProgressLine()
     initialize_parallel()
-    computation = Computation(
-        read_tokenizer(settings.checkpoint, export.config, export.description),
-        build(found, options, computing.precision),
-        max_length=computing.max_length or found.max_length,
-        progress=progress,
-    )
+    compute = compute_with(found, use, options, computing.precision)
+    computation = Computation(use.model(found, tokenizer, compute, max_length), progress)
+    answer = partial(use.answer, found)
     with written(settings.output) as file:
-        writer: RecordWriter = (
-            CsvTable(file, layout, found.answer) if table else JsonLines(file, found.answer)
-        )
+        writer: RecordWriter = CsvTable(file, layout, answer) if table else JsonLines(file, answer)
         for chunk in computation.through(records, layout):
             writer.write(chunk)
         writer.finish()
     progress.finish(computation.counts)
-    return computation.counts.tell(computation.max_length, 'their "error" says why')
+    return computation.counts.tell(max_length, 'their "error" says why')
 
 
 if __name__ == "__main__":

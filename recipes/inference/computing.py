@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recipes.common.errors import UserError
-from recipes.corpus.tokenizer import Tokenizer
-from recipes.inference.outputs import Columns
+from recipes.inference.outputs import Chunk, Columns
 from recipes.inference.record_files import Record, Records
-from recipes.tasks.classification_batches import ClassificationBatch, EncodedExamples
+from recipes.tasks.classification_batches import ClassificationBatch, PackedExamples
 
 CHUNK_RECORDS = 4096
 CHUNK_CHARACTERS = 1 << 24
@@ -28,7 +28,7 @@ LENGTH_MULTIPLE = {"cpu": 1, "cuda": 64}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Compute = Callable[[ClassificationBatch], Tensor]
-"""From a batch of S sequences to fp32 [S, values]."""
+"""From a batch of S sequences of T tokens to [S, values] or [T, values]."""
 
 
 @dataclass
@@ -89,47 +89,48 @@ def in_chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready, and how texts go through it."""
+
+    compute: Compute
+    encode: Callable[[Sequence[tuple[str, ...]]], tuple[PackedExamples, int]]
+    """Makes sequences of records' texts, and says how many of these were cut."""
+    per_token: bool = False
+    """Whether a row of what is computed belongs to a token; else to a sequence."""
+    conclude: Callable[[Any, list[np.ndarray]], list[Any]] = lambda examples, found: found
+    """From the sequences, and what was computed for each, to what is wanted of each record."""
+
+
 class Computation:
-    """What a model computes for texts, or for pairs of texts.
+    """What a model computes for the records of a stream.
 
     Args:
-        compute: the model on a batch.
-        max_length: tokens of a text or a pair, special ones included; what is longer is cut.
         progress: is called after every batch.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        compute: Compute,
-        *,
-        max_length: int,
-        progress: Callable[[Counts], None] = lambda counts: None,
-    ):
-        self.tokenizer = tokenizer
-        self.compute = compute
-        self.max_length = max_length
+    def __init__(self, model: Model, progress: Callable[[Counts], None] = lambda counts: None):
+        self.model = model
         self.progress = progress
         self.device = device()
         self.counts = Counts()
 
-    def through(
-        self, records: Records, columns: Columns
-    ) -> Iterator[list[tuple[Record, np.ndarray | None]]]:
+    def through(self, records: Records, columns: Columns) -> Iterator[Chunk]:
         """Go through an input: yield chunks of records with their values, as `of` gives them."""
         for chunk in in_chunks(records.every):
             yield self.of(columns.fitted(chunk))
 
-    def of(self, chunk: Sequence[Record]) -> list[tuple[Record, np.ndarray | None]]:
-        """Each record with its values, fp32 [values]; without where the record cannot be used.
+    def of(self, chunk: Sequence[Record]) -> Chunk:
+        """Each record with its values; without where the record cannot be used.
 
         Raises:
             UserError: the model computes something else than numbers.
         """
-        usable = [record for record in chunk if record.fault is None]
-        values = iter(self._values([record.texts for record in usable]))
+        usable = [record.texts for record in chunk if record.fault is None]
+        before = self.counts.records
+        values = iter(self._values(usable) if usable else [])
         counts = self.counts
-        counts.records += len(chunk) - len(usable)
+        counts.records = before + len(chunk)
         counts.faults += len(chunk) - len(usable)
         for record in chunk:
             if record.fault and not counts.first_fault:
@@ -137,31 +138,27 @@ class Computation:
         return [(record, None if record.fault else next(values)) for record in chunk]
 
     @torch.inference_mode()
-    def _values(self, texts: Sequence[tuple[str, ...]]) -> Sequence[np.ndarray]:
-        if not texts:
-            return []
-        columns = [list(column) for column in zip(*texts, strict=True)]
-        examples = EncodedExamples(
-            self.tokenizer,
-            columns[0],
-            columns[1] if len(columns) == 2 else None,
-            None,
-            max_length=self.max_length,
-        )
-        self.counts.cut += examples.cut
-        kind = self.device.type
+    def _values(self, texts: Sequence[tuple[str, ...]]) -> list[Any]:
+        examples, cut = self.model.encode(texts)
+        self.counts.cut += cut
+        kind, before, done = self.device.type, self.counts.records, 0
         found: list[np.ndarray] = [np.empty(0)] * len(examples)
         broken = 0
         for batch in examples.batches_within(PLACES[kind], LENGTH_MULTIPLE[kind]):
-            values = self.compute(batch.to(self.device))  # [S, values]
-            broken += int((~values.isfinite().all(-1)).sum())
-            for row, of_row in zip(batch.rows, values.float().cpu().numpy(), strict=True):
+            batch = batch.to(self.device)
+            values = self.model.compute(batch).float().cpu().numpy()  # [S or T, values]
+            ends = batch.sequence_offsets[1:-1].tolist()
+            rows = np.split(values, ends) if self.model.per_token else values
+            for row, of_row in zip(batch.rows, rows, strict=True):
+                broken += not np.isfinite(of_row).all()
                 found[row] = of_row
-            self.counts.records += len(batch.rows)
+            done += len(batch.rows)
+            # Of a record that is several sequences, its share.
+            self.counts.records = before + len(texts) * done // len(examples)
             self.progress(self.counts)
         if broken:
             raise UserError(
                 f"for {broken:,} of {len(examples):,} texts the model computes something else than "
                 "numbers (NaN or infinity); look at its weights"
             )
-        return found
+        return self.model.conclude(examples, found)

@@ -1,9 +1,9 @@
-"""A finetuned model, ready to be used: what its export says, and its answers to texts."""
+"""A finetuned model as its export describes it, and what a kind of task is in use."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,98 +12,74 @@ from torch import Tensor
 from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelOptions
 from model.pretrained import Export
+from model.span_classifier import RapidBertForQuestionAnswering
+from model.weights import Head
 from recipes.common.errors import UserError
-from recipes.inference.computing import DTYPES, Compute, device
+from recipes.corpus.tokenizer import Tokenizer
+from recipes.inference.computing import DTYPES, Compute, Model, device
 from recipes.inference.outputs import Row
 from recipes.tasks.classification_batches import ClassificationBatch
-from recipes.training.export import open_export
 
-PREDICTION, PROBABILITIES = "prediction", "probabilities"
-DEFAULT_LENGTH = 256  # of a finetuning; exports of older versions do not say theirs
+PREDICTION = "prediction"
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What an export says about its finetuning.
-
-    Attributes:
-        labels: names of the classes; None for a regression.
-        text_columns: those that it was trained on; empty where the export does not say.
-        max_length: tokens of an example in the training.
-    """
+    """What an export says about its finetuning."""
 
     export: Export
-    task: str
+    kind: str
+    """Key of the tables of kinds, `KINDS` in training and `USES` here."""
+    task: dict[str, Any]
+    """All that it says."""
     labels: tuple[str, ...] | None
+    """Names of the classes; None for a regression, and where there are no classes."""
     text_columns: tuple[str, ...]
+    """Those that it was trained on; empty where the export does not say."""
     max_length: int
+    """Tokens of an example in the training."""
 
-    def columns(self, *, flat: bool) -> tuple[str, ...]:
-        """Names of the columns that are computed.
-
-        Args:
-            flat: for a table, in which every class has a column for its probability.
-        """
-        if self.labels is None:
-            return (PREDICTION,)
-        if not flat:
-            return (PREDICTION, PROBABILITIES)
-        return (PREDICTION, *(f"{PROBABILITIES}.{label}" for label in self.labels))
-
-    def answer(self, values: np.ndarray) -> Row:
-        """These columns: a class and the probabilities of all, or a number.
-
-        Args:
-            values: fp32 [outputs].
-        """
-        if self.labels is None:
-            return {PREDICTION: shortest(values[0])}
-        shares = np.exp(values - values.max(), dtype=np.float64)
-        shares /= shares.sum()
-        named = dict(zip(self.labels, map(shortest, shares), strict=True))
-        return {PREDICTION: self.labels[int(values.argmax())], PROBABILITIES: named}
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return str(self.task.get("name", "a task"))
 
 
-def open_finetuned(checkpoint: Path) -> Finetuned:
-    """Read the export of a finetuning.
+@dataclass(frozen=True)
+class Use:
+    """What makes finetuned models of one kind different from others when they are used."""
 
-    Raises:
-        UserError: no export there, a damaged one, or one of a model that was never finetuned.
-    """
-    export = open_export(checkpoint)
-    task: dict[str, Any] = export.description.get("task", {})
-    head = export.tensors.get("classifier.weight")
-    if head is None:
-        raise UserError(
-            f"{checkpoint}: a pretrained model, which has learnt no task yet; "
-            "recipes/finetune.py teaches it one, and its <task>-seed<k> goes here"
-        )
-    labels = task.get("labels")
-    outputs = 1 if labels is None else len(labels)
-    if head.shape[0] != outputs:
-        named = "a number" if labels is None else f"{len(labels)} labels"
-        raise UserError(
-            f"{checkpoint}: config.json says {named}, but the head has {head.shape[0]} outputs"
-        )
-    return Finetuned(
-        export=export,
-        task=str(task.get("name", "a task")),
-        labels=None if labels is None else tuple(labels),
-        text_columns=tuple(task.get("text_columns", ())),
-        max_length=int(task.get("max_length", DEFAULT_LENGTH)),
-    )
+    head: str
+    """Public name of the head's matrix."""
+    outputs: Callable[[Finetuned], int]
+    """How many rows it has."""
+    text_columns: tuple[str, ...]
+    """What the model reads, where neither the user nor the export says."""
+    columns: Callable[[Finetuned, bool], tuple[str, ...]]
+    """Names of the columns that are computed; the flag asks for those of a table, in which a
+    dictionary under `name` becomes columns `name.key`."""
+    model: Callable[[Finetuned, Tokenizer, Compute, int], Model]
+    """Makes it ready for sequences of so many tokens."""
+    build: Callable[
+        [Finetuned, ModelOptions],
+        RapidBertForSequenceClassification | RapidBertForQuestionAnswering,
+    ]
+    """Makes the network, with random weights."""
+    public_head: Head
+    """What the export's weights have on the encoder."""
+    answer: Callable[[Finetuned, Any], Row]
+    """These columns, of what was computed for a record."""
 
 
-def build(finetuned: Finetuned, options: ModelOptions, precision: str) -> Compute:
-    """The model on its device, as a function from a batch to fp32 [S, outputs].
+def compute_with(found: Finetuned, use: Use, options: ModelOptions, precision: str) -> Compute:
+    """The model on its device, as a function from a batch to its scores.
 
     Raises:
         UserError: the weights are not those of the configuration; all faults are named.
     """
-    outputs = 1 if finetuned.labels is None else len(finetuned.labels)
-    model = RapidBertForSequenceClassification(finetuned.export.config, outputs, options)
+    model = use.build(found, options)
     try:
-        finetuned.export.load_into(model, "classifier")
+        found.export.load_into(model, use.public_head)
     except ValueError as error:
         raise UserError(str(error)) from None
     model.eval().to(device(), DTYPES[precision])

@@ -23,13 +23,14 @@ ERROR = "error"
 """Column that says why there is nothing for a record."""
 
 Row = dict[str, Any]
-Chunk = Sequence[tuple[Record, np.ndarray | None]]
-"""Records with what the model computed for them, fp32 [values]; None where one cannot be used."""
-Answer = Callable[[np.ndarray], Row]
-"""From the values of a record to the columns that are computed."""
+Chunk = Sequence[tuple[Record, Any]]
+"""Records with what the model computed for them, such as fp32 [values]; None where one cannot be
+used."""
+Answer = Callable[[Any], Row]
+"""From what was computed for a record to the columns that are made of it."""
 
 
-def row_of(record: Record, values: np.ndarray | None, answer: Answer) -> Row:
+def row_of(record: Record, values: Any, answer: Answer) -> Row:
     """What the record holds, and what the values say, or why there are none."""
     if values is None:
         return {**record.fields, ERROR: f"{record.place}: {record.fault}"}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from model.config import ModelConfig
 from model.weights import Head
 from recipes.common.files import sha256
@@ -30,6 +32,7 @@ class CardFacts:
         log: records of `log.jsonl` up to this export, in their order.
         manifest: of the prepared data.
         glue: see `glue_scores`.
+        parameters: numbers in the file of the weights; 0 where there is none.
     """
 
     config: ModelConfig
@@ -39,6 +42,7 @@ class CardFacts:
     log: list[Json]
     manifest: Json
     glue: dict[str, list[tuple[float, str]]]
+    parameters: int
 
     @property
     def task(self) -> Json:
@@ -82,6 +86,7 @@ def gather(
         log=[line for line in _log(run / "log.jsonl") if line["step"] <= step],
         manifest=read_json(data / "manifest.json"),
         glue=glue_scores(run / "glue", weights),
+        parameters=count_parameters(weights),
     )
 
 
@@ -114,6 +119,14 @@ def glue_scores(results: Path, weights: Path) -> dict[str, list[tuple[float, str
                 scored = (float(result["score"]), str(result.get("score_metric")))
                 found.setdefault(task, []).append(scored)
     return found
+
+
+def count_parameters(weights: Path) -> int:
+    """How many numbers a safetensors file holds."""
+    if not weights.is_file():
+        return 0
+    with safe_open(weights, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def read_json(path: Path) -> Json:

@@ -135,7 +135,7 @@ def _model(facts: CardFacts) -> str:
         ),
         ("feed-forward", f"{feed_forward}, {config.ffn_size:,} wide"),
         ("positions", positions),
-        ("parameters", f"{config.parameters():,}, with the head that predicts words"),
+        ("parameters", f"{facts.parameters:,}" if facts.parameters else None),
         ("vocabulary", f"{config.vocab_size:,} pieces"),
         ("normalization of text", tokenizer.get("normalizer")),
         ("upper and lower case", case),

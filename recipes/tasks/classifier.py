@@ -120,6 +120,7 @@ def save_model(engine: Any, work: Finetuning, metrics: Metrics) -> None:
             "train_examples": len(work.data.train),
             "from_scratch": work.settings.from_scratch,
             "checkpoint_sha256": work.identity["checkpoint_sha256"],
+            **work.kind.facts(work),
         },
         "tokenizer": work.identity["tokenizer"],
         "git_revision": git_revision(),

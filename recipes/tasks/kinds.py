@@ -55,6 +55,7 @@ KINDS = {
         encode=question_answering.encode,
         notes=question_answering.notes,
         measure=question_answering.measure,
+        facts=question_answering.facts,
         files=("predictions.json",),
     ),
     "sentence-embedding": Kind(

@@ -92,6 +92,11 @@ def notes(work: Finetuning, name: str, of: EncodedQuestions) -> list[str]:
     return said
 
 
+def facts(work: Finetuning) -> dict[str, Any]:
+    """Whether the model has learnt that a question may have no answer."""
+    return {"may_refuse": work.data.train.unanswerable > 0}
+
+
 def measure(
     model: RapidBertForQuestionAnswering, work: Finetuning, examples: EncodedQuestions, world: World
 ) -> Measured:

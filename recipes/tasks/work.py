@@ -84,6 +84,8 @@ class Kind:
     """Measures the model on what `encode` made. Call on every rank."""
     why_not: Callable[[Finetuning], list[str]] = lambda _: []
     """Says what keeps settings and data that are right by themselves from going together."""
+    facts: Callable[[Finetuning], dict[str, Any]] = lambda _: {}
+    """What the export's `task` says beside what all kinds say, for those who use the model."""
     batch_size: int = 32
     """Examples per step, unless told."""
     files: tuple[str, ...] = ()

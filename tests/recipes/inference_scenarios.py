@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from finetune_scenarios import BAD, FILLER, GOOD, sentence
+from torch import nn
 
 from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
+from model.span_classifier import RapidBertForQuestionAnswering
+from model.weights import Head
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.training.export import write_export
 
 LABELS = ("bad", "so, so", "good")
-TASKS = {
+TASKS: dict[str, dict[str, Any]] = {
     "single": {"name": "mood", "labels": LABELS, "text_columns": ("text",), "max_length": 64},
     "pair": {"name": "rte", "labels": ("yes", "no"), "text_columns": ("a", "b"), "max_length": 32},
+    "answers": {"name": "squad", "kind": "question-answering", "labels": None, "max_length": 64},
     "score": {"name": "price", "labels": None, "text_columns": ("text",), "max_length": 64},
 }
 
@@ -40,10 +45,13 @@ def make_models(folder: Path, data: Path) -> Path:
     write_export(folder / "pretrained" / "export", state, config, data, facts)
     for name, task in TASKS.items():
         outputs = len(task["labels"] or [0])
-        model = RapidBertForSequenceClassification(config, outputs)
+        model: nn.Module = RapidBertForSequenceClassification(config, outputs)
+        head: Head = "classifier"
+        if task.get("kind") == "question-answering":
+            model, head = RapidBertForQuestionAnswering(config), "span_classifier"
         state = {name: value.detach() for name, value in model.named_parameters()}
         described = {**facts, "task": task}
-        write_export(folder / name / "export", state, config, data, described, "classifier")
+        write_export(folder / name / "export", state, config, data, described, head)
     return folder
 
 

@@ -15,6 +15,7 @@ import torch
 from inference_scenarios import LABELS, texts
 
 from model.classifier import RapidBertForSequenceClassification
+from model.span_classifier import RapidBertForQuestionAnswering
 from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.inference import computing
@@ -134,6 +135,39 @@ def test_csv_has_a_column_per_class(models, use, tmp_path):
     found = [[float(row[name]) for name in names] for row in rows]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert {row["error"] for row in rows} == {""}
+
+
+def test_questions_get_the_best_span_of_their_text(models, use, tmp_path):
+    """Every span of up to 30 tokens is looked at, one question after the other."""
+    export = models / "answers" / "export"
+    model = RapidBertForQuestionAnswering.from_pretrained(export)
+    tokenizer = Tokenizer(export / "tokenizer.model")
+    asked = [
+        (" ".join(q.split()[:3]), " ".join(c.split()[:7]))
+        for q, c in zip(texts(8), texts(8, 1), strict=True)
+    ]
+    lines = [json.dumps({"nr": i, "question": q, "context": c}) for i, (q, c) in enumerate(asked)]
+    long = " ".join(texts(40))
+    lines.append(json.dumps({"nr": 8, "question": "the", "context": long}))
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    status, rows = use("answers", tmp_path / "in.jsonl")
+    assert status == 0 and [row["nr"] for row in rows] == list(range(9))
+    for row, (question, context) in zip(rows, asked, strict=False):
+        before = [tokenizer.cls_id, *tokenizer.encode(question), tokenizer.sep_id]
+        ids, places = tokenizer.encode_with_offsets(context)
+        whole = torch.tensor([[*before, *ids, tokenizer.sep_id]])
+        types = torch.tensor([[0] * len(before) + [1] * (len(ids) + 1)])
+        with torch.no_grad():
+            logits = model.logits(whole, token_type_ids=types)[0, len(before) : -1].tolist()
+        spans = {
+            (i, j): logits[i][0] + logits[j][1]
+            for i in range(len(ids))
+            for j in range(i, min(i + 30, len(ids)))
+        }
+        i, j = max(spans, key=lambda span: spans[span])
+        assert row["prediction"] == context[places[i][0] : places[j][1]].strip()
+    assert rows[8]["prediction"] and rows[8]["prediction"] in long  # read in windows
+    assert all(0 < row["probability"] <= 1 for row in rows)
 
 
 def test_standard_input_is_lines_or_json_lines(models, stdin, capsysbinary):

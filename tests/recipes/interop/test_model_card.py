@@ -37,7 +37,7 @@ def number(text: str) -> float:
 
 
 def bare(**changes) -> CardFacts:
-    nothing = dict(description={}, record={}, log=[], manifest={}, glue={})
+    nothing = dict(description={}, record={}, log=[], manifest={}, glue={}, parameters=0)
     return CardFacts(**{"config": CONFIG, "head": "masked_lm", **nothing, **changes})
 
 
