@@ -41,7 +41,7 @@ BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 NEVER_PREDICTED = -1e4
 """Bias of a vocabulary row without a piece: its probability is zero in every precision."""
 
-Head = Literal["masked_lm", "classifier", "span_classifier", "none"]
+Head = Literal["masked_lm", "classifier", "token_classifier", "span_classifier", "none"]
 
 
 def to_public(state: Mapping[str, Tensor], config: ModelConfig, head: Head = "masked_lm") -> State:
@@ -272,6 +272,8 @@ def _names(config: ModelConfig, head: Head) -> dict[str, str | list[str]]:
         names["head.decoder_bias"] = DECODER_BIAS
     elif head == "classifier":
         both("pooler", "bert.pooler.dense")
+        both("classifier", "classifier")
+    elif head == "token_classifier":
         both("classifier", "classifier")
     elif head == "span_classifier":
         both("qa_outputs", "qa_outputs")

@@ -24,6 +24,7 @@ _CODE = Path(model.__file__).with_name("huggingface") / MODELLING_FILE
 _CLASSES: dict[Head, str] = {
     "masked_lm": "ForMaskedLM",
     "classifier": "ForSequenceClassification",
+    "token_classifier": "ForTokenClassification",
     "span_classifier": "ForQuestionAnswering",
     "none": "Model",
 }
@@ -57,7 +58,8 @@ def hf_config(config: ModelConfig, head: Head, description: Mapping[str, Any]) -
     """Return `config.json` as transformers reads it, our own description under one key.
 
     Args:
-        description: what the export says of itself; the labels of its `task` become the class's.
+        description: what the export says of itself; `labels` of its `task` become the class's, and
+            `problem_type` too, without which labels are of one class each, no labels a regression.
 
     Raises:
         ValueError: learned positions and a gated feed-forward, for which there is no class.
@@ -97,22 +99,22 @@ def hf_config(config: ModelConfig, head: Head, description: Mapping[str, Any]) -
             "add_pooling_layer": head == "classifier",
         }
     if "task" in description and head not in _WITHOUT_LABELS:
-        values |= _labels(description["task"])
+        values |= _labels(description["task"], head)
     return values | {OURS: {"model": config.to_dict(), **description}}
 
 
-def _labels(task: Mapping[str, Any]) -> dict[str, Any]:
+def _labels(task: Mapping[str, Any], head: Head) -> dict[str, Any]:
     """What transformers wants to know of a task: the names of its outputs and its kind."""
     labels: Sequence[str] | None = task.get("labels")
-    problem = task.get("problem_type") or (
-        "single_label_classification" if labels else "regression"
-    )
     names = labels or [task.get("name", "score")]
-    return {
+    values: dict[str, Any] = {
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
-        "problem_type": problem,
     }
+    if head == "classifier":
+        kind = "single_label_classification" if labels else "regression"
+        values["problem_type"] = task.get("problem_type", kind)
+    return values
 
 
 def hf_files(config: ModelConfig, head: Head, description: Mapping[str, Any]) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelConfig, preset
+from model.encoder import RapidBert
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from model.pretrained import read_export
@@ -191,6 +192,44 @@ def test_a_finetuned_span_classifier_answers(write):
     output = loaded.eval()(**inputs(batch))
     found = torch.stack([output.start_logits, output.end_logits], -1)
     same(found, model.logits(**inputs(batch)))
+
+
+class TokenClassifier(nn.Module):
+    """The encoder and a matrix, under the names that the weights of such a model have."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.encoder = RapidBert(config)
+        self.classifier = nn.Linear(config.hidden_size, len(LABELS))
+
+
+@pytest.mark.parametrize("config", [RAPIDBERT, BERT], ids=["rapidbert", "bert"])
+@torch.no_grad()
+def test_a_finetuned_token_classifier_names_its_tags(config, write):
+    model = trained(TokenClassifier, config)
+    export = write(model, config, "token_classifier", task={"name": "tags", "labels": LABELS})
+    loaded, info = load("ForTokenClassification", export)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert loaded.config.id2label == dict(enumerate(LABELS))
+    batch = PaddedBatch.random([5, 17, 1], config.vocab_size)
+    real = batch.attention_mask.bool()
+    expected = model.classifier(model.encoder(**inputs(batch)))
+    same(loaded.eval()(**inputs(batch)).logits[real], expected[real])
+
+
+@torch.no_grad()
+def test_a_text_may_have_several_labels(write):
+    model = trained(RapidBertForSequenceClassification, RAPIDBERT, len(LABELS))
+    kind = "multi_label_classification"
+    task = {"name": "topics", "labels": LABELS, "problem_type": kind}
+    loaded, _ = load("ForSequenceClassification", write(model, RAPIDBERT, "classifier", task=task))
+    assert loaded.config.problem_type == kind
+    batch = PaddedBatch.random([5, 17], RAPIDBERT.vocab_size)
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    output = loaded.eval()(**inputs(batch), labels=labels)
+    chances = model.logits(**inputs(batch)).sigmoid()
+    right = torch.where(labels == 1, chances, 1 - chances)
+    torch.testing.assert_close(output.loss, -right.log().mean())
 
 
 def test_what_is_ours_stands_under_one_key_and_code_only_where_it_is_needed(masked_lm, bert):
