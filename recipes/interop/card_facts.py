@@ -75,7 +75,10 @@ def gather(
     run = directory.parent
     if run.name.startswith("at-"):  # exported on the way
         run = run.parent
-    record = read_json(run / "config.json")
+    # Another directory's neighbours, such as an import's, say nothing about it.
+    own = directory.name == "export" and "imported_from" not in description
+    record = read_json(run / "config.json") if own else {}
+    log = _log(run / "log.jsonl") if own else []
     progress = description.get("progress") or {}
     step = progress.get("step", math.inf)
     return CardFacts(
@@ -83,9 +86,9 @@ def gather(
         head=head,
         description=description,
         record=record if "identity" in record else {},
-        log=[line for line in _log(run / "log.jsonl") if line["step"] <= step],
+        log=[line for line in log if line["step"] <= step],
         manifest=read_json(data / "manifest.json"),
-        glue=glue_scores(run / "glue", weights),
+        glue=glue_scores(run / "glue", weights) if own else {},
         parameters=count_parameters(weights),
     )
 

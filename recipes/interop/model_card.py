@@ -106,17 +106,27 @@ def _head(facts: CardFacts) -> str:
 
 
 def _title(facts: CardFacts) -> str:
-    name = facts.config.name
-    if not facts.task:
-        what = "An encoder" if facts.head == "none" else "A masked language model"
-        said = f"# {name}\n\n{what} trained with RapidBERT"
+    name, imported = facts.config.name, facts.description.get("imported_from")
+    title, what = name, "A masked language model"
+    if facts.task:
+        title, what = (
+            f"{name}, finetuned on {facts.task.get('name', 'a task')}",
+            "A model finetuned",
+        )
+    elif facts.head == "none":
+        what = "An encoder"
+    if imported:
+        said = f"{what}, of weights in the layout of {imported['layout']} that others have trained."
+        license = "it is that of these weights; whoever publishes them again writes it"
     else:
-        said = f"# {name}, finetuned on {facts.task.get('name', 'a task')}\n\n"
-        said += "A model finetuned with RapidBERT"
+        said = f"{what} {'with' if facts.task else 'trained with'} RapidBERT."
+        license = (
+            "whoever publishes this model chooses it, with an eye on the text it was trained on, "
+            "and writes it"
+        )
     return (
-        f"{said}. This page was written from the records of its training.\n\n"
-        "> **License: not chosen yet.** Whoever publishes this model chooses it, with an eye on "
-        "the text it was trained on, and writes it into the head of this file.\n"
+        f"# {title}\n\n{said} This page was written from the records that lay beside it.\n\n"
+        f"> **License: not named yet**; {license} into the head of this file.\n"
     )
 
 

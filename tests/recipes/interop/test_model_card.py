@@ -59,7 +59,7 @@ def test_the_numbers_of_a_pretraining_are_those_of_its_records(run, finetune_pla
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert front_matter(card)["pipeline_tag"] == "fill-mask"
     assert front_matter(card)["library_name"] == "transformers"
-    assert "license" not in front_matter(card) and "License: not chosen yet" in card
+    assert "license" not in front_matter(card) and "License: not named yet" in card
     assert number(table(card, "Model")["parameters"]) == record["model"]["parameters"]
     data, train = table(card, "Training text"), manifest["splits"]["train"]
     assert data["from"] == "text.txt"  # without the folders of this machine
@@ -103,6 +103,20 @@ def test_a_damaged_record_makes_the_card_shorter_and_nothing_fails(tmp_path):
     facts = gather(tmp_path / "export", CONFIG, "masked_lm", {}, tmp_path, tmp_path / "none")
     assert facts.record == {} and facts.manifest == {} and len(facts.log) == 1
     assert "some-bert" in model_card(facts)
+
+
+def test_weights_of_others_were_not_trained_here(tmp_path):
+    """Nor do records that happen to lie beside the directory belong to it."""
+    record = {"identity": {}, "device": "NVIDIA H200", "world_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss/train": 2.5}\n')
+    described = {"imported_from": {"directory": "bert-base-uncased", "layout": "bert"}}
+    for name in ("export", "mine"):
+        place = tmp_path / name
+        facts = gather(place, CONFIG, "masked_lm", described, tmp_path, tmp_path / "none")
+        card = model_card(facts)
+        assert "weights in the layout of bert that others have trained" in card
+        assert "trained with RapidBERT" not in card and "H200" not in card and "2.5" not in card
 
 
 def test_a_gpu_has_hours_and_a_price():
