@@ -85,7 +85,7 @@ def prepare(settings: Settings, faults: Faults) -> int:
     encoding = Encoding(output, tokenizer.path, text.text_key, held_out, text.max_bad_fraction)
     encode(plan, progress, encoding, settings.workers)
     manifest = write_manifest(output, plan, progress, tokenizer)
-    print_summary(output, manifest, progress)
+    print_summary(output, manifest, progress, tokenizer)
     for odd in odd_results(manifest["splits"], plan.kinds, plan.held_out_fraction):
         print(f"look at this: {odd}")
     return 0

@@ -29,7 +29,7 @@ from recipes.common.numbers import whole
 from recipes.common.settings import SequenceLength, number_in
 from recipes.corpus.mlm_batches import MlmBatches
 from recipes.corpus.token_shards import TokenShards, open_shards
-from recipes.corpus.tokenizer import Tokenizer, encode_documents
+from recipes.corpus.tokenizer import Tokenizer, encode_documents, open_tokenizer
 from recipes.reporting.figures import COLORS
 
 SWEPT_MICRO_BATCHES = (16, 64, 256, 1024)
@@ -102,7 +102,7 @@ def measure(settings: Settings, record: Record) -> None:
             write_synthetic_data(data)
             shards = open_shards(data, "train")
         else:
-            tokenizer = Tokenizer(data / "tokenizer.model")
+            tokenizer = open_tokenizer(data)
             shards = open_shards(data, "train", tokenizer_fingerprint=tokenizer.fingerprint)
         record["settings"] = {
             "data": str(settings.data) if settings.data else "synthetic",

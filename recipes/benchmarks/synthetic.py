@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from recipes.common.files import write_whole
+from recipes.corpus.sentencepiece_tokenizer import SPECIAL_IDS
 from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
-from recipes.corpus.tokenizer import SPECIAL_IDS
 
 
 def write_synthetic_data(

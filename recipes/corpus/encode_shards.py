@@ -27,7 +27,7 @@ from recipes.corpus.held_out import HeldOut, document_hash
 from recipes.corpus.text_records import EMPTY, HELD_OUT, Skipped
 from recipes.corpus.text_sources import Portion
 from recipes.corpus.token_shards import ShardInfo, ShardWriter
-from recipes.corpus.tokenizer import Tokenizer, encode_documents
+from recipes.corpus.tokenizer import Tokenizer, encode_documents, open_tokenizer
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 4 << 20  # a batch ends at either: many long documents would fill the memory
@@ -148,7 +148,7 @@ def encode_portions(
         OSError: a shard cannot be written.
     """
     if workers == 1 or len(shards) == 1:
-        tokenizer = Tokenizer(encoding.tokenizer)
+        tokenizer = open_tokenizer(encoding.tokenizer)
         for shard in shards:
             yield encode_portion(shard, encoding, tokenizer)
         return
@@ -178,7 +178,7 @@ def _start_worker(encoding: Encoding, stop: Event) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker = (encoding, Tokenizer(encoding.tokenizer), stop)
+    _worker = (encoding, open_tokenizer(encoding.tokenizer), stop)
 
 
 def _encode_in_worker(shard: ShardPlan) -> Encoded:

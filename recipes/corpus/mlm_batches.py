@@ -139,8 +139,9 @@ class MlmBatches(Dataset[PackedBatch]):
             ),
             (0 <= rank < world_size, f"rank {rank}: 0 to {world_size - 1}, the world's last"),
             (
-                sorted(special.values()) == list(range(len(special))),
-                f"{shards.data_dir}: special ids {special} are not 0 to {len(special) - 1}",
+                len({*special.values()} & {*range(shards.vocab_size)}) == len(special),
+                f"{shards.data_dir}: special ids {special} are not {len(special)} of the "
+                f"{shards.vocab_size:,} pieces",
             ),
             (
                 shards.vocab_size > len(special),
@@ -159,6 +160,9 @@ class MlmBatches(Dataset[PackedBatch]):
         self.rank, self.world_size = rank, world_size
         self._order_key, self._mask_key, self._dropout_key = np.split(hash64(seed, np.arange(3)), 3)
         self._special_ids = special
+        self._is_special = np.zeros(shards.vocab_size, bool)
+        self._is_special[list(special.values())] = True
+        self._ordinary_ids = np.flatnonzero(~self._is_special)
         # A uniform 64-bit hash below the first bound: predicted. Below the second: shown as [MASK].
         # Between second and third: shown as a random piece.
         shares = (1.0, _MASKED_SHARE, _MASKED_SHARE + _RANDOM_SHARE)
@@ -239,13 +243,13 @@ class MlmBatches(Dataset[PackedBatch]):
         uniform += self._row_states[: len(ids)]
         mix64(uniform)
         chosen, shown_mask, shown_random = self._bounds
-        special = len(self._special_ids)
-        positions = np.flatnonzero((uniform < chosen) & (ids >= special))
+        positions = np.flatnonzero(uniform < chosen)
+        positions = positions[~self._is_special[ids[positions]]]
         originals, fate = ids[positions], uniform[positions]
         ids[positions[fate < shown_mask]] = self._special_ids["mask"]
         random = (fate >= shown_mask) & (fate < shown_random)
-        pieces = np.uint64(self.shards.vocab_size - special)
-        ids[positions[random]] = special + (mix64(fate[random]) % pieces).astype(np.int64)
+        drawn = mix64(fate[random]) % np.uint64(len(self._ordinary_ids))
+        ids[positions[random]] = self._ordinary_ids[drawn.astype(np.int64)]
         return positions, originals
 
 

@@ -19,12 +19,12 @@ from recipes.corpus.held_out import HeldOut
 from recipes.corpus.preparation_plan import Plan
 from recipes.corpus.preparation_progress import Progress, clear, remove_partial_files
 from recipes.corpus.preparation_settings import Settings
+from recipes.corpus.sentencepiece_training import train_tokenizer
 from recipes.corpus.text_records import Skipped
 from recipes.corpus.text_sources import Portion
-from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 
 SAMPLED_PORTIONS = 64  # places of the input that the tokenizer's sample is read from, at most
-TOKENIZER_NAME = "tokenizer.model"
 
 
 @contextmanager
@@ -77,23 +77,21 @@ def make_tokenizer(plan: Plan, settings: Settings, held_out: HeldOut) -> Tokeniz
     Raises:
         UserError: the text is too small or has too large an alphabet for the vocabulary.
     """
-    path = settings.output / TOKENIZER_NAME
-    if plan.tokenizer is not None:
-        write_whole(path, plan.tokenizer.proto)
-        tokenizer = Tokenizer(path)
-    else:
+    tokenizer = plan.tokenizer
+    if tokenizer is None:
         sample_bytes = settings.vocabulary.tokenizer_sample_mb * 1_000_000
         pieces = plan.options["vocab_size"]
         print(f"training the tokenizer: {pieces} pieces on up to {sample_bytes:,} bytes")
         tokenizer = train_tokenizer(
             sample(plan.portions("train"), settings.text.text_key, sample_bytes, held_out),
-            path,
+            settings.output / "tokenizer.model",
             pieces,
             normalizer=plan.options["normalizer"],
             sample_bytes=sample_bytes,
         )
-    write_whole(path.with_suffix(".vocab"), tokenizer.vocabulary().encode())
-    return tokenizer
+    for name, content in tokenizer.files().items():
+        write_whole(settings.output / name, content)
+    return open_tokenizer(settings.output)
 
 
 def started_tokenizer(output: Path, progress: Progress) -> Tokenizer:
@@ -102,7 +100,7 @@ def started_tokenizer(output: Path, progress: Progress) -> Tokenizer:
     Raises:
         UserError: it is not the one that the finished shards were encoded with.
     """
-    tokenizer = Tokenizer(output / TOKENIZER_NAME)
+    tokenizer = open_tokenizer(output)
     if tokenizer.fingerprint != progress.fingerprint:
         raise UserError(f"{tokenizer.path}: changed since the preparation started; --overwrite")
     return tokenizer

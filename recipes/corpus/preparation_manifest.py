@@ -13,7 +13,7 @@ from recipes.common.files import write_whole
 from recipes.corpus.preparation_plan import Plan
 from recipes.corpus.preparation_progress import PROGRESS_NAME, Progress
 from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, Manifest, SplitInfo
-from recipes.corpus.tokenizer import SPECIAL_IDS, Tokenizer
+from recipes.corpus.tokenizer import Tokenizer
 
 
 def write_manifest(output: Path, plan: Plan, progress: Progress, tokenizer: Tokenizer) -> Manifest:
@@ -33,7 +33,8 @@ def write_manifest(output: Path, plan: Plan, progress: Progress, tokenizer: Toke
             "lower_case": tokenizer.lower_case,
             "normalizer": tokenizer.normalizer,
             "keeps_text": tokenizer.keeps_text,
-            "special_ids": SPECIAL_IDS,
+            "kind": tokenizer.kind,
+            "special_ids": tokenizer.special_ids,
         },
         "splits": splits,
         "source": {
@@ -75,7 +76,9 @@ def entropy_nats(counts: Sequence[int] | np.ndarray) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def print_summary(output: Path, manifest: Manifest, progress: Progress) -> None:
+def print_summary(
+    output: Path, manifest: Manifest, progress: Progress, tokenizer: Tokenizer
+) -> None:
     """Print what was made, how fast, and what was skipped."""
     source = manifest["source"]
     tokens = sum(split["tokens"] for split in manifest["splits"].values())
@@ -92,5 +95,5 @@ def print_summary(output: Path, manifest: Manifest, progress: Progress) -> None:
         f"{source['text_bytes'] / 1e6:,.1f} MB of text, {source['text_bytes'] / tokens:.2f} bytes "
         f"per token, {speed:.1f} MB/s per core"
     )
-    print(f"tokenizer: {output / 'tokenizer.model'} ({manifest['tokenizer']['vocab_size']} pieces)")
+    print(f"tokenizer: {tokenizer.path} ({tokenizer.vocab_size} pieces)")
     print(f"data:      {output / MANIFEST_NAME}")

@@ -23,7 +23,7 @@ from recipes.corpus.text_sources import (
     portions,
     source,
 )
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def make_plan(settings: Settings, faults: Sequence[str] = ()) -> Plan:
     """
     found = Faults([*faults, *_option_faults(settings)])
     path = settings.vocabulary.tokenizer
-    tokenizer = None if path is None else found.attempt(lambda: Tokenizer(path))
+    tokenizer = None if path is None else found.attempt(lambda: open_tokenizer(path))
     spans, ignored, messages = _find_spans(settings, found)
     train, validation = spans["train"], spans["validation"]
     held_out_sources = set(map(source, validation))

@@ -10,8 +10,9 @@ from typing import Annotated
 from recipes.common.numbers import whole
 from recipes.common.settings import Part, Share, number_in, one_of
 from recipes.corpus.input_files import DOCUMENTS_PER, FORMATS
+from recipes.corpus.sentencepiece_tokenizer import NORMALIZERS
+from recipes.corpus.sentencepiece_training import MIN_VOCAB_SIZE
 from recipes.corpus.text_sources import EMBEDDED
-from recipes.corpus.tokenizer import MIN_VOCAB_SIZE, NORMALIZERS
 
 DEFAULT_VOCAB_SIZE = 30522
 

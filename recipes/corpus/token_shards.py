@@ -71,6 +71,7 @@ class TokenizerInfo(TypedDict):
     special_ids: dict[str, int]
     normalizer: NotRequired[str]
     keeps_text: NotRequired[bool]
+    kind: NotRequired[str]
 
 
 class Manifest(TypedDict):

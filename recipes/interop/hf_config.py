@@ -15,7 +15,6 @@ import model
 from model.config import ModelConfig
 from model.pretrained import CONFIG, OURS
 from model.weights import Head
-from recipes.corpus.tokenizer import PAD_ID
 
 MODELLING_FILE = "modeling_rapidbert.py"
 _CODE = Path(model.__file__).with_name("huggingface") / MODELLING_FILE
@@ -70,6 +69,7 @@ def hf_config(config: ModelConfig, head: Head, description: Mapping[str, Any]) -
             f"{config.name}: learned positions with the feed-forward {config.feed_forward}: "
             "transformers has no class for it, and the modelling file of RapidBERT has ALiBi"
         )
+    special = description.get("tokenizer", {}).get("special_ids", {})
     family = "Bert" if bert else "RapidBert"
     values: dict[str, Any] = {
         "architectures": [family + _CLASSES[head]],
@@ -84,7 +84,7 @@ def hf_config(config: ModelConfig, head: Head, description: Mapping[str, Any]) -
         "attention_probs_dropout_prob": config.attention_dropout,
         "layer_norm_eps": config.layernorm_eps,
         "initializer_range": config.initializer_range,
-        "pad_token_id": PAD_ID,
+        "pad_token_id": special.get("pad", 0),
         "tie_word_embeddings": True,
         "dtype": "float32",
     }

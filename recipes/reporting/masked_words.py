@@ -15,7 +15,6 @@ from recipes.corpus.token_shards import open_shards
 from recipes.corpus.tokenizer import Tokenizer
 
 MASK = "[MASK]"
-WORD_START = "\u2581"  # SentencePiece's mark of a piece that begins a word
 
 
 class Filled(NamedTuple):
@@ -77,7 +76,7 @@ def fill(
             raise UserError(f"the model's numbers for {text[:60]!r} are not finite; train it again")
         shares, pieces = logits.float().softmax(-1).topk(min(top, tokenizer.vocab_size))
         for share, piece in zip(shares.tolist(), pieces.tolist(), strict=True):
-            words = [tokenizer.pieces[number].replace(WORD_START, "") or " " for number in piece]
+            words = [tokenizer.shown(number) for number in piece]
             results.append(Filled(text, list(zip(words, share, strict=True))))
     return results
 
@@ -114,9 +113,14 @@ def _mask_longest_word(sentence: str, tokenizer: Tokenizer) -> str | None:
     single = [
         position
         for position, word in enumerate(words)
-        if word.isalpha() and position > 0 and len(tokenizer.encode(" " + word)) == 1
+        if word.isalpha() and position > 0 and _is_one_piece(word, tokenizer)
     ]
     if not single:
         return None
     position = max(single, key=lambda position: len(words[position]))
     return " ".join([*words[:position], MASK, *words[position + 1 :]]) + "."
+
+
+def _is_one_piece(word: str, tokenizer: Tokenizer) -> bool:
+    ids = tokenizer.encode(" " + word)
+    return len(ids) == 1 and ids != [tokenizer.unk_id]

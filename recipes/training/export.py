@@ -31,7 +31,7 @@ from model.weights import (
 )
 from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL, sha256, sync_directory, write_whole
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.engine.engine import full_precision_parameters
 from recipes.engine.world import on_first_rank
 from recipes.interop.card_facts import gather
@@ -39,7 +39,6 @@ from recipes.interop.hf_config import hf_files, is_plain_bert
 from recipes.interop.model_card import CARD, model_card
 from recipes.training.checkpoints.manifest import published
 
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.vocab")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -92,7 +91,7 @@ def write_export(
     head: Head = "masked_lm",
 ) -> None:
     """Publish whole weights (as our model names them) with configuration and tokenizer."""
-    files = hf_files(config, head, facts)
+    files = hf_files(config, head, facts) | open_tokenizer(tokenizer_dir).files()
     partial = final.with_name(final.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -100,8 +99,6 @@ def write_export(
     for name, content in files.items():
         (partial / name).parent.mkdir(exist_ok=True)
         write_whole(partial / name, content)
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer_dir / name, partial / name)
     card = gather(final, config, head, facts, tokenizer_dir, partial / WEIGHTS)
     write_whole(partial / CARD, model_card(card).encode())
     for path in partial.rglob("*"):
@@ -168,7 +165,7 @@ def read_tokenizer(
     Raises:
         UserError: it is damaged, or not the one that the weights were trained with.
     """
-    tokenizer = Tokenizer(export_directory(checkpoint) / TOKENIZER_FILES[0])
+    tokenizer = open_tokenizer(export_directory(checkpoint))
     trained = description.get("tokenizer", {}).get("fingerprint", "one that is not named")
     if tokenizer.fingerprint != trained:
         raise UserError(

@@ -30,7 +30,7 @@ from model.weights import (
     scatter_state,
 )
 from recipes.common.errors import Faults, UserError
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.training.carry_over import CarryOver, carry_over
 from recipes.training.export import export_directory, unfinished
 
@@ -175,7 +175,7 @@ def _read(directory: Path) -> Foreign:
 
 
 def _tokenizer_of(directory: Path) -> Tokenizer:
-    return Tokenizer(directory / "tokenizer.model")
+    return open_tokenizer(directory)
 
 
 def _with_rows(tensors: State, config: ModelConfig) -> State:

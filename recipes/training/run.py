@@ -16,11 +16,10 @@ from model.config import ModelConfig, ModelOptions, preset
 from recipes.common.errors import Faults
 from recipes.corpus.sequence_order import Documents
 from recipes.corpus.token_shards import TokenShards, open_shards
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.engine.batch_plan import BatchPlan, plan_batches
 from recipes.engine.ds_config import precision, read_config
 from recipes.training import published_run
-from recipes.training.export import TOKENIZER_FILES
 from recipes.training.initial_weights import (
     InitialWeights,
     contradiction,
@@ -227,16 +226,10 @@ def _open_data(places: Places, faults: Faults) -> tuple[TokenShards, TokenShards
     data, attempt = places.data, faults.attempt
     train = attempt(lambda: open_shards(data, "train"))
     validation = train and attempt(lambda: open_shards(data, "validation"))
-    tokenizer = train and attempt(lambda: Tokenizer(data / "tokenizer.model"))
+    tokenizer = train and attempt(lambda: open_tokenizer(data))
     if tokenizer:
         fingerprint = tokenizer.fingerprint
         attempt(lambda: open_shards(data, "train", tokenizer_fingerprint=fingerprint))
-    if train:
-        faults += [
-            f"{data / name}: missing, the export needs it; prepare the data again"
-            for name in TOKENIZER_FILES
-            if not (data / name).is_file()
-        ]
     return (train, validation, tokenizer) if train and validation and tokenizer else None
 
 

@@ -19,10 +19,10 @@ from recipes.training.run_description import describe
 
 CONFIG = "config.json"
 
-# Of a manifest's tokenizer, for the export; the last two are missing in older ones.
+# Of a manifest's tokenizer, for the export; the last three are missing in older ones.
 TOKENIZER_FACTS = (
     *("fingerprint", "vocab_size", "lower_case", "special_ids"),
-    *("normalizer", "keeps_text"),
+    *("normalizer", "keeps_text", "kind"),
 )
 
 # Parts of the identity that the records of older versions lack.

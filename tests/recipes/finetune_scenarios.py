@@ -11,7 +11,7 @@ import torch
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 from recipes.prepare_data import main as prepare
 from recipes.training.export import write_export
 
@@ -74,7 +74,7 @@ def make_place(folder: Path) -> Path:
         ["--input", str(folder / "text.txt"), "--output", str(folder / "data")]
         + ["--vocab-size", "300", "--workers", "1"]
     )
-    tokenizer = Tokenizer(folder / "data" / "tokenizer.model")
+    tokenizer = open_tokenizer(folder / "data")
     initialize_parallel()
     torch.manual_seed(0)
     config = ModelConfig(

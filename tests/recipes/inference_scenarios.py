@@ -16,7 +16,7 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from model.span_classifier import RapidBertForQuestionAnswering
 from model.weights import Head
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 from recipes.training.export import write_export
 
 LABELS = ("bad", "so, so", "good")
@@ -36,7 +36,7 @@ def make_models(folder: Path, data: Path) -> Path:
     """
     initialize_parallel()
     torch.manual_seed(3)
-    tokenizer = Tokenizer(data / "tokenizer.model")
+    tokenizer = open_tokenizer(data)
     config = ModelConfig(
         *("tiny", 2, 64, 2, 128), vocab_size=tokenizer.vocab_size, initializer_range=0.1
     )

@@ -31,8 +31,9 @@ from torch import Tensor
 from model.config import PRESETS, ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from recipes import pretrain
+from recipes.corpus.sentencepiece_tokenizer import SPECIAL_IDS
+from recipes.corpus.sentencepiece_training import MIN_VOCAB_SIZE, train_tokenizer
 from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
-from recipes.corpus.tokenizer import MIN_VOCAB_SIZE, SPECIAL_IDS, train_tokenizer
 from recipes.engine.engine import build_engine, full_precision_parameters
 from recipes.engine.kernel_choice import KernelChoice
 from recipes.engine.world import World, initialize_world

@@ -12,13 +12,13 @@ from inference_scenarios import texts
 
 from model.encoder import RapidBert
 from recipes.common.errors import UserError
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 from recipes.embed import main
 from recipes.inference import computing
 
 
 def by_hand(export, given, max_length=512) -> np.ndarray:
-    model, tokenizer = RapidBert.from_pretrained(export), Tokenizer(export / "tokenizer.model")
+    model, tokenizer = RapidBert.from_pretrained(export), open_tokenizer(export)
     vectors = []
     for text in given:
         ids = [tokenizer.cls_id, *tokenizer.encode(text)[: max_length - 2], tokenizer.sep_id]

@@ -23,7 +23,7 @@ from model.weights import from_public, scatter_state
 from recipes import finetune
 from recipes.common.errors import UserError
 from recipes.common.settings import parse
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 from recipes.engine.world import World, initialize_world, shut_down
 from recipes.tasks import classifier
 from recipes.tasks.classifier import build_model
@@ -258,7 +258,7 @@ def exported_values(export: Path, file: Path) -> np.ndarray:
     config, public, _ = read_tensors(export)
     model = RapidBertForSequenceClassification(config, 1).eval()
     scatter_state(model, from_public(public, config, "classifier"))
-    tokenizer = Tokenizer(export / "tokenizer.model")
+    tokenizer = open_tokenizer(export)
     found = []
     for line in file.read_text().splitlines():
         ids = [tokenizer.cls_id, *tokenizer.encode(json.loads(line)["words"]), tokenizer.sep_id]

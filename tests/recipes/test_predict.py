@@ -17,7 +17,7 @@ from inference_scenarios import LABELS, texts
 from model.classifier import RapidBertForSequenceClassification
 from model.span_classifier import RapidBertForQuestionAnswering
 from recipes.common.errors import UserError
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 from recipes.inference import computing
 from recipes.predict import main
 
@@ -25,7 +25,7 @@ from recipes.predict import main
 def scores(export: Path, examples: list[tuple[str, ...]], max_length: int) -> np.ndarray:
     """Logits, one example after the other, each a padded batch of its own."""
     model = RapidBertForSequenceClassification.from_pretrained(export)
-    tokenizer = Tokenizer(export / "tokenizer.model")
+    tokenizer = open_tokenizer(export)
     rows = []
     for example in examples:
         ids, types = [tokenizer.cls_id], [0]

@@ -17,8 +17,9 @@ from sentencepiece import sentencepiece_model_pb2
 
 from recipes.common.errors import UserError
 from recipes.corpus.preparation_progress import Progress
+from recipes.corpus.sentencepiece_training import train_tokenizer
 from recipes.corpus.token_shards import ShardWriter, open_shards
-from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 from recipes.prepare_data import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,7 @@ def snapshot(output):
 def test_every_document_is_stored_whole_once_and_the_books_agree(corpus, tmp_path, capsys):
     output = tmp_path / "data"
     assert prepare(corpus, output) == 0
-    tokenizer = Tokenizer(output / "tokenizer.model")
+    tokenizer = open_tokenizer(output)
     train, validation = stored(output, "train"), stored(output, "validation")
     expected = [tuple(tokenizer.encode(text)) for text in documents(3000)]
     assert Counter(map(tuple, train + validation)) == Counter(expected)
@@ -173,7 +174,7 @@ def test_an_existing_tokenizer_is_used_as_it_is(corpus, tmp_path):
 def test_a_validation_input_is_kept_out_of_training(corpus, tmp_path, capsys):
     output = tmp_path / "data"
     assert prepare(corpus, output, "--validation-input", str(corpus / "c.txt")) == 0
-    tokenizer = Tokenizer(output / "tokenizer.model")
+    tokenizer = open_tokenizer(output)
     assert stored(output, "validation") == [tokenizer.encode(t) for t in documents(3000)[2900:]]
     assert len(stored(output, "train")) == 2900
     assert f"validation only: {corpus / 'c.txt'}" in capsys.readouterr().out
@@ -240,7 +241,7 @@ def test_a_truncated_file_stops_the_preparation(corpus, tmp_path):
 
 def test_a_limit_of_documents(corpus, tmp_path):
     assert prepare(corpus, tmp_path / "data", "--max-documents", "700") == 0
-    tokenizer = Tokenizer(tmp_path / "data" / "tokenizer.model")
+    tokenizer = open_tokenizer(tmp_path / "data")
     found = stored(tmp_path / "data", "train") + stored(tmp_path / "data", "validation")
     assert sorted(found) == sorted(tokenizer.encode(text) for text in documents(700))
 
@@ -273,7 +274,7 @@ def test_text_is_kept_exactly_where_the_normalizer_says_so(tmp_path):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in code))
     output = tmp_path / "data"
     assert prepare(path, output, "--normalizer", "identity", "--vocab-size", "300") == 0
-    tokenizer = Tokenizer(output / "tokenizer.model")
+    tokenizer = open_tokenizer(output)
     found = stored(output, "train") + stored(output, "validation")
     assert sorted(map(tokenizer.decode, found)) == sorted(code)
     manifest = json.loads((output / "manifest.json").read_text())

@@ -7,8 +7,9 @@ import pytest
 from recipes import benchmark
 from recipes.benchmarks import input as benchmark_input
 from recipes.corpus.mlm_batches import MlmBatches
+from recipes.corpus.sentencepiece_training import train_tokenizer
 from recipes.corpus.token_shards import open_shards
-from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 
 PNG = b"\x89PNG"
 
@@ -20,7 +21,7 @@ def text_data(tmp_path, write_token_data):
     generator = np.random.default_rng(0)
     texts = [" ".join(generator.choice(words, 200)) for _ in range(40)]
     train_tokenizer(texts, tmp_path / "tokenizer.model", vocab_size=320)
-    tokenizer = Tokenizer(tmp_path / "tokenizer.model")
+    tokenizer = open_tokenizer(tmp_path)
     documents = [np.array(tokenizer.encode(text)) for text in texts]
     data_dir = write_token_data({"train": [documents]}, tokenizer.vocab_size)
     (tmp_path / "tokenizer.model").rename(data_dir / "tokenizer.model")
@@ -63,7 +64,7 @@ def test_input_record_of_text(monkeypatch, capsys, tmp_path, text_data):
 
 def test_tokenisation_is_measured_on_the_text_itself(monkeypatch, text_data):
     data_dir, texts = text_data
-    tokenizer = Tokenizer(data_dir / "tokenizer.model")
+    tokenizer = open_tokenizer(data_dir)
     seen = []
     monkeypatch.setattr(
         benchmark_input, "encode_documents", lambda _, given: seen.append(list(given))

@@ -18,9 +18,9 @@ from recipes.corpus.encode_shards import (
     encode_portions,
 )
 from recipes.corpus.held_out import HeldOut, document_hash
+from recipes.corpus.sentencepiece_training import train_tokenizer
 from recipes.corpus.text_records import Span
 from recipes.corpus.text_sources import Portion
-from recipes.corpus.tokenizer import train_tokenizer
 
 DOCUMENTS = [f"the document number {n} holds {n * 37 % 1009} words" for n in range(600)]
 

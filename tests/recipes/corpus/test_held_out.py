@@ -11,7 +11,7 @@ from recipes.common.errors import UserError
 from recipes.corpus.held_out import HeldOut, document_hash, find_held_out, hash_below
 from recipes.corpus.text_records import Span
 from recipes.corpus.text_sources import Portion
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 
 
 def jsonl(texts):
@@ -141,7 +141,7 @@ def test_held_out_text_is_not_trained_on_whatever_its_file_is_called(corpus, tmp
     options = ["--input", "corpus", "--validation-input", called(corpus / "val.jsonl")]
     more = ["--output", "data", "--vocab-size", "320", "--workers", "1"]
     assert prepare_data.main([*options, *more]) == 0
-    tokenizer = Tokenizer(tmp_path / "data" / "tokenizer.model")
+    tokenizer = open_tokenizer(tmp_path / "data")
     expected = [tokenizer.encode(text) for text in documents(560)]
     assert stored(tmp_path / "data", "train") == expected[:500]
     assert stored(tmp_path / "data", "validation") == expected[500:]

@@ -375,7 +375,7 @@ def test_vocabularies_without_room_for_predictions(write_token_data):
         MlmBatches(open_shards(data_dir, "train"), seed=0, micro_batch=1)
     shards = open_shards(data_dir, "train")
     shards.special_ids["mask"] = 7
-    with pytest.raises(UserError, match="are not 0 to 4"):
+    with pytest.raises(UserError, match="are not 5 of the 5 pieces"):
         MlmBatches(shards, seed=0, micro_batch=1)
 
 
@@ -397,3 +397,27 @@ def test_pinned_batches_equal_pageable_ones(train):
     pinned = batch.pin_memory()
     assert pinned.input_ids.is_pinned() and pinned.labels.is_pinned()
     assert_equal(pinned.to("cuda", non_blocking=True).to("cpu"), batch)
+
+
+def test_special_ids_may_lie_anywhere(write_token_data):
+    """A vocabulary with its special pieces in other places gives the same batches, renamed."""
+    generator = np.random.default_rng(0)
+    documents = [generator.integers(5, 200, length) for length in (3, 40, 29, 100, 64)]
+    special = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
+    ordinary = np.setdiff1d(np.arange(200), list(special.values()))
+    renamed = np.concatenate([list(special.values()), ordinary])  # [200], new id by old
+    first = open_shards(write_token_data({"train": [documents]}, 200), "train")
+    moved = [renamed[document] for document in documents]
+    second = open_shards(write_token_data({"train": [moved]}, 200, "moved"), "train")
+    second.special_ids.update(special)
+    for number in range(8):
+        expected, found = (
+            MlmBatches(shards, sequence_length=32, seed=1, micro_batch=4)[number]
+            for shards in (first, second)
+        )
+        np.testing.assert_array_equal(found.input_ids, renamed[expected.input_ids.numpy()])
+        np.testing.assert_array_equal(found.masked_positions, expected.masked_positions)
+        labels = expected.labels.numpy()
+        wanted = np.where(labels < 0, labels, renamed[labels])
+        np.testing.assert_array_equal(found.labels, wanted)
+        assert not np.isin(wanted, list(special.values())).any()

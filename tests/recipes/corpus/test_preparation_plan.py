@@ -9,7 +9,8 @@ from recipes.common.errors import UserError
 from recipes.common.settings import help_of, parse
 from recipes.corpus.preparation_plan import make_plan
 from recipes.corpus.preparation_settings import DEFAULT_VOCAB_SIZE, Settings, Vocabulary
-from recipes.corpus.tokenizer import MIN_VOCAB_SIZE, NORMALIZERS
+from recipes.corpus.sentencepiece_tokenizer import NORMALIZERS
+from recipes.corpus.sentencepiece_training import MIN_VOCAB_SIZE
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes import fill_mask
 from recipes.common.errors import UserError
-from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
+from recipes.corpus.sentencepiece_training import train_tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 from recipes.reporting.masked_words import MASK, fill, held_out_sentences
 from recipes.training.export import load_with_tokenizer, write_export
 
@@ -37,7 +38,7 @@ def data(tmp_path_factory):
 def exported(data, tmp_path_factory):
     initialize_parallel()
     torch.manual_seed(0)
-    tokenizer = Tokenizer(data / "tokenizer.model")
+    tokenizer = open_tokenizer(data)
     config = ModelConfig(
         "test", num_layers=2, hidden_size=32, num_heads=2, ffn_size=64, initializer_range=0.3
     )

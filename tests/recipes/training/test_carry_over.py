@@ -10,7 +10,8 @@ import torch
 
 from model.config import ModelConfig
 from model.weights import DECODER_BIAS, NEVER_PREDICTED, WORD_EMBEDDINGS
-from recipes.corpus.tokenizer import Tokenizer, train_tokenizer
+from recipes.corpus.sentencepiece_training import train_tokenizer
+from recipes.corpus.tokenizer import Tokenizer
 from recipes.training.carry_over import carry_over
 
 OLD_WORDS = (

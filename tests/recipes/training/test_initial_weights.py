@@ -32,7 +32,7 @@ from model.pretrained import read_export
 from model.weights import DECODER_BIAS, WORD_EMBEDDINGS
 from recipes import pretrain
 from recipes.common.errors import UserError
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 from recipes.engine.world import initialize_world
 from recipes.training.run import resolve
 from recipes.training.run_description import describe
@@ -159,8 +159,8 @@ def test_a_new_tokenizer_keeps_the_rows_of_shared_pieces(first, other_data, conf
     settings = settings_of(other_data, tmp_path / "run", config, init_from=first, duration=8)
     [found] = values(run_world(1, weights_at_the_start, settings))
     old = load_file(first / "export" / "model.safetensors")
-    before = Tokenizer(first / "export" / "tokenizer.model").pieces
-    after = Tokenizer(other_data / "tokenizer.model").pieces
+    before = open_tokenizer(first / "export").pieces
+    after = open_tokenizer(other_data).pieces
     shared = [piece for piece in after if piece in before]
     assert 5 + 256 < len(shared) < len(after)
     for theirs, ours in (
@@ -182,7 +182,7 @@ def hf_bert(directory: Path, tokenizer: Path, kind: str = "BertForMaskedLM") -> 
     torch.manual_seed(0)
     model = getattr(transformers, kind)(
         transformers.BertConfig(
-            vocab_size=Tokenizer(tokenizer).vocab_size,
+            vocab_size=open_tokenizer(tokenizer).vocab_size,
             hidden_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,

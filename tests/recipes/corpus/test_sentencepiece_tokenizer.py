@@ -1,6 +1,5 @@
 import hashlib
 import io
-import random
 
 import numpy as np
 import pytest
@@ -8,27 +7,13 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
+from tokenizer_scenarios import sample_texts
 
-import recipes.corpus.tokenizer
 from recipes.common.errors import UserError
-from recipes.corpus.tokenizer import (
-    IDENTITY,
-    NORMALIZERS,
-    SPECIAL_PIECES,
-    Tokenizer,
-    encode_documents,
-    train_tokenizer,
-)
-
-SYLLABLES = ["ka", "lo", "mi", "ren", "su", "ta", "vo", "zin", "pel", "dor"]
-
-
-def sample_texts(count=400):
-    words = random.Random(0)
-    return [
-        " ".join("".join(words.choices(SYLLABLES, k=words.randint(1, 4))) for _ in range(40)) + "."
-        for _ in range(count)
-    ]
+from recipes.corpus.sentencepiece_tokenizer import IDENTITY, NORMALIZERS
+from recipes.corpus.sentencepiece_training import train_tokenizer
+from recipes.corpus.tokenizer import encode_documents, open_tokenizer
+from recipes.corpus.tokenizer_interface import SPECIAL_PIECES
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +136,7 @@ def changed(tokenizer, tmp_path, change):
     change(proto)
     path = tmp_path / "changed.model"
     path.write_bytes(proto.SerializeToString())
-    return Tokenizer(path)
+    return open_tokenizer(path)
 
 
 def of_normalizer(field, value):
@@ -204,37 +189,16 @@ def test_tokenizers_of_earlier_preparations_keep_their_fingerprint(tmp_path, nam
     assert trained.fingerprint == digest.hexdigest()
 
 
-def test_text_without_spaces_is_thinned_evenly_and_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("recipes.corpus.tokenizer._UNBROKEN_BYTES_PER_PIECE", 100)
-    draw = random.Random(0)
-    dna = "".join(draw.choices("acgt", k=120_000))
-    words = sample_texts(20)
-    sentences = list(recipes.corpus.tokenizer._sentences([*words, dna], 10**9))
-    thinned = recipes.corpus.tokenizer._thinned(sentences, 300)
-    assert f"{len(dna):,} bytes of text almost without spaces" in capsys.readouterr().out
-    assert thinned[:20] == words  # words are no matter of it
-    kept = [sentences.index(text) - 20 for text in thinned[20:]]
-    assert kept == list(range(0, 120, 4))  # 30,000 bytes of 120,000
-    assert recipes.corpus.tokenizer._thinned(sentences[:49], 300) == sentences[:49]
-    assert train_tokenizer([dna], tmp_path / "dna.model", 280).encode("acgtacgt")
-
-
-def test_training_says_that_it_goes_on(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("recipes.corpus.tokenizer._SIGN_OF_LIFE_SECONDS", 0.01)
-    train_tokenizer(sample_texts(), tmp_path / "t.model", 400)
-    assert "training the tokenizer: at it for 0 s" in capsys.readouterr().out
-
-
 def test_the_fingerprint_is_of_the_vocabulary_not_of_the_file(tmp_path, tokenizer):
     again = train_tokenizer(iter(sample_texts()), tmp_path / "again.model", 400)
     assert again.fingerprint == tokenizer.fingerprint
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.proto)
     proto.trainer_spec.num_threads += 1
     (tmp_path / "threads.model").write_bytes(proto.SerializeToString())
-    assert Tokenizer(tmp_path / "threads.model").fingerprint == tokenizer.fingerprint
+    assert open_tokenizer(tmp_path / "threads.model").fingerprint == tokenizer.fingerprint
     proto.pieces[300].score -= 0.5
     (tmp_path / "score.model").write_bytes(proto.SerializeToString())
-    assert Tokenizer(tmp_path / "score.model").fingerprint != tokenizer.fingerprint
+    assert open_tokenizer(tmp_path / "score.model").fingerprint != tokenizer.fingerprint
 
 
 def test_the_vocabulary_file_is_the_one_sentencepiece_writes(tmp_path):
@@ -255,43 +219,15 @@ def test_the_vocabulary_file_is_the_one_sentencepiece_writes(tmp_path):
         control_symbols=["[MASK]"],
         minloglevel=2,
     )
-    assert Tokenizer(tmp_path / "m.model").vocabulary() == (tmp_path / "m.vocab").read_text()
-
-
-def test_only_the_sample_is_read_and_long_lines_are_cut_not_lost(tmp_path):
-    read = []
-
-    def texts():
-        for n in range(1000):
-            read.append(n)
-            yield "kalo " * 2000  # 10,000 characters, in one line
-
-    train_tokenizer(texts(), tmp_path / "t.model", 267, sample_bytes=30_000)
-    assert len(read) <= 5
-    sentences = list(recipes.corpus.tokenizer._sentences(["kalo " * 2000, "x" * 2500], 10**9))
-    assert max(map(len, sentences)) <= 1000
-    assert " ".join(sentences[:-3]) == ("kalo " * 2000).strip()
-    assert "".join(sentences[-3:]) == "x" * 2500
-
-
-def test_a_vocabulary_that_cannot_be_is_told_with_the_nearest_that_can(tmp_path):
-    with pytest.raises(UserError, match=r"at most --vocab-size (\d+)") as caught:
-        train_tokenizer(sample_texts(20), tmp_path / "t.model", 30522)
-    largest = int(str(caught.value).rsplit(" ", 1)[1])
-    assert train_tokenizer(sample_texts(20), tmp_path / "t.model", largest).vocab_size == largest
-    with pytest.raises(UserError, match=r"at least --vocab-size 27\d"):
-        train_tokenizer(sample_texts(20), tmp_path / "u.model", 262)
-    with pytest.raises(UserError, match="no text"):
-        train_tokenizer(["", " \n "], tmp_path / "u.model", 300)
-    assert [path.name for path in tmp_path.iterdir()] == ["t.model"]
+    assert open_tokenizer(tmp_path / "m.model").vocabulary() == (tmp_path / "m.vocab").read_text()
 
 
 def test_foreign_models_are_refused_with_every_reason(tmp_path):
     with pytest.raises(UserError, match="cannot read the tokenizer"):
-        Tokenizer(tmp_path / "missing.model")
+        open_tokenizer(tmp_path / "missing.model")
     (tmp_path / "garbage.model").write_bytes(b"garbage")
     with pytest.raises(UserError, match="not a SentencePiece model"):
-        Tokenizer(tmp_path / "garbage.model")
+        open_tokenizer(tmp_path / "garbage.model")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sample_texts(50)),
@@ -308,7 +244,7 @@ def test_foreign_models_are_refused_with_every_reason(tmp_path):
     )
     (tmp_path / "foreign.model").write_bytes(model.getvalue())
     with pytest.raises(UserError) as caught:
-        Tokenizer(tmp_path / "foreign.model")
+        open_tokenizer(tmp_path / "foreign.model")
     assert len(caught.value.faults) == 3
     assert "[CLS] must be a control symbol" in caught.value.faults[0]
     assert "it must be [MASK]" in caught.value.faults[2]
