@@ -27,15 +27,7 @@ def write_manifest(output: Path, plan: Plan, progress: Progress, tokenizer: Toke
     manifest: Manifest = {
         "format": MANIFEST_FORMAT,
         "options": plan.options,
-        "tokenizer": {
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "lower_case": tokenizer.lower_case,
-            "normalizer": tokenizer.normalizer,
-            "keeps_text": tokenizer.keeps_text,
-            "kind": tokenizer.kind,
-            "special_ids": tokenizer.special_ids,
-        },
+        "tokenizer": tokenizer.info(),
         "splits": splits,
         "source": {
             "inputs": plan.options["input"] + plan.options["validation_input"],

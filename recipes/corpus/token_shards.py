@@ -31,6 +31,7 @@ import numpy as np
 
 from recipes.common.errors import UserError
 from recipes.common.files import PartialFile, sync_directory
+from recipes.corpus.tokenizer_interface import TokenizerInfo
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -60,18 +61,6 @@ class SplitInfo(TypedDict):
     tokens: int
     unigram_entropy_nats: float
     shards: list[ShardInfo]
-
-
-class TokenizerInfo(TypedDict):
-    """What the manifest says of the tokenizer."""
-
-    fingerprint: str
-    vocab_size: int
-    lower_case: bool
-    special_ids: dict[str, int]
-    normalizer: NotRequired[str]
-    keeps_text: NotRequired[bool]
-    kind: NotRequired[str]
 
 
 class Manifest(TypedDict):

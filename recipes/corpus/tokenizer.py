@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.common.errors import UserError
 from recipes.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from recipes.corpus.tokenizer_interface import Tokenizer
 
@@ -32,7 +33,10 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / next((name for name in _FILES if (path / name).is_file()), _FILES[0])
+        there = [path / name for name in _FILES if (path / name).is_file()]
+        if not there:
+            raise UserError(f"{path}: no tokenizer there: {', '.join(_FILES[:-1])} or {_FILES[-1]}")
+        path = there[0]
     return SentencePieceTokenizer(path)
 
 

@@ -5,13 +5,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NotRequired, TypedDict
 
 from recipes.common.errors import UserError
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 """What the special pieces are for, in their order."""
+
+
+class TokenizerInfo(TypedDict):
+    """What manifests and exports say of a tokenizer; older ones lack some of it."""
+
+    fingerprint: str
+    vocab_size: int
+    lower_case: bool
+    special_ids: dict[str, int]
+    normalizer: NotRequired[str]
+    keeps_text: NotRequired[bool]
+    kind: NotRequired[str]
 
 
 class Tokenizer(ABC):
@@ -39,6 +51,18 @@ class Tokenizer(ABC):
         """Ids of pad, unk, cls, sep and mask."""
         ids = (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
         return dict(zip(ROLES, ids, strict=True))
+
+    def info(self) -> TokenizerInfo:
+        """Return what is written down of it beside data and weights."""
+        return {
+            "fingerprint": self.fingerprint,
+            "vocab_size": self.vocab_size,
+            "lower_case": self.lower_case,
+            "normalizer": self.normalizer,
+            "keeps_text": self.keeps_text,
+            "kind": self.kind,
+            "special_ids": self.special_ids,
+        }
 
     @property
     def vocab_size(self) -> int:

@@ -25,7 +25,7 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.weights import BUFFERS, SAME, Head, State
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_directory
-from recipes.corpus.tokenizer import SPECIAL_IDS, Tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.interop.hf_config import hf_config, is_plain_bert
 
 TOLERANCE = 1e-4
@@ -58,7 +58,8 @@ class Settings:
     output: Path
     """Export to write; must not exist."""
     tokenizer: Path | None = None
-    """Directory of the tokenizer, where --input has none (MosaicBERT's is bert-base-uncased's)."""
+    """The tokenizer, where --input has none: a directory, or a tokenizer.model, tokenizer.json or
+    vocab.txt (MosaicBERT's is bert-base-uncased's)."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,10 @@ def open_source(settings: Settings) -> Source:
         faults.append(f"--output {output}: {refusal}")
     weights = faults.attempt(lambda: _read(settings.input))
     at = settings.tokenizer or settings.input
-    # A directory that is not there is said once.
-    tokenizer = faults.attempt(lambda: open_tokenizer(at)) if at.is_dir() else None
-    if settings.tokenizer and not at.is_dir():
-        faults.append(f"--tokenizer {at}: no such directory")
+    # A directory of weights that is not there is said once.
+    tokenizer = None
+    if settings.tokenizer or at.is_dir():
+        tokenizer = faults.attempt(lambda: _tokenizer(settings))
     config = weights and tokenizer and _with_pieces(weights.config, tokenizer, faults)
     faults.stop()
     assert weights and tokenizer and config
@@ -149,19 +150,13 @@ def _read(directory: Path) -> Foreign:
         raise UserError(*str(error).split("\n")) from None
 
 
-def open_tokenizer(directory: Path) -> Tokenizer:
-    """Read the tokenizer of a directory.
-
-    Raises:
-        UserError: there is none, or one that is not read here.
-    """
-    path = directory / "tokenizer.model"
-    if not path.is_file():
-        raise UserError(
-            f"{directory}: no tokenizer.model there; name the directory of its tokenizer with "
-            "--tokenizer"
-        )
-    return Tokenizer(path)
+def _tokenizer(settings: Settings) -> Tokenizer:
+    try:
+        return open_tokenizer(settings.tokenizer or settings.input)
+    except UserError as error:
+        if settings.tokenizer:
+            raise
+        raise UserError(*error.faults, "another tokenizer is named with --tokenizer") from None
 
 
 def _with_pieces(config: ModelConfig, tokenizer: Tokenizer, faults: Faults) -> ModelConfig | None:
@@ -182,8 +177,8 @@ def _stage(tokenizer: Tokenizer, directory: Path) -> None:
     """Write the tokenizer's files where an export is written from."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    (directory / "tokenizer.model").write_bytes(tokenizer.proto)
-    (directory / "tokenizer.vocab").write_text(tokenizer.vocabulary(), "utf-8")
+    for name, content in tokenizer.files().items():
+        (directory / name).write_bytes(content)
 
 
 def _facts(source: Source) -> dict[str, Any]:
@@ -192,14 +187,7 @@ def _facts(source: Source) -> dict[str, Any]:
     ours = found.description if found.layout == "rapidbert" else {}
     return {
         **{key: value for key, value in ours.items() if key not in ("model", "tokenizer", "task")},
-        "tokenizer": {
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "lower_case": tokenizer.lower_case,
-            "normalizer": tokenizer.normalizer,
-            "keeps_text": tokenizer.keeps_text,
-            "special_ids": SPECIAL_IDS,
-        },
+        "tokenizer": tokenizer.info(),
         "imported_from": {"directory": found.directory.name, "layout": found.layout},
     }
 

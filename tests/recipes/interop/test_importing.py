@@ -20,7 +20,8 @@ from model.weights import gather_state
 from recipes import fill_mask, finetune
 from recipes.common.errors import UserError
 from recipes.common.settings import parse
-from recipes.corpus.tokenizer import MIN_VOCAB_SIZE, Tokenizer, train_tokenizer
+from recipes.corpus.sentencepiece_training import MIN_VOCAB_SIZE, train_tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.interop import importing
 from recipes.interop.importing import Settings
 from recipes.tasks.classifier import build_model
@@ -205,7 +206,7 @@ def test_an_export_of_an_older_version_becomes_one_of_today(tokenizer, tmp_path)
 
 
 def test_the_other_commands_take_it_as_a_checkpoint(finetune_place, tmp_path, capsys):
-    tokenizer = Tokenizer(finetune_place / "data" / "tokenizer.model")
+    tokenizer = open_tokenizer(finetune_place / "data")
     hf_bert(tmp_path / "bert", tokenizer)
     export = imported(tmp_path / "bert", tmp_path / "export")
     assert fill_mask.main(["--checkpoint", str(export), "the weather was [MASK] again"]) == 0
@@ -232,10 +233,11 @@ def test_everything_is_refused_at_once_and_nothing_is_written(tokenizer, tmp_pat
     (source / "tokenizer.model").unlink()
     (source / "model.safetensors").write_bytes(b"damaged")
     output.mkdir()
-    exists, damaged, nothing = refusal(Settings(source, output))
+    exists, damaged, nothing, way_out = refusal(Settings(source, output))
     assert exists == f"--output {output}: exists; an import replaces nothing, name another"
     assert "model.safetensors: damaged" in damaged
-    assert nothing.startswith(f"{source}: no tokenizer.model there; name the directory of its")
+    assert nothing.startswith(f"{source}: no tokenizer there: tokenizer.model, tokenizer.json")
+    assert "named with --tokenizer" in way_out
     assert list(output.iterdir()) == []
 
 
