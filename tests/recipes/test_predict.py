@@ -141,7 +141,7 @@ def test_questions_get_the_best_span_of_their_text(models, use, tmp_path):
     """Every span of up to 30 tokens is looked at, one question after the other."""
     export = models / "answers" / "export"
     model = RapidBertForQuestionAnswering.from_pretrained(export)
-    tokenizer = Tokenizer(export / "tokenizer.model")
+    tokenizer = open_tokenizer(export)
     asked = [
         (" ".join(q.split()[:3]), " ".join(c.split()[:7]))
         for q, c in zip(texts(8), texts(8, 1), strict=True)
