@@ -15,11 +15,11 @@ import torch
 from finetune_scenarios import BAD, DEV, FILLER, GOOD, sentence
 from pretrain_scenarios import run_world, values
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from model.classifier import RapidBertForSequenceClassification
 from model.parallel import initialize_parallel
 from model.pretrained import read_description
-from model.weights import from_public, scatter_state
 from recipes import finetune
 from recipes.common.errors import UserError
 from recipes.common.settings import parse
@@ -37,7 +37,6 @@ from recipes.tasks.finetune_result import is_done, remove_earlier
 from recipes.tasks.finetune_settings import Settings
 from recipes.tasks.finetuning import resolve
 from recipes.tasks.glue_tasks import TASKS
-from recipes.training.export import read_tensors
 
 FAST = ["--epochs", "20", "--learning-rate", "5e-3", "--batch-size", "16", "--log-every", "1"]
 
@@ -232,6 +231,8 @@ def test_data_of_ones_own(finetune_place, out):
     assert set(record["metrics"]) == {"accuracy", "f1"}
     description = read_description(out / "mine/custom-seed17/export")
     assert description["task"]["labels"] == ["down", "up"]
+    found = AutoConfig.from_pretrained(out / "mine/custom-seed17/export", trust_remote_code=True)
+    assert found.id2label == {0: "down", 1: "up"}
     record = json.loads((out / "mine" / "warmth-seed17.json").read_text())
     assert set(record["metrics"]) == {"spearman", "pearson", "rmse"}
     assert record["score"] == record["metrics"]["spearman"] > 0.5
@@ -253,18 +254,15 @@ def degrees(file: Path) -> np.ndarray:
 
 
 def exported_values(export: Path, file: Path) -> np.ndarray:
-    """By the public export alone: its encoder, its pooler, and `classifier.*` as they stand."""
-    initialize_parallel()
-    config, public, _ = read_tensors(export)
-    model = RapidBertForSequenceClassification(config, 1).eval()
-    scatter_state(model, from_public(public, config, "classifier"))
+    """By the export alone, as transformers loads it."""
+    model = AutoModelForSequenceClassification.from_pretrained(export, trust_remote_code=True)
+    assert model.config.problem_type == "regression"
     tokenizer = open_tokenizer(export)
     found = []
     for line in file.read_text().splitlines():
         ids = [tokenizer.cls_id, *tokenizer.encode(json.loads(line)["words"]), tokenizer.sep_id]
         with torch.no_grad():
-            offsets = torch.tensor([0, len(ids)], dtype=torch.int32)
-            found.append(model.logits(torch.tensor(ids), offsets, len(ids)).item())
+            found.append(model.eval()(torch.tensor([ids])).logits.item())
     return np.array(found)
 
 
