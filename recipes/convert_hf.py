@@ -1,5 +1,6 @@
 """In from the rest of the world, and out to it.
 
+    python recipes/convert_hf.py export --input runs/base --output base-gguf --format gguf
     python recipes/convert_hf.py import --input bert-base-uncased/ --output runs/bert/export
 
 What was converted is checked against another implementation before it gets its name.
@@ -21,10 +22,12 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 from recipes.common.entry import run
 from recipes.common.errors import UserError
 from recipes.common.settings import parse
-from recipes.interop import importing
+from recipes.interop import exporting, importing
 from recipes.training.export import write_export
+from recipes.training.export_source import read_source
 
 WORDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
+    "export": (exporting.Settings, lambda settings: exporting.run(settings, read_source)),
     "import": (importing.Settings, lambda settings: importing.run(settings, write_export)),
 }
 """What the first word may be: the settings behind it, and what is done with them."""

@@ -17,7 +17,7 @@ def test_help_names_every_word(capsys):
     ("words", "said"), [([], "the first word is missing"), (["imprt"], "'imprt' is unknown")]
 )
 def test_another_word_is_refused(words, said):
-    with pytest.raises(UserError, match=f"{said}: one of import"):
+    with pytest.raises(UserError, match=f"{said}: one of export, import"):
         main(words)
 
 
