@@ -18,11 +18,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import ModelConfig
 from model.pretrained import CONFIG, WEIGHTS
 from model.weights import BERT_DECODER_BIAS, DECODER_BIAS, State
 from recipes.common.files import write_whole
-from recipes.corpus.tokenizer import PAD_ID
 from recipes.interop.comparing import LONGEST as LONGEST_TEXT
 from recipes.interop.comparing import TEXTS, Comparison, largest_difference
 from recipes.interop.jina_reference import hidden_states, logits
@@ -58,15 +56,16 @@ def notes(source: Source) -> Iterator[str]:
 def write(source: Source, directory: Path) -> None:
     """Write `config.json`, `model.safetensors` and the tokenizer's files."""
     save_file(tensors(source), str(directory / WEIGHTS), metadata={"format": "pt"})
-    values = json.dumps(config_values(source.config, source.head), indent=1) + "\n"
+    values = json.dumps(config_values(source), indent=1) + "\n"
     write_whole(directory / CONFIG, values.encode())
-    for name, content in source.tokenizer_files().items():
+    for name, content in source.tokenizer.files().items():
         write_whole(directory / name, content)
 
 
-def config_values(config: ModelConfig, head: str) -> dict[str, Any]:
+def config_values(source: Source) -> dict[str, Any]:
     """Return `config.json` with the keys of the published jina-embeddings-v2."""
-    kind = "JinaBertForMaskedLM" if head == "masked_lm" else "JinaBertModel"
+    config = source.config
+    kind = "JinaBertForMaskedLM" if source.head == "masked_lm" else "JinaBertModel"
     return {
         "_name_or_path": _CODE,
         "architectures": [kind],
@@ -91,7 +90,7 @@ def config_values(config: ModelConfig, head: str) -> dict[str, Any]:
         "attention_probs_dropout_prob": config.attention_dropout,
         "layer_norm_eps": config.layernorm_eps,
         "initializer_range": config.initializer_range,
-        "pad_token_id": PAD_ID,
+        "pad_token_id": source.tokenizer.pad_id,
         "torch_dtype": "float32",
     }
 

@@ -12,9 +12,8 @@ these pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gguf
 import torch
@@ -22,12 +21,13 @@ from torch import Tensor
 
 from recipes.common.errors import UserError
 from recipes.common.settings import shorten
+from recipes.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
+from recipes.interop import llama_tokenizer
 from recipes.interop.comparing import LONGEST, TEXTS, Comparison
 from recipes.interop.llama_server import Server
 from recipes.interop.source import Source
 
 FILE = "model.gguf"
-_BYTE = 6  # a piece's type, SentencePiece's number and llama.cpp's
 TOLERANCE = 1e-4
 """Of 1 - cosine between two embeddings."""
 
@@ -56,6 +56,7 @@ def faults(source: Source) -> Iterator[str]:
             f"{config.feed_forward}; llama.cpp has ALiBi with a gated one, or learned positions "
             "with standard"
         )
+    yield from llama_tokenizer.faults(source.tokenizer)
     if source.head not in ("masked_lm", "none"):
         yield (
             f"{source.place}: a finetuned head, which llama.cpp has no place for; use --format hf "
@@ -67,10 +68,12 @@ def notes(source: Source) -> Iterator[str]:
     """Yield what is left out, and what llama.cpp does otherwise."""
     if source.head == "masked_lm":
         yield "left out: the masked-token head; llama.cpp averages the hidden states of a text"
-    yield (
-        "in llama.cpp characters outside the vocabulary's alphabet are [UNK], where the training "
-        "spelt them in bytes; and a server reads [MASK] or [CLS] in a text as these pieces"
-    )
+    if isinstance(source.tokenizer, SentencePieceTokenizer):
+        yield (
+            "in llama.cpp characters outside the vocabulary's alphabet are [UNK], where the "
+            "training spelt them in bytes"
+        )
+    yield "llama.cpp's server reads [MASK] or [CLS] in a text as these pieces"
 
 
 def write(source: Source, directory: Path) -> None:
@@ -89,7 +92,7 @@ def write(source: Source, directory: Path) -> None:
     writer.add_causal_attention(False)
     writer.add_pooling_type(gguf.PoolingType.MEAN)
     writer.add_token_type_count(config.type_vocab_size)
-    _add_tokenizer(writer, source)
+    llama_tokenizer.add(writer, source.tokenizer)
     for name, tensor in tensors(source).items():
         writer.add_tensor(name, tensor.float().contiguous().numpy())
     try:
@@ -132,37 +135,6 @@ def tensors(source: Source) -> dict[str, Tensor]:
     return found
 
 
-def _add_tokenizer(writer: Any, source: Source) -> None:
-    """Add the unigram model as SentencePiece's own file has it."""
-    tokenizer, model = source.tokenizer, _sentencepiece(source)
-    spec = model.normalizer_spec
-    writer.add_tokenizer_model("t5")
-    writer.add_tokenizer_pre("default")
-    writer.add_vocab_size(len(model.pieces))
-    writer.add_token_list([piece.piece.encode() for piece in model.pieces])
-    writer.add_token_scores([piece.score for piece in model.pieces])
-    writer.add_token_types([piece.type for piece in model.pieces])  # the same numbers there
-    writer.add_add_space_prefix(spec.add_dummy_prefix)
-    writer.add_remove_extra_whitespaces(spec.remove_extra_whitespaces)
-    if spec.precompiled_charsmap:
-        writer.add_precompiled_charsmap(spec.precompiled_charsmap)
-    writer.add_bos_token_id(tokenizer.cls_id)
-    writer.add_eos_token_id(tokenizer.sep_id)
-    writer.add_sep_token_id(tokenizer.sep_id)
-    writer.add_mask_token_id(tokenizer.mask_id)
-    writer.add_pad_token_id(tokenizer.pad_id)
-    writer.add_unk_token_id(tokenizer.unk_id)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(True)
-
-
-def _sentencepiece(source: Source) -> Any:
-    from sentencepiece import sentencepiece_model_pb2 as protocol
-
-    # The generated module makes its classes at run time.
-    return protocol.ModelProto.FromString(source.tokenizer.proto)  # type: ignore[attr-defined]
-
-
 def compare(source: Source, directory: Path) -> Comparison:
     """Load the file in llama.cpp, and compare ids and embeddings of texts.
 
@@ -170,14 +142,13 @@ def compare(source: Source, directory: Path) -> Comparison:
         UserError: llama.cpp cannot load it, or cuts a text into other pieces.
     """
     longest = min(LONGEST, source.longest)
-    bytes_ = {i for i, piece in enumerate(_sentencepiece(source).pieces) if piece.type == _BYTE}
     texts = [_fitting(text, source, longest) for text in TEXTS]
     with Server(directory / FILE, longest) as server:
         rows = [server.tokenize(text) for text in texts]
         wrong = [
             f"llama.cpp cuts {shorten(text)} into the pieces {found}, the training into {ids}"
             for text, found, ids in zip(texts, rows, map(source.ids, texts), strict=True)
-            if found != _without_bytes(ids, bytes_, source.tokenizer.unk_id)
+            if found != llama_tokenizer.as_there(source.tokenizer, ids)
         ]
         if wrong:
             raise UserError(*wrong)
@@ -199,13 +170,3 @@ def _fitting(text: str, source: Source, longest: int) -> str:
     while len(source.tokenizer.encode(text)) + 2 > longest:
         text = text[: len(text) // 2]
     return text
-
-
-def _without_bytes(ids: Sequence[int], bytes_: Set[int], unknown: int) -> list[int]:
-    """Put one [UNK] in place of bytes in a row, as llama.cpp does with what it has no piece for."""
-    found: list[int] = []
-    for index in ids:
-        index = unknown if index in bytes_ else index
-        if index != unknown or found[-1:] != [unknown]:
-            found.append(index)
-    return found

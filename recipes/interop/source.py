@@ -52,7 +52,8 @@ class Source:
         if "qa_outputs.weight" in self.tensors:
             return "span_classifier"
         if "classifier.weight" in self.tensors:
-            return "classifier"
+            pooled = "bert.pooler.dense.weight" in self.tensors
+            return "classifier" if pooled else "token_classifier"
         return "masked_lm" if "cls.predictions.transform.dense.weight" in self.tensors else "none"
 
     @property
@@ -66,13 +67,6 @@ class Source:
         tokenizer = self.tokenizer
         limit = min(longest or self.longest, self.longest)
         return [tokenizer.cls_id, *tokenizer.encode(text)[: limit - 2], tokenizer.sep_id]
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """Return the files that every directory with this tokenizer has."""
-        return {
-            "tokenizer.model": self.tokenizer.proto,
-            "tokenizer.vocab": self.tokenizer.vocabulary().encode(),
-        }
 
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Make one batch of rows of ids: ids and mask, int64 [S, L]."""

@@ -15,7 +15,7 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from model.span_classifier import RapidBertForQuestionAnswering
 from model.weights import Head
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 from recipes.training.export import write_export
 
 # 300 pieces in 320 rows; a number of heads that is no power of two, for the slopes.
@@ -40,7 +40,7 @@ def make_export(place: Path, data: Path, config: ModelConfig, head: Head = "mask
     initialize_parallel()
     model: nn.Module
     facts: dict[str, Any] = {
-        "tokenizer": {"fingerprint": Tokenizer(data / "tokenizer.model").fingerprint},
+        "tokenizer": {"fingerprint": open_tokenizer(data).fingerprint},
         "sequence_length": 128,
     }
     if head == "masked_lm":

@@ -50,7 +50,7 @@ def test_a_copy_that_computes_something_else_is_not_left_behind(
 
     if wrong == "heads":  # and with their number, the slopes
         monkeypatch.setattr(
-            jina, "config_values", lambda c, h: {**values(c, h), "num_attention_heads": 6}
+            jina, "config_values", lambda source: {**values(source), "num_attention_heads": 6}
         )
     else:
         monkeypatch.setattr(jina, "tensors", other_tensors)

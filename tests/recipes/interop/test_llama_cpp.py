@@ -8,7 +8,7 @@ from gguf import GGUFReader
 
 from recipes.common.errors import UserError
 from recipes.convert_hf import main
-from recipes.interop import llama_cpp
+from recipes.interop import llama_cpp, llama_tokenizer
 from recipes.interop.llama_server import Server
 
 
@@ -56,7 +56,7 @@ def test_a_gate_in_the_values_place_is_refused(place, tmp_path, monkeypatch):
 
 
 def test_other_ids_are_refused(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(llama_cpp, "_without_bytes", lambda ids, *_: [*ids, 3])
+    monkeypatch.setattr(llama_tokenizer, "as_there", lambda _, ids: [*ids, 3])
     with pytest.raises(UserError, match="llama.cpp cuts The committee met .* into the pieces"):
         export(place, tmp_path / "out")
     assert not list(tmp_path.iterdir())
