@@ -175,7 +175,11 @@ def _read(directory: Path) -> Foreign:
 
 
 def _tokenizer_of(directory: Path) -> Tokenizer:
-    return open_tokenizer(directory)
+    try:
+        return open_tokenizer(directory)
+    except UserError as error:
+        way_out = "`convert_hf.py import --tokenizer` makes an export with one that lies elsewhere"
+        raise UserError(*error.faults, way_out) from None
 
 
 def _with_rows(tensors: State, config: ModelConfig) -> State:

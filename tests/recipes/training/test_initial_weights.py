@@ -276,7 +276,12 @@ def test_everything_wrong_with_the_start_is_said_at_once(first, data, config, tm
     (tmp_path / "bert" / "tokenizer.model").unlink()
     (tmp_path / "bert" / "model.safetensors").write_bytes(b"damaged")
     said = faults_of(tmp_path, output, config, init_from=tmp_path / "bert")
-    for part in ("manifest.json", "model.safetensors: damaged", "no tokenizer there"):
+    for part in (
+        "manifest.json",
+        "model.safetensors: damaged",
+        "no tokenizer there",
+        "import --tokenizer",
+    ):
         assert any(part in fault for fault in said), part
     assert faults_of(data, output, config) == [
         "--model: name a preset, or weights to start from with --init-from"
