@@ -290,13 +290,31 @@ def _use(facts: CardFacts) -> str:
     return "## Use\n\n" + "\n".join(_snippets(facts))
 
 
+# transformers 5 has no pipeline that answers questions.
+_ANSWER = """With transformers; PATH is this directory, or its name on the Hub:
+
+```python
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = AutoModelForQuestionAnswering.from_pretrained("PATH"{remote})
+given = tokenizer("Who wrote it?", "She wrote it.", return_tensors="pt")
+scores = model(**given)
+first, last = scores.start_logits.argmax(), scores.end_logits.argmax()
+print(tokenizer.decode(given["input_ids"][0, first : last + 1]))
+```
+"""
+
+
 def _snippets(facts: CardFacts) -> Iterator[str]:
     pipeline, _ = PIPELINES[facts.head]
     remote = "" if is_plain_bert(facts.config) else ", trust_remote_code=True"
+    if facts.head == "span_classifier":
+        yield _ANSWER.format(remote=remote)
+        return
     if facts.head != "none":
         example = {
             "fill-mask": '"The capital of France is [MASK]."',
-            "question-answering": 'question="Who wrote it?", context="She wrote it."',
         }.get(pipeline, '"A text."')
         if len(facts.task.get("text_columns") or ()) == 2 and pipeline == "text-classification":
             example = '{"text": "The first text.", "text_pair": "The second one."}'
