@@ -311,8 +311,7 @@ def _snippets(facts: CardFacts) -> Iterator[str]:
     remote = "" if is_plain_bert(facts.config) else ", trust_remote_code=True"
     if facts.head == "span_classifier":
         yield _ANSWER.format(remote=remote)
-        return
-    if facts.head != "none":
+    elif facts.head != "none":
         example = {
             "fill-mask": '"The capital of France is [MASK]."',
         }.get(pipeline, '"A text."')
