@@ -19,7 +19,7 @@ from model.span_classifier import RapidBertForQuestionAnswering
 from recipes import finetune
 from recipes.common.errors import Faults, UserError
 from recipes.common.settings import parse
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import open_tokenizer
 from recipes.engine.world import initialize_world, shut_down
 from recipes.tasks.answer_metrics import answer_metrics
 from recipes.tasks.finetune_result import is_done
@@ -144,7 +144,7 @@ def test_the_exported_model_answers_in_transformers(results, out):
 
     initialize_parallel()
     export = out / "one" / "squad-seed17" / "export"
-    tokenizer = Tokenizer(export / "tokenizer.model")
+    tokenizer = open_tokenizer(export)
     text = "the report said that WARM was quite"
     ids, spans = tokenizer.encode_with_offsets(text)
     question = [tokenizer.cls_id, *tokenizer.encode("what was fine"), tokenizer.sep_id]
@@ -167,7 +167,7 @@ def correlation(export: Path, file: Path) -> float:
     """Spearman of scores and cosines of mean vectors, by an export and a file alone."""
     initialize_parallel()
     model = RapidBertForSentenceEmbedding.from_pretrained(export)
-    tokenizer = Tokenizer(export / "tokenizer.model")
+    tokenizer = open_tokenizer(export)
     cosines, scores = [], []
     for line in file.read_text().splitlines()[1:]:
         *texts, score = line.split(",")
