@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import read_export
 from model.weights import gather_state
-from recipes import fill_mask, finetune
+from recipes import convert_hf, fill_mask, finetune
 from recipes.common.errors import UserError
 from recipes.common.settings import parse
 from recipes.corpus.sentencepiece_training import MIN_VOCAB_SIZE, train_tokenizer
@@ -175,6 +175,21 @@ def test_rapidbert_in_two_published_layouts(layout, plain, tokenizer, tmp_path):
     )
     bytes_of = {(x / "model.safetensors").read_bytes() for x in (export, again, jina)}
     assert len(bytes_of) == 1
+
+
+def test_an_export_for_jinabert_comes_back_and_leaves_as_the_same_bytes(plain, tokenizer, tmp_path):
+    source = published(tmp_path / "source", MOSAICBERT, plain.state_dict(), tokenizer)
+    export = imported(source, tmp_path / "export")
+    files = []
+    for number in (1, 2):
+        jina = tmp_path / f"jina-{number}"
+        words = ["export", "--format", "jina", "--input", str(export), "--output", str(jina)]
+        assert convert_hf.main(words) == 0
+        export = imported(jina, tmp_path / f"export-{number}")
+        files.append((jina / "model.safetensors").read_bytes())
+    assert files[0] == files[1]
+    ours = [tmp_path / name / "model.safetensors" for name in ("export", "export-1", "export-2")]
+    assert len({path.read_bytes() for path in ours}) == 1
 
 
 def test_an_export_of_an_older_version_becomes_one_of_today(tokenizer, tmp_path):
