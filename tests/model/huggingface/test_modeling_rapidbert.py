@@ -263,6 +263,7 @@ def test_only_what_was_asked_for_computes_and_it_says_so(left, tmp_path, caplog,
     ids = torch.ones(1, 3, dtype=torch.int64)
     logging.Logger.warning_once.cache_clear()
     monkeypatch.setattr(modeling.logger, "propagate", True)
+    monkeypatch.setattr(modeling.logger, "disabled", False)  # import-linter's doing
     for attention in ("sdpa", "eager"):
         loaded = RapidBertModel.from_pretrained(tmp_path, attn_implementation=attention)
         for _ in range(2):
