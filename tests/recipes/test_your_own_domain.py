@@ -28,6 +28,7 @@ TOY = {
     "--duration 1000000": "--duration 32 --eval-sequences 8 --sequence-length 32",
     "ds_configs/base.json": f"{ROOT}/ds_configs/tiny_cpu.json",
     "--output runs/domain/mine": "--output runs/domain/mine --epochs 1",
+    "--output runs/domain/search": "--output runs/domain/search --epochs 1 --batch-size 16",
 }
 
 
@@ -77,6 +78,10 @@ def place(finetune_place, tmp_path_factory) -> Path:
             labelled = name != "new"
             header = ["text", "label"] if labelled else ["text", "id"]
             csv.writer(file).writerows([header, *rows])
+    for name, pairs in (("pairs", texts[:60]), ("dev_pairs", texts[60:90])):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            rows = [[text, " ".join(reversed(text.split()))] for text in pairs]
+            csv.writer(file).writerows([["query", "passage"], *rows])
     for command in at_toy_size():
         assert values(run_world(1, follow, str(folder), command)) == [0], command
     return folder
@@ -107,7 +112,7 @@ def test_the_classifier_answers_for_the_new_texts(place):
 def test_the_search_finds_passages_by_the_vectors(place, monkeypatch):
     """The query is encoded by sentence-transformers, the passages by embed.py."""
     monkeypatch.chdir(place)
-    if not Path("runs/domain/export/tokenizer.json").exists():
+    if not Path("runs/domain/search/custom-seed17/export/tokenizer.json").exists():
         pytest.skip("exports have no tokenizer.json yet")
     vectors = np.load("passages.npy")
     assert vectors.shape == (20, 32)
