@@ -69,8 +69,9 @@ def test_vectors_are_those_of_sentence_transformers(models, embed, tmp_path):
     (tmp_path / "in.txt").write_text("\n".join(given))
     _, found = embed("pretrained", "in.txt")
     theirs = SentenceTransformer(str(export), trust_remote_code=True, device="cpu")
-    tokenizer, longest = Tokenizer(export / "tokenizer.model"), theirs.max_seq_length
-    rows = [[2, *tokenizer.encode(text)[: longest - 2], 3] for text in given]
+    tokenizer, longest = open_tokenizer(export), theirs.max_seq_length
+    cls, sep = tokenizer.cls_id, tokenizer.sep_id
+    rows = [[cls, *tokenizer.encode(text)[: longest - 2], sep] for text in given]
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
     with torch.no_grad():
         features = theirs({"input_ids": ids, "attention_mask": (ids != 0).long()})
