@@ -45,6 +45,7 @@ BINARY_HEAD = 8192  # a file with a NUL byte in its first bytes is no text; git 
 _LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _RUN_FILES = {"config.json", "log.jsonl"}
 _PREPARATION_FILES = {"manifest.json", "progress.json"}
+_TOKENIZER_FILES = {"tokenizer.vocab", "vocab.txt"}
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def is_output(directory: Path) -> bool:
     except OSError:
         pass  # there is none
     names = set(os.listdir(directory))
-    return names >= _RUN_FILES or ("tokenizer.vocab" in names and bool(names & _PREPARATION_FILES))
+    return names >= _RUN_FILES or bool(names & _TOKENIZER_FILES and names & _PREPARATION_FILES)
 
 
 def known_endings() -> str:

@@ -26,7 +26,8 @@ from recipes.corpus.token_shards import MANIFEST_NAME, ShardInfo
 PROGRESS_NAME = "progress.json"
 
 _OUR_FILES = re.compile(
-    r"((train|validation)-\d{5}\.(bin|idx)|tokenizer\.(model|vocab))(\.partial)?"
+    r"((train|validation)-\d{5}\.(bin|idx)|tokenizer\.(model|vocab|json)|"
+    r"tokenizer_config\.json|vocab\.txt)(\.partial)?"
 )
 
 # Values that describe preparations which were made before these options were there.

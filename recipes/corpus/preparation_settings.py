@@ -63,7 +63,8 @@ class Vocabulary:
     """Which tokenizer cuts text into pieces."""
 
     tokenizer: Path | None = None
-    """Existing SentencePiece .model to use instead of training one."""
+    """Existing tokenizer to use instead of training one: a SentencePiece .model, a vocab.txt
+    or tokenizer.json of BERT's kind, or a directory with one of them."""
     vocab_size: Annotated[int, number_in(whole(MIN_VOCAB_SIZE, 1_000_000))] | None = None
     """Pieces of the tokenizer to train; 5 special ones, 256 bytes and one character need at least
     262. Unless given: 30522."""

@@ -209,7 +209,7 @@ class SentencePieceTokenizer(Tokenizer):
         """Return a piece without the mark of the space before it; of nothing else, a space."""
         return self.pieces[index].replace(_SPACE_MARK, "") or " "
 
-    def files(self) -> dict[str, bytes]:
+    def files(self, max_length: int | None = None) -> dict[str, bytes]:
         return {"tokenizer.model": self.proto, "tokenizer.vocab": self.vocabulary().encode()}
 
     def vocabulary(self) -> str:

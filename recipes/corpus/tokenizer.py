@@ -15,6 +15,7 @@ import numpy as np
 from recipes.common.errors import UserError
 from recipes.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from recipes.corpus.tokenizer_interface import Tokenizer
+from recipes.corpus.wordpiece_tokenizer import WordPieceTokenizer
 
 __all__ = ["Tokenizer", "encode_documents", "open_tokenizer"]
 
@@ -37,7 +38,8 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
         if not there:
             raise UserError(f"{path}: no tokenizer there: {', '.join(_FILES[:-1])} or {_FILES[-1]}")
         path = there[0]
-    return SentencePieceTokenizer(path)
+    wordpiece = path.suffix in (".json", ".txt")
+    return WordPieceTokenizer(path) if wordpiece else SentencePieceTokenizer(path)
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:

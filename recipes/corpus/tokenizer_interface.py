@@ -126,10 +126,13 @@ class Tokenizer(ABC):
         """Return a piece as a reader of guesses should see it."""
 
     @abstractmethod
-    def files(self) -> dict[str, bytes]:
+    def files(self, max_length: int | None = None) -> dict[str, bytes]:
         """Return the files that a prepared directory and an export hold, by their names.
 
         `open_tokenizer` on a directory with these gives an equal tokenizer.
+
+        Args:
+            max_length: tokens of the longest sequence that the model takes; None: any.
         """
 
 

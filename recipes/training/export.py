@@ -91,7 +91,8 @@ def write_export(
     head: Head = "masked_lm",
 ) -> None:
     """Publish whole weights (as our model names them) with configuration and tokenizer."""
-    files = hf_files(config, head, facts) | open_tokenizer(tokenizer_dir).files()
+    longest = config.max_positions if config.positions == "learned" else None
+    files = hf_files(config, head, facts) | open_tokenizer(tokenizer_dir).files(longest)
     partial = final.with_name(final.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
