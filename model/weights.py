@@ -14,7 +14,7 @@ positions. Anything else that the model has no place for is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -170,18 +170,31 @@ def gather_state(
     whole: State = {}
     for name, parameter in model.named_parameters():
         tensor = value(name, parameter)
-        split = _split(parameter)
-        if shards > 1 and split:
-            dim, stride = split
+        if shards > 1 and _split(parameter):
             parts = [torch.empty_like(tensor) for _ in range(shards)]
             dist.all_gather(parts, tensor.contiguous(), group=group)
-            # Each rank holds one piece of each of the `stride` blocks (gate and value of a GLU).
-            blocks = [part.chunk(stride, dim) for part in parts]
-            tensor = torch.cat(
-                [blocks[rank][block] for block in range(stride) for rank in range(shards)], dim
-            )
+            tensor = join_shards(parameter, parts)
         whole[name] = tensor.to("cpu", torch.float32, copy=True)
     return whole
+
+
+def join_shards(parameter: nn.Parameter, parts: Sequence[Tensor]) -> Tensor:
+    """Put the parts of a parameter that tensor-parallel ranks hold together, in their order."""
+    split = _split(parameter)
+    if not split:
+        return parts[0]
+    dim, stride = split
+    # Each rank holds one piece of each of the `stride` blocks (gate and value of a GLU).
+    blocks = [part.chunk(stride, dim) for part in parts]
+    return torch.cat([rank[block] for block in range(stride) for rank in blocks], dim)
+
+
+def shard_shape(parameter: nn.Parameter, shards: int) -> list[int]:
+    """Return the shape of a whole parameter's part on each of so many tensor-parallel ranks."""
+    shape = list(parameter.shape)
+    if split := _split(parameter):
+        shape[split[0]] //= shards
+    return shape
 
 
 def scatter_state(model: nn.Module, whole: Mapping[str, Tensor]) -> None:

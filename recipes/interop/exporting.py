@@ -22,7 +22,7 @@ from recipes.common.files import PARTIAL, sha256, sync_directory, why_no_directo
 from recipes.interop.comparing import Comparison
 from recipes.interop.source import Source
 
-Format = Literal["jina", "gguf"]
+Format = Literal["hf", "jina", "gguf"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Settings:
     output: Path
     """Directory to write; must not exist."""
     format: Format
-    """jina: JinaBERT-v2, for text-embeddings-inference and other servers. gguf: llama.cpp."""
+    """hf: transformers and sentence-transformers, which a run's export/ is for already. jina:
+    JinaBERT-v2, for text-embeddings-inference and other servers. gguf: llama.cpp."""
 
 
 class Target(Protocol):
@@ -66,6 +67,7 @@ class _Module:
 
 # Imported when they are asked for: the packages are optional, and take seconds.
 _FORMATS: dict[Format, _Module] = {
+    "hf": _Module("hf_directory", ("transformers",)),
     "jina": _Module("jina"),
     "gguf": _Module("llama_cpp", ("gguf", "xllamacpp")),
 }

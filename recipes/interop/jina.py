@@ -58,7 +58,7 @@ def write(source: Source, directory: Path) -> None:
     save_file(tensors(source), str(directory / WEIGHTS), metadata={"format": "pt"})
     values = json.dumps(config_values(source), indent=1) + "\n"
     write_whole(directory / CONFIG, values.encode())
-    for name, content in source.tokenizer.files().items():
+    for name, content in source.tokenizer.files(source.longest).items():
         write_whole(directory / name, content)
 
 

@@ -167,6 +167,6 @@ def compare(source: Source, directory: Path) -> Comparison:
 
 def _fitting(text: str, source: Source, longest: int) -> str:
     """Return a text, or the beginning of one that has too many tokens."""
-    while len(source.tokenizer.encode(text)) + 2 > longest:
+    while len(source.all_ids(text)) > longest:
         text = text[: len(text) // 2]
     return text

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelConfig
 from model.encoder import RapidBert
 from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import Export
-from model.span_classifier import RapidBertForQuestionAnswering
 from model.weights import Head, State
 from recipes.corpus.tokenizer import Tokenizer
 
@@ -32,6 +32,8 @@ class Source:
     """As the user named it."""
     weights: Export
     tokenizer: Tokenizer
+    data: Path | None = None
+    """The prepared data of its pretraining, where a record says which."""
 
     @property
     def config(self) -> ModelConfig:
@@ -63,10 +65,13 @@ class Source:
         return self.config.max_positions if learned else LONGEST
 
     def ids(self, text: str, longest: int | None = None) -> list[int]:
-        """Cut a text into ids with [CLS] and [SEP], `longest` at most."""
-        tokenizer = self.tokenizer
-        limit = min(longest or self.longest, self.longest)
-        return [tokenizer.cls_id, *tokenizer.encode(text)[: limit - 2], tokenizer.sep_id]
+        """Cut a text into ids, [CLS] first and [SEP] last, `longest` at most."""
+        longest = min(longest or self.longest, self.longest)
+        return [*self.all_ids(text)[:-1][: longest - 1], self.tokenizer.sep_id]
+
+    def all_ids(self, text: str) -> list[int]:
+        """Cut a text into ids, [CLS] first and [SEP] last, however many there are."""
+        return [self.tokenizer.cls_id, *self.tokenizer.encode(text), self.tokenizer.sep_id]
 
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Make one batch of rows of ids: ids and mask, int64 [S, L]."""
@@ -95,16 +100,17 @@ class Source:
             Logits [S, L, vocabulary] without padding rows, of classes [S, outputs], of starts and
             ends [S, L, 2]; without a head the hidden states.
         """
-        if self.head == "none":
-            return self.hidden_states(ids, mask)
-        model: nn.Module
+        per_token = {"token_classifier": "classifier", "span_classifier": "qa_outputs"}
         if self.head == "masked_lm":
-            model = RapidBertForMaskedLM(self.config)
-        elif self.head == "classifier":
+            guesses = RapidBertForMaskedLM(self.config)
+            self.weights.load_into(guesses, "masked_lm")
+            return guesses.eval().logits(ids, attention_mask=mask)[..., : self.config.vocab_size]
+        if self.head == "classifier":
             classes = self.tensors["classifier.weight"].shape[0]
-            model = RapidBertForSequenceClassification(self.config, classes)
-        else:
-            model = RapidBertForQuestionAnswering(self.config)
-        self.weights.load_into(model, self.head)
-        logits: Tensor = model.eval().logits(ids, attention_mask=mask)
-        return logits[..., : self.config.vocab_size] if self.head == "masked_lm" else logits
+            classifier = RapidBertForSequenceClassification(self.config, classes)
+            self.weights.load_into(classifier, "classifier")
+            return classifier.eval().logits(ids, attention_mask=mask)
+        hidden = self.hidden_states(ids, mask)
+        if name := per_token.get(self.head):
+            return F.linear(hidden, *(self.tensors[f"{name}.{x}"] for x in ("weight", "bias")))
+        return hidden

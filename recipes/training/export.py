@@ -14,29 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import CONFIG, WEIGHTS, Export, read_export
-from model.weights import (
-    BERT_DECODER_BIAS,
-    DECODER_BIAS,
-    NEVER_PREDICTED,
-    Head,
-    gather_state,
-    not_finite,
-    to_public,
-)
+from model.weights import Head, gather_state, not_finite
 from recipes.common.errors import SaveError, UserError
-from recipes.common.files import PARTIAL, sha256, sync_directory, write_whole
+from recipes.common.files import PARTIAL, sha256, sync_directory
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.engine.engine import full_precision_parameters
 from recipes.engine.world import on_first_rank
-from recipes.interop.card_facts import gather
-from recipes.interop.hf_config import hf_files, is_plain_bert
-from recipes.interop.model_card import CARD, model_card
+from recipes.interop.hf_directory import write_directory
 from recipes.training.checkpoints.manifest import published
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -91,17 +80,13 @@ def write_export(
     head: Head = "masked_lm",
 ) -> None:
     """Publish whole weights (as our model names them) with configuration and tokenizer."""
-    longest = config.max_positions if config.positions == "learned" else None
-    files = hf_files(config, head, facts) | open_tokenizer(tokenizer_dir).files(longest)
+    tokenizer = open_tokenizer(tokenizer_dir)
     partial = final.with_name(final.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_published(state, config, head), str(partial / WEIGHTS), metadata={"format": "pt"})
-    for name, content in files.items():
-        (partial / name).parent.mkdir(exist_ok=True)
-        write_whole(partial / name, content)
-    card = gather(final, config, head, facts, tokenizer_dir, partial / WEIGHTS)
-    write_whole(partial / CARD, model_card(card).encode())
+    write_directory(
+        partial, state, config, tokenizer, facts, head, called=final, data=tokenizer_dir
+    )
     for path in partial.rglob("*"):
         if path.is_file():
             sha256(path, sync=True)
@@ -115,16 +100,6 @@ def write_export(
     os.replace(partial, final)
     sync_directory(final.parent)
     shutil.rmtree(previous, ignore_errors=True)
-
-
-def _published(state: dict[str, Tensor], config: ModelConfig, head: Head) -> dict[str, Tensor]:
-    """The tensors of the file. Rows that only pad the vocabulary are never predicted."""
-    public = {name: value.contiguous() for name, value in to_public(state, config, head).items()}
-    if DECODER_BIAS in public:
-        bias = public.pop(DECODER_BIAS).clone()
-        bias[config.vocab_size :] = NEVER_PREDICTED
-        public[BERT_DECODER_BIAS if is_plain_bert(config) else DECODER_BIAS] = bias
-    return public
 
 
 def export_directory(checkpoint: Path) -> Path:

@@ -35,24 +35,41 @@ class Encoder(nn.Module):
         self.encoder = RapidBert(config)
 
 
+class TokenClassifier(Encoder):
+    """With a linear head on every token."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.classifier = nn.Linear(config.hidden_size, len(LABELS))
+
+
+def trained(kind: type[nn.Module], *arguments: Any) -> nn.Module:
+    """A model in evaluation mode, far from its initial weights."""
+    initialize_parallel()
+    model = kind(*arguments)
+    randomise(model)
+    return model.eval()
+
+
 def make_export(place: Path, data: Path, config: ModelConfig, head: Head = "masked_lm") -> Path:
     """Write `place/export` of a random model with the tokenizer of prepared data."""
     initialize_parallel()
-    model: nn.Module
     facts: dict[str, Any] = {
         "tokenizer": {"fingerprint": open_tokenizer(data).fingerprint},
         "sequence_length": 128,
     }
     if head == "masked_lm":
-        model = RapidBertForMaskedLM(config)
+        model = trained(RapidBertForMaskedLM, config)
     elif head == "classifier":
-        model = RapidBertForSequenceClassification(config, len(LABELS))
+        model = trained(RapidBertForSequenceClassification, config, len(LABELS))
+        facts["task"] = {"name": "moves", "labels": LABELS}
+    elif head == "token_classifier":
+        model = trained(TokenClassifier, config)
         facts["task"] = {"name": "moves", "labels": LABELS}
     elif head == "span_classifier":
-        model = RapidBertForQuestionAnswering(config)
+        model = trained(RapidBertForQuestionAnswering, config)
     else:
-        model = Encoder(config)
-    randomise(model)
+        model = trained(Encoder, config)
     state = {name: tensor.detach() for name, tensor in model.named_parameters()}
     write_export(place / "export", state, config, data, facts, head)
     return place

@@ -29,10 +29,13 @@ from pretrain_scenarios import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.config import PRESETS
+from model.parallel import initialize_parallel
 from model.pretrained import read_description
 from recipes.common.errors import Faults, UserError
 from recipes.common.settings import help_of, parse
+from recipes.training.checkpoints.manifest import published
 from recipes.training.export import read_tensors
+from recipes.training.export_source import read_source
 from recipes.training.run import resolve
 from recipes.training.schedule import learning_rate_at
 from recipes.training.settings import PEAK_LEARNING_RATE, Identity, Places, Settings
@@ -197,6 +200,14 @@ def test_a_budget_of_time(data, tmp_path, tensor_parallel):
         assert read_tensors(output / f"at-{share}")[0].name == "probe-tiny"
     record = json.loads((output / "config.json").read_text())
     assert record["total_steps"] is None and "clock" in record["follows_the_clock"]
+
+    # Pieces of every rank, put together again, are what the ranks gathered for the export.
+    initialize_parallel()
+    source = read_source(published(output / "checkpoints")[0])
+    assert source.description["progress"]["step"] == 7 and source.config.name == "probe-tiny"
+    weights = read_tensors(output)[1]
+    assert weights.keys() == source.tensors.keys()
+    assert all(torch.equal(weights[name], source.tensors[name]) for name in weights)
 
     if tensor_parallel > 1:
         return
