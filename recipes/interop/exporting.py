@@ -22,7 +22,7 @@ from recipes.common.files import PARTIAL, sha256, sync_directory, why_no_directo
 from recipes.interop.comparing import Comparison
 from recipes.interop.source import Source
 
-Format = Literal["hf", "jina", "gguf"]
+Format = Literal["hf", "jina", "gguf", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Settings:
     """Directory to write; must not exist."""
     format: Format
     """hf: transformers and sentence-transformers, which a run's export/ is for already. jina:
-    JinaBERT-v2, for text-embeddings-inference and other servers. gguf: llama.cpp."""
+    JinaBERT-v2, for text-embeddings-inference and other servers. gguf: llama.cpp.
+    onnx: ONNX Runtime."""
 
 
 class Target(Protocol):
@@ -70,6 +71,7 @@ _FORMATS: dict[Format, _Module] = {
     "hf": _Module("hf_directory", ("transformers",)),
     "jina": _Module("jina"),
     "gguf": _Module("llama_cpp", ("gguf", "xllamacpp")),
+    "onnx": _Module("onnx_graph", ("transformers", "onnx", "onnxscript", "onnxruntime")),
 }
 
 

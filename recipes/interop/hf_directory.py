@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.pretrained import WEIGHTS
@@ -117,6 +117,30 @@ def write(source: Source, directory: Path) -> None:
     )
 
 
+def load(source: Source, directory: Path) -> nn.Module:
+    """Load the model as a stranger would, by its Auto class.
+
+    Raises:
+        UserError: tensors are missing or too many.
+    """
+    import transformers
+
+    # Code that is run is our own, just written; BERT comes without any.
+    ours = (directory / MODELLING_FILE).is_file()
+    auto = getattr(transformers, AUTO_CLASSES[source.head])
+    model: nn.Module
+    model, info = auto.from_pretrained(
+        directory,
+        trust_remote_code=ours,
+        output_loading_info=True,
+        # transformers' own BERT makes a pooler wherever it is not told.
+        **({} if ours or source.head != "none" else {"add_pooling_layer": False}),
+    )
+    if amiss := [f"{kind}: {', '.join(map(str, sorted(x)))}" for kind, x in info.items() if x]:
+        raise UserError(f"transformers does not load all of what was written: {'; '.join(amiss)}")
+    return model.eval()
+
+
 @torch.inference_mode()
 def compare(source: Source, directory: Path) -> Comparison:
     """Load model and tokenizer by the Auto classes, and put texts through both models.
@@ -124,25 +148,12 @@ def compare(source: Source, directory: Path) -> Comparison:
     Raises:
         UserError: tensors are missing or too many, or the tokenizer gives other ids.
     """
-    import transformers
-
-    # Code that is run is our own, just written; BERT comes without any.
-    ours = (directory / MODELLING_FILE).is_file()
-    auto = getattr(transformers, AUTO_CLASSES[source.head])
-    model, info = auto.from_pretrained(
-        directory,
-        trust_remote_code=ours,
-        output_loading_info=True,
-        **({} if ours or source.head != "none" else {"add_pooling_layer": False}),
-    )
-    amiss = [f"{kind}: {', '.join(sorted(names))}" for kind, names in info.items() if names]
-    if amiss:
-        raise UserError(f"transformers does not load all of what was written: {'; '.join(amiss)}")
+    model = load(source, directory)
     faults = _other_ids(source, directory)
     if faults:
         raise UserError(*faults)
     ids, mask = source.padded([source.ids(text, LONGEST) for text in TEXTS])
-    found = numbers(model.eval()(input_ids=ids, attention_mask=mask), source)
+    found = numbers(model(input_ids=ids, attention_mask=mask), source)
     per_token = source.head != "classifier"
     difference = largest_difference(found, source.outputs(ids, mask), mask if per_token else None)
     return Comparison(
@@ -175,8 +186,10 @@ def _other_ids(source: Source, directory: Path) -> list[str]:
 
     if not _has_tokenizer(directory):
         return []
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    found = {text: list(tokenizer(text)["input_ids"]) for text in TEXTS}
+    code = (directory / MODELLING_FILE).is_file()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=code)
+    # A [MASK] that was typed is text here, as in the training; a pipeline takes it for the piece.
+    found = {text: tokenizer(text, split_special_tokens=True)["input_ids"] for text in TEXTS}
     return [
         f"transformers cuts {shorten(text)} into the pieces {ids}, the training into {ours}"
         for text, ids in found.items()

@@ -157,8 +157,9 @@ def compare(source: Source, directory: Path) -> Comparison:
     hidden = source.hidden_states(ids, mask) * mask[..., None]
     expected = hidden.sum(1) / mask.sum(1, keepdim=True)
     cosine = torch.cosine_similarity(embeddings.double(), expected.double())
+    bytes_ = isinstance(source.tokenizer, SentencePieceTokenizer)
     return Comparison(
-        f"ids are equal; 1 - cosine of the embeddings of {len(rows)} texts",
+        f"ids are equal{', with [UNK] for bytes' if bytes_ else ''}; 1 - cosine of the embeddings of {len(rows)} texts",
         float((1 - cosine).max()),
         TOLERANCE,
         "GELU is the tanh form in llama.cpp, by a table in fp16",
