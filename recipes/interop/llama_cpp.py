@@ -159,7 +159,8 @@ def compare(source: Source, directory: Path) -> Comparison:
     cosine = torch.cosine_similarity(embeddings.double(), expected.double())
     bytes_ = isinstance(source.tokenizer, SentencePieceTokenizer)
     return Comparison(
-        f"ids are equal{', with [UNK] for bytes' if bytes_ else ''}; 1 - cosine of the embeddings of {len(rows)} texts",
+        f"ids are equal{', with [UNK] for bytes' if bytes_ else ''}; "
+        f"1 - cosine of the embeddings of {len(rows)} texts",
         float((1 - cosine).max()),
         TOLERANCE,
         "GELU is the tanh form in llama.cpp, by a table in fp16",
