@@ -145,6 +145,8 @@ def publish(source: Source, target: Target, output: Path) -> Comparison:
         partial.rename(output)
         sync_directory(output.parent)
     except OSError as error:
+        if error.errno is None:  # numpy's, of a write that the disk had no room for
+            raise MachineError(f"{output}: could not be written to its end: {error}") from None
         raise refused(error, error.filename or output) from None
     except SafetensorError as error:
         raise MachineError(f"{output}: {error}") from None

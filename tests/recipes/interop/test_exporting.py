@@ -6,6 +6,7 @@ import errno
 
 import pytest
 from export_scenarios import BERT, RAPIDBERT, make_export
+from safetensors import SafetensorError
 
 from recipes.common.errors import MachineError, UserError
 from recipes.convert_hf import main
@@ -101,11 +102,21 @@ def test_packages_that_are_missing_are_named_before_any_work(tmp_path, monkeypat
     assert asked == ["gguf", "xllamacpp"]
 
 
-def test_a_full_disk_is_the_machines_and_leaves_nothing(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "weights"), "weights: No space left"),
+        (OSError("9216 requested and 512 written"), "9216 requested and 512 written"),
+        (SafetensorError("I/O error: No space left on device"), "out: I/O error: No space left"),
+    ],
+)
+def test_a_full_disk_is_the_machines_and_leaves_nothing(
+    place, tmp_path, monkeypatch, refusal, said
+):
     def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+        raise refusal
 
     monkeypatch.setattr(jina, "save_file", full)
-    with pytest.raises(MachineError, match=r"model\.safetensors: No space left"):
+    with pytest.raises(MachineError, match=said):
         export(place, tmp_path / "out")
     assert not left(tmp_path)
