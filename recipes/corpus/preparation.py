@@ -89,6 +89,8 @@ def make_tokenizer(plan: Plan, settings: Settings, held_out: HeldOut) -> Tokeniz
             normalizer=plan.options["normalizer"],
             sample_bytes=sample_bytes,
         )
+    for reason in tokenizer.why_no_hf_files():
+        print(f"look at this: {reason}; transformers will not read it")
     for name, content in tokenizer.files().items():
         write_whole(settings.output / name, content)
     return open_tokenizer(settings.output)

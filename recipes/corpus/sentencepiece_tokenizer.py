@@ -20,6 +20,8 @@ from typing import Any
 import sentencepiece
 
 from recipes.common.errors import UserError
+from recipes.corpus.hf_tokenizer_files import tokenizer_config
+from recipes.corpus.hf_unigram import Unigram, tokenizer_json
 from recipes.corpus.tokenizer_interface import ROLES, SPECIAL_PIECES, Tokenizer, read_file
 
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_PIECES))
@@ -209,8 +211,57 @@ class SentencePieceTokenizer(Tokenizer):
         """Return a piece without the mark of the space before it; of nothing else, a space."""
         return self.pieces[index].replace(_SPACE_MARK, "") or " "
 
+    def hf_files(self, max_length: int | None = None) -> dict[str, bytes]:
+        """Return `tokenizer.json` and `tokenizer_config.json`.
+
+        Raises:
+            UserError: the model has something that `tokenizers` has no counterpart of.
+        """
+        if faults := list(self.why_no_hf_files()):
+            raise UserError(*faults)
+        spec, processor = self._model.normalizer_spec, self._processor
+        ids = range(self.vocab_size)
+        hidden = [i for i in ids if processor.is_control(i) or processor.is_unknown(i)]
+        decoys = [self.pieces[i] for i in (*hidden, *filter(processor.is_byte, ids))]
+        model = Unigram(
+            pieces=self.pieces,
+            scores=processor.get_score(list(ids)),
+            # Where case is folded, no text has the capitals of most of them.
+            decoys=[p for p in decoys if processor.normalize(p).strip(_SPACE_MARK) == p],
+            charsmap=spec.precompiled_charsmap,
+            keeps_text=self.keeps_text,
+            add_dummy_prefix=spec.add_dummy_prefix,
+            remove_extra_whitespaces=spec.remove_extra_whitespaces,
+            special_ids=self.special_ids,
+        )
+        return {
+            "tokenizer.json": tokenizer_json(model),
+            "tokenizer_config.json": tokenizer_config(max_length),
+        }
+
     def files(self, max_length: int | None = None) -> dict[str, bytes]:
-        return {"tokenizer.model": self.proto, "tokenizer.vocab": self.vocabulary().encode()}
+        """Return the model and the list of its pieces, and what `hf_files` can make of it."""
+        own = {"tokenizer.model": self.proto, "tokenizer.vocab": self.vocabulary().encode()}
+        return own if any(self.why_no_hf_files()) else own | self.hf_files(max_length)
+
+    def why_no_hf_files(self) -> Iterator[str]:
+        """Say what this model has that `tokenizers` has no counterpart of; nothing, if all."""
+        model = self._model
+        trainer, spec, user_defined = (
+            model.trainer_spec,
+            model.normalizer_spec,
+            model.SentencePiece.USER_DEFINED,
+        )
+        reasons = (
+            (trainer.model_type != trainer.UNIGRAM, "it is no unigram model"),
+            (not trainer.byte_fallback, "it does not spell unknown characters in bytes"),
+            (trainer.treat_whitespace_as_suffix, "white space belongs to the word before"),
+            (not spec.escape_whitespaces, "spaces have no mark"),
+            (any(p.type == user_defined for p in model.pieces), "it has user-defined pieces"),
+        )
+        for applies, reason in reasons:
+            if applies:
+                yield f"{self.path}: no tokenizer.json can be made of it: {reason}"
 
     def vocabulary(self) -> str:
         """List a piece and its score per line, as SentencePiece does in `.vocab` files."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NotRequired, TypedDict
 
@@ -124,6 +124,25 @@ class Tokenizer(ABC):
     @abstractmethod
     def shown(self, index: int) -> str:
         """Return a piece as a reader of guesses should see it."""
+
+    @abstractmethod
+    def hf_files(self, max_length: int | None = None) -> dict[str, bytes]:
+        """Return the files that transformers' `AutoTokenizer` reads, by their names.
+
+        It gives the ids of `encode`, with [CLS] and [SEP] around them, if it is called with
+        `split_special_tokens=True`. Without that it takes "[MASK]" in a text for the special piece,
+        as `pipeline("fill-mask")` must, and so for the other special pieces.
+
+        Args:
+            max_length: tokens of the longest sequence that the model takes; None: any.
+
+        Raises:
+            UserError: there is no counterpart of this tokenizer; every reason is named.
+        """
+
+    def why_no_hf_files(self) -> Iterator[str]:
+        """Say why `hf_files` would raise an error; nothing, if it does not."""
+        yield from ()
 
     @abstractmethod
     def files(self, max_length: int | None = None) -> dict[str, bytes]:
