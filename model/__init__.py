@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .masked_lm import RapidBertForMaskedLM
     from .sentence_encoder import RapidBertForSentenceEmbedding
     from .span_classifier import RapidBertForQuestionAnswering
+    from .token_classifier import RapidBertForTokenClassification
 
 __all__ = [
     "PRESETS",
@@ -38,6 +39,7 @@ __all__ = [
     "RapidBertForQuestionAnswering",
     "RapidBertForSentenceEmbedding",
     "RapidBertForSequenceClassification",
+    "RapidBertForTokenClassification",
     "preset",
 ]
 
@@ -50,6 +52,7 @@ _FILES = {
     "RapidBertForQuestionAnswering": "span_classifier",
     "RapidBertForSentenceEmbedding": "sentence_encoder",
     "RapidBertForSequenceClassification": "classifier",
+    "RapidBertForTokenClassification": "token_classifier",
     "preset": "config",
 }
 

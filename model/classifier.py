@@ -13,7 +13,7 @@ from .config import PLAIN, ModelConfig, ModelOptions
 from .encoder import RapidBert
 from .kernels.hashed_dropout import dropout
 from .labels import IGNORED_LABEL
-from .layer import POOLER_SITE
+from .layer import HEAD_SITE
 from .padding import pack
 from .pretrained import read_export
 
@@ -25,7 +25,7 @@ class RapidBertForSequenceClassification(nn.Module):
     weights and errors are as in `model.encoder.RapidBert`.
 
     Args:
-        outputs: classes, or 1 for a regression.
+        outputs: classes, of which a sequence has one or several, or 1 for a regression.
         dropout: probability before the linear head.
     """
 
@@ -98,7 +98,7 @@ class RapidBertForSequenceClassification(nn.Module):
         if self.training and self.dropout:
             if sequence_keys is None:
                 raise ValueError("training with dropout needs sequence_keys")
-            pooled = dropout(pooled, self.dropout, sequence_keys, POOLER_SITE)
+            pooled = dropout(pooled, self.dropout, sequence_keys, HEAD_SITE)
         # In fp32: regression values on bf16's grid would be full of ties.
         return F.linear(
             pooled.float(), self.classifier.weight.float(), self.classifier.bias.float()
@@ -117,12 +117,20 @@ class RapidBertForSequenceClassification(nn.Module):
 
         Args:
             labels: int64 [S], negative where a sequence does not count; or fp32 [S] for a
-                regression (squared error), NaN where it does not count.
+                regression (squared error), NaN where it does not count; or fp32 [S, outputs], 0 or
+                1, where a sequence may have several classes (the mean of the binary
+                cross-entropies of its classes), likewise.
             sequence_keys: int64 [S], what dropout masks are a hash of (see `hashed_dropout`).
         """
         logits = self.logits(
             input_ids, sequence_offsets, max_sequence_length, token_type_ids, sequence_keys
         )
+        if labels.dim() == 2:
+            counts = ~labels.isnan()
+            losses = F.binary_cross_entropy_with_logits(
+                logits, labels.masked_fill(~counts, 0.0), reduction="none"
+            )
+            return losses.masked_fill(~counts, 0.0).mean(-1).sum()
         if labels.is_floating_point():
             error = logits.squeeze(-1) - labels  # [S, 1] to [S]
             return error.masked_fill(labels.isnan(), 0.0).square().sum()

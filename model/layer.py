@@ -43,7 +43,7 @@ from .megatron_config import MegatronConfig
 from .parallel import linear, own_dropout, parallel_rank
 
 # Dropout sites (see `hashed_dropout`): the embedding, the pooler, from 4 on those of the layers.
-EMBEDDING_SITE, POOLER_SITE = 0, 1
+EMBEDDING_SITE, HEAD_SITE = 0, 1
 _SITES_PER_LAYER = 4
 _ATTENTION_SITE, _INNER_SITE, _OUTPUT_SITE = 0, 1, 2
 

@@ -36,10 +36,12 @@ class ClassificationBatch:
         sequence_keys: int64 [sequences], what dropout masks are a hash of (see `hashed_dropout`): a
             hash itself of (seed, epoch, example).
         labels: what the model's `forward` calls so, such as int64 [sequences], `IGNORED_LABEL` on
-            empty ones; or fp32 [sequences], with NaN on empty ones.
+            empty ones; fp32 [sequences], with NaN on empty ones; or int64 [tokens].
         max_sequence_length: of the examples, rounded up.
         rows: int64 [examples], which examples these are.
         global_examples, global_tokens: of this batch over all ranks.
+        global_losses: how many losses the model's `forward` sums, over all ranks: of examples, or
+            of labelled tokens. Their mean is what is trained on.
     """
 
     input_ids: Tensor
@@ -51,6 +53,7 @@ class ClassificationBatch:
     rows: np.ndarray
     global_examples: int
     global_tokens: int
+    global_losses: int
 
     def to(self, device: torch.device) -> ClassificationBatch:
         """A copy with its tensors on `device`."""
@@ -154,7 +157,12 @@ class PackedExamples:
             rows=mine,
             global_examples=len(rows),
             global_tokens=int(self.lengths[rows].sum()),
+            global_losses=self._losses(rows),
         )
+
+    def _losses(self, rows: np.ndarray) -> int:
+        """How many losses there are of these examples."""
+        return len(rows)
 
     def _batch(
         self, slots: np.ndarray, dropout_key: np.ndarray | int, **others: Any

@@ -78,8 +78,8 @@ def train_step(
     """Train on one batch.
 
     Returns:
-        Mean loss over the whole batch's examples, and the 2-norm of its gradient. Where that is not
-        finite on any rank, no rank has changed its weights.
+        Mean loss over the whole batch's examples (or labelled tokens), and the 2-norm of its
+        gradient. Where that is not finite on any rank, no rank has changed its weights.
     """
     engines.set_learning_rate(engine, learning_rate)
     loss = engine(
@@ -91,12 +91,12 @@ def train_step(
         batch.sequence_keys,
     )
     # DeepSpeed averages over the ranks; this makes it the mean over the whole batch.
-    engine.backward(loss * (world.data_parallel_size / batch.global_examples), scale_wrt_gas=False)
+    engine.backward(loss * (world.data_parallel_size / batch.global_losses), scale_wrt_gas=False)
     update = engines.update_weights(engine)
     assert update is not None  # one micro-batch is a step
     total = loss.detach().clone()
     dist.all_reduce(total)
-    return total.item() / batch.global_examples, float(update.norm)
+    return total.item() / batch.global_losses, float(update.norm)
 
 
 def save_model(engine: Any, work: Finetuning, metrics: Metrics) -> None:

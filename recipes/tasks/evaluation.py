@@ -67,16 +67,16 @@ def evaluation_batch(length: int, world: World) -> int:
 
 
 @torch.no_grad()
-def predict(
+def scores(
     model: RapidBertForSequenceClassification, examples: EncodedExamples, world: World
 ) -> np.ndarray:
-    """Class index int64 [examples], or value float32 [examples]. Call on every rank.
+    """Logits, or values of a regression: float32 [examples, outputs]. Call on every rank.
 
     Raises:
         UserError: the model computes something else than numbers.
     """
     model.eval()
-    mine: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    mine: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in examples.evaluation_batches(
         evaluation_batch(examples.max_length, world),
         rank=world.data_parallel_rank,
@@ -89,25 +89,33 @@ def predict(
             batch.max_sequence_length,
             batch.token_type_ids,
         )
-        logits = logits[: len(batch.rows)]
-        best = logits.squeeze(-1) if model.outputs == 1 else logits.argmax(-1)
-        finite = logits.isfinite().all(-1)  # of what is not, argmax makes a class like any other
-        mine.append((batch.rows, best.cpu().numpy(), finite.cpu().numpy()))
+        mine.append((batch.rows, logits[: len(batch.rows)].cpu().numpy()))
     model.train()
     gathered: list[Any] = [None] * world.world_size
     dist.all_gather_object(gathered, mine)
-    predictions = np.zeros(len(examples), np.float32 if model.outputs == 1 else np.int64)
-    broken = 0
-    for rows, values, finite in (batch for part in gathered for batch in part):
-        predictions[rows] = values
-        broken += int((~finite).sum())
-    if broken:
+    found = np.zeros((len(examples), model.outputs), np.float32)
+    for rows, values in (batch for part in gathered for batch in part):
+        found[rows] = values
+    # Of what is not finite, argmax makes a class like any other.
+    if broken := int((~np.isfinite(found)).any(-1).sum()):
         raise UserError(
             f"for {broken:,} of {len(examples):,} examples the model computes something else than "
             "numbers (NaN or infinity); nothing of it is written, a lower --learning-rate is the "
             "usual cure"
         )
-    return predictions
+    return found
+
+
+def predict(
+    model: RapidBertForSequenceClassification, examples: EncodedExamples, world: World
+) -> np.ndarray:
+    """Class index int64 [examples], or value float32 [examples]. Call on every rank.
+
+    Raises:
+        UserError: the model computes something else than numbers.
+    """
+    found = scores(model, examples, world)
+    return found.squeeze(-1) if model.outputs == 1 else found.argmax(-1)
 
 
 def evaluate(

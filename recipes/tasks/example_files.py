@@ -31,6 +31,7 @@ from recipes.common.compressed import COMPRESSIONS, open_binary
 from recipes.common.errors import UserError
 
 BAD_RECORDS_TOLERATED = 0.01  # share of a set
+JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
 class ExampleSet(Protocol):
@@ -221,8 +222,8 @@ def read_file(path: Path, columns: Sequence[str], reading: Reading) -> None:
             read_tsv(path, columns, reading)
         case [".csv"]:
             _read_csv(path, columns, reading)
-        case [".jsonl" | ".ndjson" | ".json"]:
-            _read_json_lines(path, columns, reading)
+        case [suffix] if suffix in JSON_LINES:
+            read_json_lines(path, columns, reading)
         case _:
             raise UserError(
                 f"{path}: of no known kind; .csv, .tsv, .jsonl, .ndjson and .json are, "
@@ -302,7 +303,8 @@ def csv_records(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str
             raise UserError(f"{path}:{begin}: cannot be read: {error}{way_out}") from None
 
 
-def _read_json_lines(path: Path, columns: Sequence[str], reading: Reading) -> None:
+def read_json_lines(path: Path, columns: Sequence[str], reading: Reading) -> None:
+    """JSON objects, one on a line, blank lines passed over; columns are their keys."""
     with open_binary(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

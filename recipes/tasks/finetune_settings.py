@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
@@ -20,7 +21,11 @@ from recipes.common.settings import (
     number_in,
 )
 from recipes.engine.kernel_choice import KernelChoice
+from recipes.tasks.example_files import JSON_LINES
 from recipes.tasks.glue_tasks import find_task
+
+DEFAULT_KIND: Final = "classification"
+"""The kind of GLUE's tasks."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,19 @@ class OwnData:
     """Data of one's own, in place of a GLUE task."""
 
     train_file: Path | None = None
-    """File to train on: .csv, .tsv or .jsonl, also compressed; for question-answering .json too."""
+    """File to train on: .csv, .tsv or .jsonl, also compressed; for question-answering .json too;
+    for token-classification .conll, .txt or .tsv in columns, or .jsonl."""
     dev_file: Path | None = None
     """File to evaluate on."""
     text_columns: tuple[str, ...] = ()
     """Column of the text; two columns for pairs; for sentence-embedding those of anchor, positive
-    and, if there is one, hard negative."""
-    label_column: str | None = None
-    """Column of the label; for sentence-embedding that of the scores in the development file, whose
-    pairs belong together if it is not given."""
+    and, if there is one, hard negative; for token-classification in JSON Lines that of the lists of
+    words, words if not given."""
+    label_column: tuple[str, ...] = ()
+    """Column of the label; for multi-label that of the lists of labels, or a column of 0 and 1 for
+    each label; for sentence-embedding that of the scores in the development file, whose pairs
+    belong together if it is not given; for token-classification in JSON Lines that of the lists of
+    tags, tags if not given."""
     regression: bool = False
     """Labels are numbers to predict, not classes."""
 
@@ -70,9 +79,16 @@ class Settings:
     own_data: OwnData
     hyper_parameters: HyperParameters
     kernel_choice: KernelChoice
-    kind: Literal["classification", "question-answering", "sentence-embedding"] = "classification"
-    """What your own data is: labelled texts; questions about texts that hold the answers, in
-    SQuAD's JSON or JSON Lines; or pairs of texts that belong together."""
+    kind: Literal[
+        "classification",
+        "multi-label",
+        "token-classification",
+        "question-answering",
+        "sentence-embedding",
+    ] = DEFAULT_KIND
+    """What your own data is: texts with a label or score; texts with any number of labels;
+    sentences whose words have tags, in CoNLL's columns or JSON Lines; questions about texts that
+    hold the answers, in SQuAD's JSON or JSON Lines; or pairs of texts that belong together."""
     task: str | None = None
     """GLUE task: mnli, qnli, qqp, rte, cola, sst2, mrpc or stsb; with --train-file, the name of the
     result, custom if not given."""
@@ -118,7 +134,7 @@ def naming_faults(settings: Settings) -> list[str]:
             (not own.label_column, "--label-column is for your own data, in --train-file"),
             (not own.regression, "--regression is for your own data, in --train-file"),
             (
-                settings.kind == "classification",
+                settings.kind == DEFAULT_KIND,
                 f"--kind {settings.kind} is for your own data, in --train-file and --dev-file",
             ),
         ]
@@ -126,7 +142,11 @@ def naming_faults(settings: Settings) -> list[str]:
         both = own.train_file is not None and own.dev_file is not None
         checks = [
             (both, "--train-file and --dev-file belong together"),
-            *_column_checks(settings.kind, own),
+            (
+                not own.regression or settings.kind == DEFAULT_KIND,
+                f"--regression is for --kind {DEFAULT_KIND}, not {settings.kind}",
+            ),
+            *COLUMN_CHECKS[settings.kind](own),
             (settings.data is None, "--data is for GLUE tasks; these files are the data"),
             (not settings.predict_test, "--predict-test is for GLUE tasks"),
             (
@@ -141,31 +161,68 @@ def naming_faults(settings: Settings) -> list[str]:
     return [message for holds, message in checks if not holds]
 
 
-def _column_checks(kind: str, own: OwnData) -> list[tuple[bool, str]]:
-    """What has to hold for the columns that are named, and what to say where it does not."""
+Checks = list[tuple[bool, str]]
+"""What has to hold, and what to say where it does not."""
+
+
+def _of_classes(own: OwnData) -> Checks:
+    return [*_of_texts(own), (len(own.label_column) == 1, _LABEL)]
+
+
+def _of_label_sets(own: OwnData) -> Checks:
+    return [*_of_texts(own), (len(own.label_column) > 0, f"{_LABEL}, or one for each label")]
+
+
+def _of_texts(own: OwnData) -> Checks:
     columns = len(own.text_columns)
-    if kind == "classification":
-        return [
-            (columns > 0, "--text-columns: name one column, or two for pairs"),
-            (columns <= 2, "--text-columns: two at most"),
-            (own.label_column is not None, "--label-column: name the column of the labels"),
-        ]
-    of_classes = (not own.regression, f"--regression is for --kind classification, not {kind}")
-    if kind == "question-answering":
-        fixed = "question-answering has fixed names: id, question, context, answers"
-        return [
-            of_classes,
-            (not columns, f"--text-columns: --kind {fixed}"),
-            (own.label_column is None, f"--label-column: --kind {fixed}"),
-        ]
     return [
-        of_classes,
+        (columns > 0, "--text-columns: name one column, or two for pairs"),
+        (columns <= 2, "--text-columns: two at most"),
+    ]
+
+
+def _of_words(own: OwnData) -> Checks:
+    files = [path for path in (own.train_file, own.dev_file) if path is not None]
+    objects = any(suffix.lower() in JSON_LINES for path in files for suffix in path.suffixes)
+    named = ("--text-columns", own.text_columns), ("--label-column", own.label_column)
+    checks: Checks = [
+        (len(columns) <= 1, f"{option}: one column of lists at most") for option, columns in named
+    ]
+    of_objects = "is for JSON Lines; in columns the word is the first one and the tag the last one"
+    return checks + [
+        (objects or not columns, f"{option} {of_objects}") for option, columns in named
+    ]
+
+
+def _of_questions(own: OwnData) -> Checks:
+    fixed = "--kind question-answering has fixed names: id, question, context, answers"
+    return [
+        (not own.text_columns, f"--text-columns: {fixed}"),
+        (not own.label_column, f"--label-column: {fixed}"),
+    ]
+
+
+def _of_pairs(own: OwnData) -> Checks:
+    columns = len(own.text_columns)
+    return [
         (
             2 <= columns <= 3,
             f"--text-columns: {columns} given; name those of anchor and positive, and a third one "
             "for a hard negative if there is one",
         ),
+        (len(own.label_column) <= 1, "--label-column: one column of scores at most"),
     ]
+
+
+_LABEL = "--label-column: name the column of the labels"
+COLUMN_CHECKS: dict[str, Callable[[OwnData], Checks]] = {
+    "classification": _of_classes,
+    "multi-label": _of_label_sets,
+    "token-classification": _of_words,
+    "question-answering": _of_questions,
+    "sentence-embedding": _of_pairs,
+}
+"""What has to hold for the columns that are named, by the kind of task."""
 
 
 def _is_glue(name: str | None) -> bool:

@@ -17,10 +17,10 @@ from recipes.common.files import sha256
 from recipes.engine.ds_config import numeric_settings, precision, read_config
 from recipes.tasks.classification_data import TaskData, load_task
 from recipes.tasks.example_files import ExampleSet
-from recipes.tasks.finetune_settings import Settings, faults_of, naming_faults
+from recipes.tasks.finetune_settings import DEFAULT_KIND, Settings, faults_of, naming_faults
 from recipes.tasks.glue_tasks import Task, find_task
 from recipes.tasks.kinds import KINDS
-from recipes.tasks.own_data import LabelScale, label_scale
+from recipes.tasks.own_data import LabelScale
 from recipes.tasks.work import WARMUP_FRACTION, Finetuning, Shared, Start
 from recipes.training.export import export_directory, read_tensors, read_tokenizer
 
@@ -53,7 +53,7 @@ def resolve(settings: Settings, world_size: int, refused: Sequence[str] = ()) ->
     settings = replace(settings, kernel_choice=shared.kernel_choice)
     data = _first_examples(data, settings.max_train)
     task = _with_overrides(task or _own_task(settings, data), settings)
-    scale = label_scale(data) if own and settings.kind == "classification" else None
+    scale = KINDS[settings.kind].scale(data) if own else None
     data = replace(data, notes=[*data.notes, *_training_notes(data, task, scale)])
     work = Finetuning(
         settings=settings,
@@ -221,7 +221,7 @@ def _identity(
         "tokenizer": shared.start.description["tokenizer"],
         "model": shared.start.config.to_dict(),
     }
-    if settings.kind != "classification":  # results from before there were others say nothing
+    if settings.kind != DEFAULT_KIND:  # results from before there were others say nothing
         identity["kind"] = settings.kind
     if scale is not None:
         identity["label_scale"] = asdict(scale)

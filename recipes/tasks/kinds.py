@@ -9,24 +9,29 @@ result and the export.
 
 from __future__ import annotations
 
-from recipes.tasks import question_answering, sentence_embedding
+from recipes.tasks import (
+    multi_label,
+    question_answering,
+    sentence_embedding,
+    token_classification,
+)
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.classifier import build_classifier
 from recipes.tasks.evaluation import classification_notes, encode, measure_classes
 from recipes.tasks.example_files import Examples
 from recipes.tasks.finetune_settings import Settings
-from recipes.tasks.own_data import load_files
+from recipes.tasks.own_data import label_scale, load_files
 from recipes.tasks.work import Kind
 
 
 def _load_labelled(settings: Settings) -> TaskData[Examples]:
     own = settings.own_data
-    assert own.train_file and own.dev_file and own.label_column is not None
+    assert own.train_file and own.dev_file
     return load_files(
         own.train_file,
         own.dev_file,
         text_columns=own.text_columns,
-        label_column=own.label_column,
+        label_column=own.label_column[0],
         regression=own.regression,
     )
 
@@ -46,6 +51,28 @@ KINDS = {
         encode=encode,
         notes=classification_notes,
         measure=measure_classes,
+        scale=label_scale,
+    ),
+    "multi-label": Kind(
+        head="classifier",
+        load=multi_label.load,
+        metrics=lambda _: multi_label.METRICS,
+        build=build_classifier,
+        encode=encode,
+        notes=classification_notes,
+        measure=multi_label.measure,
+        facts=multi_label.facts,
+    ),
+    "token-classification": Kind(
+        head="token_classifier",
+        load=token_classification.load,
+        metrics=token_classification.metrics,
+        build=token_classification.build,
+        encode=token_classification.encode,
+        notes=token_classification.notes,
+        measure=token_classification.measure,
+        facts=token_classification.facts,
+        files=(token_classification.PREDICTIONS,),
     ),
     "question-answering": Kind(
         head="span_classifier",

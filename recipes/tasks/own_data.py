@@ -114,7 +114,7 @@ def load_files(
             with naming(file):
                 read_file(Path(file), columns, reading)
             reading.check(notes)
-            notes.extend(_empty_texts(reading, text_columns))
+            notes.extend(empty_texts(reading, text_columns))
 
         faults.attempt(whole)
         return reading
@@ -128,11 +128,7 @@ def load_files(
     faults.stop()
     if names:
         train.labels = [index[name] for name in train.labels]
-    known = set(map(tuple, train.texts))
-    if seen := sum(tuple(texts) in known for texts in dev.texts):
-        notes.append(
-            f"{dev.name}: {seen:,} of {len(dev.texts):,} examples have texts of the training set"
-        )
+    notes += shared_texts(train, dev)
     dtype = np.float64 if regression else np.int64
     return TaskData(train.examples(dtype), {"dev": dev.examples(dtype)}, {}, names, notes)
 
@@ -145,8 +141,16 @@ def label_scale(data: TaskData[Examples]) -> LabelScale | None:
     return LabelScale.of(data.train.labels, [dev.labels for dev in data.dev.values()])  # type: ignore[misc]
 
 
-def _empty_texts(reading: Reading, columns: Sequence[str]) -> list[str]:
-    """Raises UserError if a column has nothing else."""
+def shared_texts(train: Reading, dev: Reading) -> list[str]:
+    """A note, if examples of both sets have the same texts."""
+    known = set(map(tuple, train.texts))
+    seen = sum(tuple(texts) in known for texts in dev.texts)
+    of = f"{dev.name}: {seen:,} of {len(dev.texts):,} examples have texts of the training set"
+    return [of] if seen else []
+
+
+def empty_texts(reading: Reading, columns: Sequence[str]) -> list[str]:
+    """Notes on empty texts; raises UserError if a column has nothing else."""
     notes = []
     for place, column in enumerate(columns):
         empty = sum(not texts[place].strip() for texts in reading.texts)

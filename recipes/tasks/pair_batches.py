@@ -75,4 +75,5 @@ class EncodedPairs(PackedExamples):
             rows=mine,
             global_examples=len(rows),
             global_tokens=int(self.lengths[first + rows].sum()),
+            global_losses=len(rows),
         )

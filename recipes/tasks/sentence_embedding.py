@@ -32,7 +32,7 @@ def load(settings: Settings) -> TaskData[TextSet]:
     return load_pairs(
         *(own.train_file, own.dev_file),
         text_columns=own.text_columns,
-        score_column=own.label_column,
+        score_column=own.label_column[0] if own.label_column else None,
     )
 
 

@@ -82,6 +82,8 @@ class Kind:
     """Says what became of the examples of a set, by its name."""
     measure: Callable[[Any, Finetuning, Any, World], Measured]
     """Measures the model on what `encode` made. Call on every rank."""
+    scale: Callable[[TaskData[Any]], LabelScale | None] = lambda _: None
+    """Gives the scale on which labels of one's own data are learnt; None: as they are."""
     why_not: Callable[[Finetuning], list[str]] = lambda _: []
     """Says what keeps settings and data that are right by themselves from going together."""
     facts: Callable[[Finetuning], dict[str, Any]] = lambda _: {}
