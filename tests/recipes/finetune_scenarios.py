@@ -65,11 +65,15 @@ def _write(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def make_text(count: int) -> list[str]:
+    """Sentences of the words of the tasks."""
+    rng = np.random.default_rng(1)
+    return [sentence(rng, str(rng.choice(GOOD + BAD))) for _ in range(count)]
+
+
 def make_place(folder: Path) -> Path:
     """`run` and `calm`: exports of a random encoder, `calm` without dropout; `glue`: the tasks."""
-    rng = np.random.default_rng(1)
-    text = [sentence(rng, str(rng.choice(GOOD + BAD))) for _ in range(600)]
-    (folder / "text.txt").write_text("\n\n".join(text))
+    (folder / "text.txt").write_text("\n\n".join(make_text(600)))
     prepare(
         ["--input", str(folder / "text.txt"), "--output", str(folder / "data")]
         + ["--vocab-size", "300", "--workers", "1"]
