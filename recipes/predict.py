@@ -4,8 +4,10 @@
         --output answers.csv
     cat texts.txt | python recipes/predict.py --checkpoint runs/base/mine/custom-seed17 --input -
 
-A classifier gives a label with the probabilities of all, a regression a number, and a question
-answerer, which reads the columns question and context, the answer with its probability. The output
+A classifier gives a label with the probabilities of all, or where there may be several labels those
+likelier than not, a regression a number, a token classifier a tag for every word between blanks,
+and a question answerer, which reads the columns question and context, the answer with its
+probability. The output
 has a row for each record, in their order, with all that the record held. A record that
 cannot be used has a column "error" that says why; then the exit status is 1.
 """

@@ -1,10 +1,15 @@
-"""Use of a classifier: the likeliest label and the probability of each, or a number."""
+"""Use of a classifier: the likeliest label and the probability of each, or a number.
+
+Where a text may have several labels, all that are likelier than not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+from scipy.special import expit
 
 from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelOptions
@@ -57,6 +62,13 @@ def _answer(found: Finetuned, values: np.ndarray) -> Row:
     return {PREDICTION: found.labels[int(values.argmax())], PROBABILITIES: named}
 
 
+def _answer_with_several(found: Finetuned, values: np.ndarray) -> Row:
+    labels = found.labels or ()
+    named = dict(zip(labels, map(shortest, expit(values.astype(np.float64))), strict=True))
+    likely = [label for label, value in zip(labels, values, strict=True) if value > 0]
+    return {PREDICTION: likely, PROBABILITIES: named}
+
+
 CLASSIFICATION = Use(
     head="classifier.weight",
     outputs=_outputs,
@@ -67,3 +79,4 @@ CLASSIFICATION = Use(
     public_head="classifier",
     answer=_answer,
 )
+MULTI_LABEL = replace(CLASSIFICATION, answer=_answer_with_several)

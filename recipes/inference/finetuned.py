@@ -13,6 +13,7 @@ from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelOptions
 from model.pretrained import Export
 from model.span_classifier import RapidBertForQuestionAnswering
+from model.token_classifier import RapidBertForTokenClassification
 from model.weights import Head
 from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer
@@ -62,7 +63,9 @@ class Use:
     """Makes it ready for sequences of so many tokens."""
     build: Callable[
         [Finetuned, ModelOptions],
-        RapidBertForSequenceClassification | RapidBertForQuestionAnswering,
+        RapidBertForSequenceClassification
+        | RapidBertForTokenClassification
+        | RapidBertForQuestionAnswering,
     ]
     """Makes the network, with random weights."""
     public_head: Head

@@ -8,13 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from recipes.common.errors import UserError
-from recipes.inference.classes import CLASSIFICATION
+from recipes.inference.classes import CLASSIFICATION, MULTI_LABEL
 from recipes.inference.finetuned import Finetuned
 from recipes.inference.spans import QUESTION_ANSWERING
+from recipes.inference.tags import TOKEN_CLASSIFICATION
 from recipes.training.export import open_export
 
 USES = {
     "classification": CLASSIFICATION,
+    "multi-label": MULTI_LABEL,
+    "token-classification": TOKEN_CLASSIFICATION,
     "question-answering": QUESTION_ANSWERING,
 }
 DEFAULT_KIND = "classification"  # of exports of older versions, as the length

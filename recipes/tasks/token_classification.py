@@ -121,14 +121,17 @@ def _first_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[np.ndarra
 
     Returns:
         int64 [tokens], ids without special ones; int64 [words], the first token with a character of
-        each word, -1 where there is none.
+        each word, -1 where there is none of its own.
     """
     encoded = encode_context(tokenizer, " ".join(words))
     lengths = np.array([len(word) for word in words])
     ends = np.cumsum(lengths + 1) - 1
     first = np.searchsorted(encoded.ends, ends - lengths, side="right")
     begins = np.append(encoded.begins, np.iinfo(np.int64).max)
-    return encoded.ids, np.where(begins[first] < ends, first, -1)
+    first = np.where(begins[first] < ends, first, -1)
+    # A word that the tokenizer takes for white space is in the first piece of the next one.
+    first[:-1][first[:-1] == first[1:]] = -1
+    return encoded.ids, first
 
 
 def load(settings: Settings) -> TaskData[Sentences]:
@@ -186,8 +189,8 @@ def unread_tag(data: TaskData[Sentences]) -> str:
 
 
 def facts(work: Finetuning) -> dict[str, Any]:
-    """The tag of words without a piece."""
-    return {"unread_tag": unread_tag(work.data)}
+    """The tag of words without a piece; and that the model is used on text, not on lists."""
+    return {"unread_tag": unread_tag(work.data), "text_columns": ()}
 
 
 def measure(

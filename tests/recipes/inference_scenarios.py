@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from model.span_classifier import RapidBertForQuestionAnswering
+from model.token_classifier import RapidBertForTokenClassification
 from model.weights import Head
 from recipes.corpus.tokenizer import open_tokenizer
 from recipes.training.export import write_export
@@ -24,6 +25,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "single": {"name": "mood", "labels": LABELS, "text_columns": ("text",), "max_length": 64},
     "pair": {"name": "rte", "labels": ("yes", "no"), "text_columns": ("a", "b"), "max_length": 32},
     "answers": {"name": "squad", "kind": "question-answering", "labels": None, "max_length": 64},
+    "several": {"name": "topics", "kind": "multi-label", "labels": LABELS, "max_length": 64},
+    "tags": {
+        **{"name": "names", "kind": "token-classification", "labels": ("O", "B-X", "I-X")},
+        **{"max_length": 16, "unread_tag": "O"},
+    },
     "score": {"name": "price", "labels": None, "text_columns": ("text",), "max_length": 64},
 }
 
@@ -49,6 +55,8 @@ def make_models(folder: Path, data: Path) -> Path:
         head: Head = "classifier"
         if task.get("kind") == "question-answering":
             model, head = RapidBertForQuestionAnswering(config), "span_classifier"
+        if task.get("kind") == "token-classification":
+            model, head = RapidBertForTokenClassification(config, outputs), "token_classifier"
         state = {name: value.detach() for name, value in model.named_parameters()}
         described = {**facts, "task": task}
         write_export(folder / name / "export", state, config, data, described, head)

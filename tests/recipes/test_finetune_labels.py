@@ -12,6 +12,7 @@ import torch
 from finetune_scenarios import BAD, FILLER, GOOD
 from pretrain_scenarios import run_world, values
 from sklearn.metrics import f1_score
+from torch.nn import BCEWithLogitsLoss
 
 from model.classifier import RapidBertForSequenceClassification
 from model.parallel import initialize_parallel
@@ -135,6 +136,8 @@ def test_sets_of_labels_are_learnt(results, out, tmp_path):
 
 
 def test_exports_are_what_transformers_and_our_models_read(results, out, finetune_place):
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
     initialize_parallel()
     folder = out / "one" / "conll-seed17"
     config = json.loads((folder / "export/config.json").read_text())
@@ -152,6 +155,17 @@ def test_exports_are_what_transformers_and_our_models_read(results, out, finetun
     assert list(config["id2label"].values()) == LABELS
     several = RapidBertForSequenceClassification.from_pretrained(out / "one/jsonl-seed17/export")
     assert several.outputs == 2
+    load = {"trust_remote_code": True}
+    theirs = AutoModelForTokenClassification.from_pretrained(folder / "export", **load)
+    ids = torch.from_numpy(sequence).unsqueeze(0)
+    torch.testing.assert_close(theirs(ids).logits[0, made.places[0]], scores, atol=1e-5, rtol=0)
+    theirs = AutoModelForSequenceClassification.from_pretrained(
+        out / "one/jsonl-seed17/export", **load
+    )
+    given = theirs(ids, labels=torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(given.logits, several.logits(ids), atol=1e-5, rtol=0)
+    expected = BCEWithLogitsLoss()(several.logits(ids), torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(given.loss, expected, atol=1e-5, rtol=0)
 
 
 def test_two_ranks_train_on_the_same_mean(finetune_place, out):

@@ -16,6 +16,7 @@ from inference_scenarios import LABELS, texts
 
 from model.classifier import RapidBertForSequenceClassification
 from model.span_classifier import RapidBertForQuestionAnswering
+from model.token_classifier import RapidBertForTokenClassification
 from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import open_tokenizer
 from recipes.inference import computing
@@ -120,6 +121,52 @@ def test_a_regression_gives_numbers(models, use, tmp_path):
     expected = scores(models / "score" / "export", [(text,) for text in given], 64)[:, 0]
     assert status == 0 and [set(row) for row in rows] == [{"text", "prediction"}] * 5
     np.testing.assert_allclose([row["prediction"] for row in rows], expected, atol=1e-5)
+
+
+def test_every_likely_label_is_given(models, use, tmp_path):
+    """Each label's probability is a logistic function of its logit alone."""
+    given = texts(30)
+    (tmp_path / "in.txt").write_text("\n".join(given))
+    _, rows = use("several", tmp_path / "in.txt")
+    logits = scores(models / "several" / "export", [(text,) for text in given], 64)
+    expected = torch.from_numpy(logits).sigmoid().numpy()
+    found = [list(row["probabilities"].values()) for row in rows]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    likely = [[name for name, p in zip(LABELS, of, strict=True) if p > 0.5] for of in expected]
+    assert [row["prediction"] for row in rows] == likely
+    assert len({len(names) for names in likely}) > 1
+
+
+def test_every_word_gets_a_tag(models, use, tmp_path):
+    """Of a text that fits, what the model gives for the first pieces of the padded batch."""
+    long = " ".join(texts(12))
+    given = ["the weather was  fine", "", "a \u200b report", long]
+    (tmp_path / "in.txt").write_bytes("\n".join(given).encode())
+    status, rows = use("tags", tmp_path / "in.txt")
+    assert status == 0 and [row["words"] for row in rows] == [text.split() for text in given]
+    assert all(len(row["prediction"]) == len(row["words"]) for row in rows)
+    assert rows[2]["prediction"][1] == "O" and rows[2]["probabilities"][1] is None
+    export = models / "tags" / "export"
+    model = RapidBertForTokenClassification.from_pretrained(export)
+    tokenizer = open_tokenizer(export)
+    pieces = [tokenizer.encode(word) for word in given[0].split()]
+    ids = [tokenizer.cls_id, *(piece for word in pieces for piece in word), tokenizer.sep_id]
+    assert len(ids) <= 16
+    with torch.no_grad():
+        shares = model.logits(torch.tensor([ids]))[0].softmax(-1)
+    place, expected = 1, []
+    for word in pieces:
+        lone = tokenizer.shown(word[0]) == " "  # the space before a word that has no such piece
+        expected.append(shares[place + lone])
+        place += len(word)
+    names = ("O", "B-X", "I-X")
+    assert rows[0]["prediction"] == [names[int(each.argmax())] for each in expected]
+    maxima = [float(each.max()) for each in expected]
+    np.testing.assert_allclose(rows[0]["probabilities"], maxima, atol=1e-6)
+    assert len({tag for row in rows for tag in row["prediction"]}) > 1
+    _, table = use("tags", tmp_path / "in.txt", output="out.csv")
+    first = next(csv.DictReader(io.StringIO(table, newline="")))
+    assert json.loads(first["prediction"]) == rows[0]["prediction"]
 
 
 def test_csv_has_a_column_per_class(models, use, tmp_path):

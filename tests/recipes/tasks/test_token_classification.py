@@ -182,3 +182,13 @@ def test_ids_are_those_of_the_text_and_first_pieces_begin_words(finetune_place):
         else:
             assert place == expected[word] and tokenizer.begins_word(int(ids[place]))
     assert set(of.tolist()) == set(expected)
+
+
+def test_a_word_of_white_space_does_not_take_the_next_ones_piece(finetune_place):
+    tokenizer = open_tokenizer(finetune_place / "data")
+    words = [["a", "\u200b", "\u200b", "report"], ["a", "report"]]
+    examples = EncodedSentences(tokenizer, words, np.array([1, 2, 3, 4, 1, 4]), 64)
+    assert [each.tolist() for each in examples.words] == [[0, 3], [4, 5]] and examples.lost == 2
+    assert np.array_equal(*examples.ids) and np.array_equal(*examples.places)
+    (batch,) = examples.evaluation_batches(8)
+    assert batch.labels[batch.labels >= 0].tolist() == [1, 4, 1, 4] and batch.global_losses == 4
