@@ -21,7 +21,6 @@ from recipes.common.settings import (
     number_in,
 )
 from recipes.engine.kernel_choice import KernelChoice
-from recipes.tasks.example_files import JSON_LINES
 from recipes.tasks.glue_tasks import find_task
 
 DEFAULT_KIND: Final = "classification"
@@ -117,15 +116,22 @@ class Settings:
     """Print what the settings come to, or what is wrong with them, and end."""
 
 
+Checks = list[tuple[bool, str]]
+"""What has to hold, and what to say where it does not."""
+
+
 def faults_of(settings: Settings) -> list[str]:
     """What is wrong with settings by themselves, before any file is read."""
     refusal = why_no_directory(settings.output)
-    output = [f"--output {settings.output}: {refusal}"] if refusal else []
-    return output + naming_faults(settings)
+    return [f"--output {settings.output}: {refusal}"] if refusal else []
 
 
-def naming_faults(settings: Settings) -> list[str]:
-    """What is wrong with how the data is named."""
+def naming_faults(settings: Settings, columns: Callable[[OwnData], Checks]) -> list[str]:
+    """What is wrong with how the data is named.
+
+    Args:
+        columns: what the kind of task wants of the columns of one's own data (see `work.Kind`).
+    """
     own, task = settings.own_data, settings.task
     if not own.given:
         checks = [
@@ -146,7 +152,7 @@ def naming_faults(settings: Settings) -> list[str]:
                 not own.regression or settings.kind == DEFAULT_KIND,
                 f"--regression is for --kind {DEFAULT_KIND}, not {settings.kind}",
             ),
-            *COLUMN_CHECKS[settings.kind](own),
+            *columns(own),
             (settings.data is None, "--data is for GLUE tasks; these files are the data"),
             (not settings.predict_test, "--predict-test is for GLUE tasks"),
             (
@@ -161,68 +167,13 @@ def naming_faults(settings: Settings) -> list[str]:
     return [message for holds, message in checks if not holds]
 
 
-Checks = list[tuple[bool, str]]
-"""What has to hold, and what to say where it does not."""
-
-
-def _of_classes(own: OwnData) -> Checks:
-    return [*_of_texts(own), (len(own.label_column) == 1, _LABEL)]
-
-
-def _of_label_sets(own: OwnData) -> Checks:
-    return [*_of_texts(own), (len(own.label_column) > 0, f"{_LABEL}, or one for each label")]
-
-
-def _of_texts(own: OwnData) -> Checks:
+def text_checks(own: OwnData) -> Checks:
+    """What has to hold where an example is a text or a pair."""
     columns = len(own.text_columns)
     return [
         (columns > 0, "--text-columns: name one column, or two for pairs"),
         (columns <= 2, "--text-columns: two at most"),
     ]
-
-
-def _of_words(own: OwnData) -> Checks:
-    files = [path for path in (own.train_file, own.dev_file) if path is not None]
-    objects = any(suffix.lower() in JSON_LINES for path in files for suffix in path.suffixes)
-    named = ("--text-columns", own.text_columns), ("--label-column", own.label_column)
-    checks: Checks = [
-        (len(columns) <= 1, f"{option}: one column of lists at most") for option, columns in named
-    ]
-    of_objects = "is for JSON Lines; in columns the word is the first one and the tag the last one"
-    return checks + [
-        (objects or not columns, f"{option} {of_objects}") for option, columns in named
-    ]
-
-
-def _of_questions(own: OwnData) -> Checks:
-    fixed = "--kind question-answering has fixed names: id, question, context, answers"
-    return [
-        (not own.text_columns, f"--text-columns: {fixed}"),
-        (not own.label_column, f"--label-column: {fixed}"),
-    ]
-
-
-def _of_pairs(own: OwnData) -> Checks:
-    columns = len(own.text_columns)
-    return [
-        (
-            2 <= columns <= 3,
-            f"--text-columns: {columns} given; name those of anchor and positive, and a third one "
-            "for a hard negative if there is one",
-        ),
-        (len(own.label_column) <= 1, "--label-column: one column of scores at most"),
-    ]
-
-
-_LABEL = "--label-column: name the column of the labels"
-COLUMN_CHECKS: dict[str, Callable[[OwnData], Checks]] = {
-    "classification": _of_classes,
-    "multi-label": _of_label_sets,
-    "token-classification": _of_words,
-    "question-answering": _of_questions,
-    "sentence-embedding": _of_pairs,
-}
-"""What has to hold for the columns that are named, by the kind of task."""
 
 
 def _is_glue(name: str | None) -> bool:

@@ -36,7 +36,8 @@ def resolve(settings: Settings, world_size: int, refused: Sequence[str] = ()) ->
     Raises:
         UserError: all faults at once.
     """
-    faults = Faults([*refused, *faults_of(settings)])
+    misnamed = naming_faults(settings, KINDS[settings.kind].columns)
+    faults = Faults([*refused, *faults_of(settings), *misnamed])
     own = settings.own_data.given
     task = None
     if settings.task is not None and not own:
@@ -45,7 +46,7 @@ def resolve(settings: Settings, world_size: int, refused: Sequence[str] = ()) ->
     shared = read_shared(settings, faults)
     data = None
     local = settings.data is not None or own
-    named = own and not naming_faults(settings)
+    named = own and not misnamed
     if (task or named) and (local or not faults):  # no download in vain
         data = faults.attempt(lambda: _load(settings, task))
     faults.stop()

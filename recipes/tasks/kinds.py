@@ -1,10 +1,10 @@
 """The kinds of tasks that a model is finetuned on, `--kind` by its name.
 
 A new kind is a row here and a head in `model/`: a module whose `forward` takes what a batch has and
-sums the losses of its examples, and its tensors' public names in `model/weights.py`. What it reads
-and how it is measured is in a file of its own, such as `sentence_embedding.py`; which columns it
-wants is in `finetune_settings.py`. Everything else is shared: the engine, the loop, the log, the
-result and the export.
+sums the losses of its examples, and its tensors' public names in `model/weights.py`. Which
+columns it wants, what it reads and how it is measured is in a file of its own, such as
+`sentence_embedding.py`; its name is one of those of `Settings.kind`. Everything else is shared: the
+engine, the loop, the log, the result and the export.
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ from recipes.tasks.classification_data import TaskData
 from recipes.tasks.classifier import build_classifier
 from recipes.tasks.evaluation import classification_notes, encode, measure_classes
 from recipes.tasks.example_files import Examples
-from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.finetune_settings import Checks, OwnData, Settings, text_checks
 from recipes.tasks.own_data import label_scale, load_files
 from recipes.tasks.work import Kind
+
+
+def _columns(own: OwnData) -> Checks:
+    one = "--label-column: name the column of the labels"
+    return [*text_checks(own), (len(own.label_column) == 1, one)]
 
 
 def _load_labelled(settings: Settings) -> TaskData[Examples]:
@@ -45,6 +50,7 @@ def _class_metrics(data: TaskData[Examples]) -> tuple[str, ...]:
 KINDS = {
     "classification": Kind(
         head="classifier",
+        columns=_columns,
         load=_load_labelled,
         metrics=_class_metrics,
         build=build_classifier,
@@ -55,6 +61,7 @@ KINDS = {
     ),
     "multi-label": Kind(
         head="classifier",
+        columns=multi_label.columns,
         load=multi_label.load,
         metrics=lambda _: multi_label.METRICS,
         build=build_classifier,
@@ -65,6 +72,7 @@ KINDS = {
     ),
     "token-classification": Kind(
         head="token_classifier",
+        columns=token_classification.columns,
         load=token_classification.load,
         metrics=token_classification.metrics,
         build=token_classification.build,
@@ -76,6 +84,7 @@ KINDS = {
     ),
     "question-answering": Kind(
         head="span_classifier",
+        columns=question_answering.columns,
         load=question_answering.load,
         metrics=lambda _: ("f1", "exact_match"),
         build=question_answering.build,
@@ -87,6 +96,7 @@ KINDS = {
     ),
     "sentence-embedding": Kind(
         head="none",
+        columns=sentence_embedding.columns,
         load=sentence_embedding.load,
         metrics=sentence_embedding.metrics,
         build=sentence_embedding.build,

@@ -24,7 +24,7 @@ from recipes.tasks.classification_batches import EncodedExamples
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.evaluation import scores
 from recipes.tasks.example_files import Examples, Reading, label_name, naming, read_file
-from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.finetune_settings import Checks, OwnData, Settings, text_checks
 from recipes.tasks.own_data import empty_texts, shared_texts
 from recipes.tasks.work import Finetuning, Measured
 
@@ -43,6 +43,12 @@ class _Reading(Reading):
         """Texts, then labels."""
         texts, labels = values[: -self.columns], list(values[-self.columns :])
         super().add(line, [*texts, labels])
+
+
+def columns(own: OwnData) -> Checks:
+    """A column of lists, or one for each label."""
+    named = "--label-column: name the column of the labels, or one for each label"
+    return [*text_checks(own), (bool(own.label_column), named)]
 
 
 def load(settings: Settings) -> TaskData[Examples]:

@@ -25,7 +25,7 @@ from recipes.tasks.answers import (
 from recipes.tasks.classification_batches import PackedExamples
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.evaluation import evaluation_batch
-from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.finetune_settings import Checks, OwnData, Settings
 from recipes.tasks.question_data import Question, Questions, load_questions
 from recipes.tasks.question_windows import SPECIAL_TOKENS, make_windows
 from recipes.tasks.work import Finetuning, Measured
@@ -51,6 +51,15 @@ class EncodedQuestions(PackedExamples):
             np.array([window.answer for window in windows], np.int64).reshape(-1, 2),
             max_length,
         )
+
+
+def columns(own: OwnData) -> Checks:
+    """None: SQuAD's names are fixed."""
+    fixed = "--kind question-answering has fixed names: id, question, context, answers"
+    return [
+        (not own.text_columns, f"--text-columns: {fixed}"),
+        (not own.label_column, f"--label-column: {fixed}"),
+    ]
 
 
 def load(settings: Settings) -> TaskData[Questions]:

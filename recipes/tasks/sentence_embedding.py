@@ -8,7 +8,7 @@ from recipes.engine.world import World
 from recipes.tasks.classification_batches import EncodedExamples, PackedExamples
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.evaluation import evaluation_batch
-from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.finetune_settings import Checks, OwnData, Settings
 from recipes.tasks.pair_batches import EncodedPairs
 from recipes.tasks.pair_data import TextSet, load_pairs
 from recipes.tasks.similarity import distinct_texts, embed, similarity_metrics
@@ -23,6 +23,19 @@ class EncodedTexts(EncodedExamples):
         texts, _ = distinct_texts(pairs)
         length = work.settings.max_length
         super().__init__(work.tokenizer, texts, None, None, max_length=length)
+
+
+def columns(own: OwnData) -> Checks:
+    """Two or three of texts, and maybe one of scores."""
+    given = len(own.text_columns)
+    return [
+        (
+            2 <= given <= 3,
+            f"--text-columns: {given} given; name those of anchor and positive, and a third one "
+            "for a hard negative if there is one",
+        ),
+        (len(own.label_column) <= 1, "--label-column: one column of scores at most"),
+    ]
 
 
 def load(settings: Settings) -> TaskData[TextSet]:

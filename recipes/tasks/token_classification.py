@@ -26,7 +26,8 @@ from recipes.engine.world import World
 from recipes.tasks.classification_batches import PackedExamples
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.evaluation import evaluation_batch
-from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.example_files import JSON_LINES
+from recipes.tasks.finetune_settings import Checks, OwnData, Settings
 from recipes.tasks.question_windows import encode_context, window_starts
 from recipes.tasks.tag_schemes import (
     ENTITY_METRICS,
@@ -132,6 +133,18 @@ def _first_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[np.ndarra
     # A word that the tokenizer takes for white space is in the first piece of the next one.
     first[:-1][first[:-1] == first[1:]] = -1
     return encoded.ids, first
+
+
+def columns(own: OwnData) -> Checks:
+    """One of words and one of tags, which only JSON Lines name."""
+    files = [path for path in (own.train_file, own.dev_file) if path is not None]
+    objects = any(suffix.lower() in JSON_LINES for path in files for suffix in path.suffixes)
+    named = ("--text-columns", own.text_columns), ("--label-column", own.label_column)
+    of_objects = "is for JSON Lines; in columns the word is the first one and the tag the last one"
+    return [
+        *((len(of) <= 1, f"{option}: one column of lists at most") for option, of in named),
+        *((objects or not of, f"{option} {of_objects}") for option, of in named),
+    ]
 
 
 def load(settings: Settings) -> TaskData[Sentences]:

@@ -16,7 +16,7 @@ from recipes.engine.kernel_choice import KernelChoice
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import PackedExamples
 from recipes.tasks.classification_data import TaskData
-from recipes.tasks.finetune_settings import Settings
+from recipes.tasks.finetune_settings import Checks, OwnData, Settings
 from recipes.tasks.glue_tasks import Task
 from recipes.tasks.own_data import LabelScale
 
@@ -70,6 +70,8 @@ class Kind:
 
     head: Head
     """What stands on the encoder in the export."""
+    columns: Callable[[OwnData], Checks]
+    """What it wants of the columns that are named on the command line."""
     load: Callable[[Settings], TaskData[Any]]
     """Reads data of one's own; raises UserError with all its faults."""
     metrics: Callable[[TaskData[Any]], tuple[str, ...]]

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from recipes.tasks.finetune_result import is_done
 from recipes.tasks.finetune_settings import Settings
 from recipes.tasks.finetuning import Finetuning, resolve
 from recipes.tasks.glue_tasks import TASKS
+from recipes.tasks.kinds import KINDS
 
 
 def resolved(place: Path, output: Path, *more: str, world_size: int = 1) -> Finetuning:
@@ -110,6 +112,10 @@ def test_done_is_a_result_of_the_same_work_with_all_that_is_asked_for(finetune_p
     relabelled = dev[0].replace("\t1\t", "\t0\t") if "\t1\t" in dev[0] else "src\t1\t\tanother"
     (other / "CoLA" / "dev.tsv").write_text("\n".join([relabelled, *dev[1:]]) + "\n")
     assert not is_done(resolved(finetune_place, tmp_path, "--data", str(other)))
+
+
+def test_the_command_line_has_the_kinds_of_the_table():
+    assert get_args(get_type_hints(Settings)["kind"]) == tuple(KINDS)
 
 
 def test_all_faults_at_once(finetune_place):
