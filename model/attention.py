@@ -56,6 +56,7 @@ def packed_attention(
     slopes: Tensor | None,
     dropout: float = 0.0,
     backend: str = "reference",
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Let every token attend to the tokens of its own sequence.
 
@@ -68,6 +69,8 @@ def packed_attention(
         slopes: fp32 [H], or None for attention without a bias.
         dropout: probability on the attention weights.
         backend: a key of `BACKENDS`.
+        bias: [H * 3 * D], which was added to `qkv` without its gradient; only for a backend that
+            `takes_bias`, which computes it.
 
     Returns:
         [T, H, D] in the dtype of `qkv`; zero on rows that belong to no sequence.
@@ -84,7 +87,16 @@ def packed_attention(
                 f"a sequence of {longest} tokens is longer than max_sequence_length "
                 f"{max_sequence_length}"
             )
+    if bias is not None:
+        if not takes_bias(backend):
+            raise ValueError(f"attention backend {backend!r} computes no gradient of a bias")
+        return _attend_triton(qkv, sequence_offsets, max_sequence_length, slopes, dropout, bias)
     return BACKENDS[backend](qkv, sequence_offsets, max_sequence_length, slopes, dropout)
+
+
+def takes_bias(backend: str) -> bool:
+    """Say whether a backend computes the gradient of QKV's bias, too."""
+    return backend == "triton" and not torch.compiler.is_compiling()
 
 
 def check_backend(backend: str, device_type: str, dropout: float = 0.0) -> None:
@@ -175,10 +187,11 @@ def _attend_triton(
     max_sequence_length: int,
     slopes: Tensor | None,
     dropout: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     from .kernels.attention import attention
 
-    return attention(qkv.contiguous(), sequence_offsets, slopes, max_sequence_length)
+    return attention(qkv.contiguous(), sequence_offsets, slopes, max_sequence_length, bias)
 
 
 def _attend_flash(

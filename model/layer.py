@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .attention import packed_attention, slopes_on
+from .attention import packed_attention, slopes_on, takes_bias
 from .config import ModelConfig
 from .feed_forward import feed_forward_spec
 from .kernels.operations import residual_norm
@@ -40,7 +40,7 @@ from .megatron import (
     build_module,
 )
 from .megatron_config import MegatronConfig
-from .parallel import linear, own_dropout, parallel_rank
+from .parallel import linear, own_dropout, parallel_rank, parallel_size
 
 # Dropout sites (see `hashed_dropout`): the embedding, the pooler, from 4 on those of the layers.
 EMBEDDING_SITE, HEAD_SITE = 0, 1
@@ -78,8 +78,8 @@ class PackedCoreAttention(nn.Module):
         self.dropout = config.attention_dropout
         self.alibi = config.model.positions == "alibi"
 
-    def forward(self, qkv: Tensor, packed: PackedSequences) -> Tensor:
-        """Turn QKV [T, H / TP, 3, D] into the context [T, H / TP, D]."""
+    def forward(self, qkv: Tensor, packed: PackedSequences, bias: Tensor | None = None) -> Tensor:
+        """Turn QKV [T, H / TP, 3, D] into the context [T, H / TP, D]; see `packed_attention`."""
         slopes = None
         if self.alibi:
             slopes = slopes_on(qkv.device, self.heads, self.first_head, self.local_heads)
@@ -92,6 +92,7 @@ class PackedCoreAttention(nn.Module):
                 slopes=slopes,
                 dropout=dropout,
                 backend=self.backend,
+                bias=bias,
             )
 
 
@@ -100,11 +101,14 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]  # Megatron: Any
 
     def forward(self, hidden: Tensor, packed: PackedSequences) -> tuple[Tensor, Tensor]:
         """Turn [T, 1, hidden] into [T or K, 1, hidden] without its bias, and the bias."""
-        qkv = linear(self.linear_qkv, hidden)  # [T, 1, H * 3 * D / TP]
+        bias = None
+        if takes_bias(self.core_attention.backend) and parallel_size() == 1:
+            bias = self.linear_qkv.bias
+        qkv = linear(self.linear_qkv, hidden, bias_gradient=bias is None)  # [T, 1, H * 3 * D / TP]
         qkv = qkv.view(
             hidden.shape[0], -1, 3, self.hidden_size_per_attention_head
         )  # [T, H / TP, 3, D]
-        context = _rows(self.core_attention(qkv, packed), packed.keep)
+        context = _rows(self.core_attention(qkv, packed, bias), packed.keep)
         context = context.flatten(1).unsqueeze(1)  # [T or K, H / TP, D] to [T or K, 1, H * D / TP]
         return linear(self.linear_proj, context), self.linear_proj.bias
 

@@ -69,8 +69,13 @@ def ensure_parallel() -> None:
     initialize_parallel()
 
 
-def linear(module: ColumnParallelLinear | RowParallelLinear, x: Tensor) -> Tensor:
+def linear(
+    module: ColumnParallelLinear | RowParallelLinear, x: Tensor, *, bias_gradient: bool = True
+) -> Tensor:
     """Apply one of Megatron's linears; the bias is left out where the module says so.
+
+    Without `bias_gradient` the bias is added, and its gradient computed by another operation; only
+    where the weight is not split.
 
     Where the weight is not split there is nothing to communicate, and torch's own linear adds the
     bias inside the matmul; Megatron's autograd function adds it in a pass over the output.
@@ -78,7 +83,10 @@ def linear(module: ColumnParallelLinear | RowParallelLinear, x: Tensor) -> Tenso
     if parallel_size() > 1:
         output: Tensor = module(x)[0]
         return output
-    return F.linear(x, module.weight, None if module.skip_bias_add else module.bias)
+    bias = None if module.skip_bias_add else module.bias
+    if bias is not None and not bias_gradient:
+        bias = bias.detach()
+    return F.linear(x, module.weight, bias)
 
 
 def parallel_size() -> int:

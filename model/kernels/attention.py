@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import attention_short, attention_tiled
 from .attention_parts import INTERPRETED, accumulators
+from .column_sums import column_sums
 from .tiling import is_whole
 
 
@@ -55,7 +56,7 @@ def _backward(
     """
     d_out = d_out.contiguous()
     if out is None or log_sums is None:
-        return attention_short.backward(d_out, qkv, offsets, slopes, max_length)
+        return attention_short.backward(d_out, qkv, offsets, slopes, max_length)[0]
     return attention_tiled.backward(d_out, qkv, offsets, slopes, out, log_sums, max_length)
 
 
@@ -110,20 +111,42 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
+        ctx: Any,
+        qkv: Tensor,
+        bias: Tensor | None,
+        offsets: Tensor,
+        slopes: Tensor | None,
+        max_length: int,
     ) -> Tensor:
         output = _forward(qkv, offsets, slopes, max_length)
         _save(ctx, (qkv, offsets, slopes, max_length), output)
+        ctx.bias_dtype = bias.dtype if bias is not None else None
         return output[0]
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         qkv, offsets, slopes, out, log_sums = ctx.saved_tensors
-        d_qkv = _backward(d_out, qkv, offsets, slopes, out, log_sums, ctx.max_length)
-        return d_qkv, None, None, None
+        wanted, d_bias = ctx.bias_dtype is not None and ctx.needs_input_grad[1], None
+        if out is None:
+            d_qkv, partial = attention_short.backward(
+                d_out.contiguous(), qkv, offsets, slopes, ctx.max_length, sums=wanted
+            )
+            if partial is not None:
+                d_bias = column_sums(partial.flatten(1), ctx.bias_dtype)
+        else:
+            d_qkv = _backward(d_out, qkv, offsets, slopes, out, log_sums, ctx.max_length)
+            if wanted:
+                d_bias = d_qkv.flatten(1).sum(0).to(ctx.bias_dtype)
+        return d_qkv, d_bias, None, None, None
 
 
-def attention(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int) -> Tensor:
+def attention(
+    qkv: Tensor,
+    offsets: Tensor,
+    slopes: Tensor | None,
+    max_length: int,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Let every token attend to the tokens of its own sequence.
 
     Args:
@@ -131,12 +154,17 @@ def attention(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: i
         offsets: int32 [S+1].
         slopes: fp32 [H] or None.
         max_length: at least as long as every sequence.
+        bias: [H * 3 * D], which was added to `qkv` without its gradient: that is the sum of QKV's
+            over the tokens, which the short kernel has at hand; alone it would be another pass over
+            memory. Not under torch.compile.
 
     Returns:
         [T, H, D].
     """
     if torch.compiler.is_compiling():
+        if bias is not None:
+            raise ValueError("under torch.compile the bias gets its gradient where it is added")
         out: Tensor = attention_op(qkv, offsets, slopes, max_length)[0]
     else:
-        out = _Attention.apply(qkv, offsets, slopes, max_length)
+        out = _Attention.apply(qkv, bias, offsets, slopes, max_length)
     return out

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_parts import (
+    accumulators,
     biased_scores,
     dot,
     fill_rows,
@@ -59,10 +60,11 @@ def _forward_whole(
 
 @triton.jit
 def _backward_whole(
-    QKV, Slopes, Offsets, DOut, DQKV,
+    QKV, Slopes, Offsets, DOut, DQKV, Partial,
     sequences, tokens, scale,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    KEYS: tl.constexpr, QUERIES: tl.constexpr, ALIBI: tl.constexpr, ACC: tl.constexpr,
+    KEYS: tl.constexpr, QUERIES: tl.constexpr, ALIBI: tl.constexpr, SUMS: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     sequence, head = program // HEADS, program % HEADS
@@ -77,6 +79,8 @@ def _backward_whole(
     v = load_tile(Q + 2 * D, key, end, HEADS * 3 * D, columns, D)
     dk = tl.zeros([KEYS, BLOCK_D], ACC)
     dv = tl.zeros([KEYS, BLOCK_D], ACC)
+    dq_sum = tl.zeros([BLOCK_D], ACC)
+    dv_sum = tl.zeros([BLOCK_D], ACC)
     for first in range(start, end, QUERIES):
         query = first + tl.arange(0, QUERIES)
         q = load_tile(Q, query, end, HEADS * 3 * D, columns, D)
@@ -89,10 +93,21 @@ def _backward_whole(
         # The whole row is here: no need for the output to know its product with the gradient.
         delta = tl.sum(weights * d_weights, 1)
         d_scores = (weights * (d_weights - delta[:, None])).to(k.dtype)
-        store_tile(DQ, query, end, HEADS * 3 * D, columns, D, dot(d_scores, k, ACC) * scale)
+        dq = dot(d_scores, k, ACC) * scale
+        store_tile(DQ, query, end, HEADS * 3 * D, columns, D, dq)
+        if SUMS:
+            dq_sum += tl.sum(dq, 0)
+            dv_sum += tl.sum(do.to(ACC), 0)
         dk += dot(tl.trans(d_scores), q, ACC)
     store_tile(DQ + D, key, end, HEADS * 3 * D, columns, D, dk * scale)
     store_tile(DQ + 2 * D, key, end, HEADS * 3 * D, columns, D, dv)
+    if SUMS:
+        # A query's weights sum to one: over the keys, dv sums to what do does over the queries. And
+        # its d_scores to zero, so dk does: one number added to all scores of a row changes nothing.
+        partial = Partial + program * 3 * D + columns
+        tl.store(partial, dq_sum, columns < D)
+        tl.store(partial + D, tl.zeros([BLOCK_D], ACC), columns < D)
+        tl.store(partial + 2 * D, dv_sum, columns < D)
     tail, step = last + sequence * QUERIES, sequences * QUERIES
     for part in tl.static_range(3):
         fill_rows(DQ + part * D, tail, tokens, step, HEADS * 3 * D, columns, D, QUERIES, 0.0)
@@ -124,15 +139,28 @@ def forward(qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
 
 
 def backward(
-    d_out: Tensor, qkv: Tensor, offsets: Tensor, slopes: Tensor | None, max_length: int
-) -> Tensor:
-    """Return the gradient of `qkv`, in its layout; `d_out` [T, H, D] is contiguous."""
-    tokens, heads = qkv.shape[:2]
+    d_out: Tensor,
+    qkv: Tensor,
+    offsets: Tensor,
+    slopes: Tensor | None,
+    max_length: int,
+    *,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the gradient of `qkv`, in its layout; `d_out` [T, H, D] is contiguous.
+
+    Returns:
+        The gradient and, where `sums` are wanted, its sums over the tokens of each sequence, fp32
+        [S, H, 3, D].
+    """
+    tokens, heads, _, head_dim = qkv.shape
     sequences = offsets.shape[0] - 1
     d_qkv = torch.empty_like(qkv)
+    partial = accumulators(qkv, sequences, heads, 3, head_dim) if sums else None
     _backward_whole[(sequences * heads,)](
-        *(qkv, slopes, offsets, d_out, d_qkv, sequences, tokens),
+        *(qkv, slopes, offsets, d_out, d_qkv, partial, sequences, tokens),
+        SUMS=sums,
         **options(qkv, slopes),
         **_tiles(qkv, max_length, backward=True),
     )
-    return d_qkv
+    return d_qkv, partial

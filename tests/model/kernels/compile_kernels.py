@@ -151,7 +151,8 @@ def attend(
     tokens = 64
     offsets = torch.tensor([0, tokens], dtype=torch.int32)
     slopes = torch.ones(heads) if alibi else None
-    attention(leaf(tokens, heads, 3, 64, dtype=dtype), offsets, slopes, max_length).sum().backward()
+    qkv, bias = leaf(tokens, heads, 3, 64, dtype=dtype), leaf(heads * 3 * 64, dtype=dtype)
+    attention(qkv, offsets, slopes, max_length, bias).sum().backward()
 
 
 def around(width: int, inner: int, dropout: float) -> None:

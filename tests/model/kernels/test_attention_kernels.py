@@ -187,6 +187,22 @@ def test_every_backend_at_the_sizes_of_training(backend, heads, head_dim, max_le
 
 
 @pytest.mark.parametrize("max_length", [16, 150])
+def test_the_gradient_of_a_bias_is_the_sum_over_tokens(max_length):
+    """Of rows that belong to a sequence, and of empty sequences nothing."""
+    qkv, offsets = packed([16, 0, 9, 13], 5, 2, 16, torch.float64)
+    slopes = torch.tensor(paper_slopes(2))
+    plain = qkv.detach()
+    bias = torch.randn(2 * 3 * 16, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(len(qkv), 2, 16, dtype=torch.float64)
+    grads = []
+    for tapped in (False, True):
+        added = plain + (bias.detach() if tapped else bias).view(2, 3, 16)
+        found = attention(added, offsets, slopes, max_length, bias if tapped else None)
+        grads.append(torch.autograd.grad((found * weight).sum(), bias)[0])
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+@pytest.mark.parametrize("max_length", [16, 150])
 def test_torch_compile_takes_it_as_it_is(max_length):
     """One graph without a break around it, forward and backward, the same numbers."""
     qkv, offsets = packed([16, 9, 13], 2, 2, 16, torch.float32)

@@ -18,9 +18,10 @@ def test_sums_are_rounded_once(shape):
     exact = partial.double().sum(0)
     precise = column_sums(partial, torch.float32).double()
     torch.testing.assert_close(precise, exact, rtol=1e-5, atol=1e-5)
-    # Half a step of bf16 and what fp32 rounds on the way.
+    # Half a step of bf16, a whole one in the interpreter, which cuts; and fp32's own rounding.
+    step = 2**-8 if GPU else 2**-7
     rounded = column_sums(partial, torch.bfloat16).double()
-    assert ((rounded - exact).abs() <= 2**-9 * 1.001 * exact.abs() + 1e-5).all()
+    assert ((rounded - exact).abs() <= step * 1.001 * exact.abs() + 1e-5).all()
 
 
 def test_fp64_stays_fp64():

@@ -91,12 +91,12 @@ def test_a_model_trains_with_each_as_with_plain_pytorch(fast, on_device):
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # Bytes of a thread's registers that go to memory and back: some do in the backward pass of
 # attention.
-SPILLED_BYTES = 180
+SPILLED_BYTES = 450
 # Instructions for each column of a row: of more, the kernel would wait for arithmetic rather than
 # for memory. 1,024 columns are 8 for each of the 128 threads.
 GLU_INSTRUCTIONS = {"_gated_gelu_forward": 42, "_gated_gelu_backward": 48}
 # Of all warps of a program that computes the gradients of one head of 128 tokens.
-ATTENTION_INSTRUCTIONS, ATTENTION_BARRIERS = {80: 20_000, 90: 16_000, 100: 22_000}, 80
+ATTENTION_INSTRUCTIONS, ATTENTION_BARRIERS = {80: 26_000, 90: 21_000, 100: 29_000}, 100
 
 
 @pytest.mark.slow
