@@ -28,7 +28,7 @@ from recipes.tasks.finetune_settings import Checks, OwnData, Settings, text_chec
 from recipes.tasks.own_data import empty_texts, shared_texts
 from recipes.tasks.work import Finetuning, Measured
 
-METRICS = ("micro_f1", "macro_f1")
+METRICS = ("micro_f1", "macro_f1", "exact_match")
 _ZERO_ONE = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
@@ -196,7 +196,9 @@ def measure(
     examples: EncodedExamples,
     world: World,
 ) -> Measured:
-    """F1 of all labels together, and the mean of each one's. Call on every rank."""
+    """F1 of all labels together, the mean of each one's, and texts that have exactly the right
+    labels. Call on every rank.
+    """
     assert examples.labels is not None
     return Measured(label_metrics(scores(model, examples, world), examples.labels))
 
@@ -204,9 +206,11 @@ def measure(
 def label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Measure predictions [examples, labels]: a label's F1 is 0 where it is undefined."""
     predicted = (logits > 0).astype(int)  # a probability above one half
-    return {
+    exact = float((predicted == labels).all(axis=1).mean())
+    f1 = {
         f"{average}_f1": float(
             f1_score(labels.astype(int), predicted, average=average, zero_division=0.0)
         )
         for average in ("micro", "macro")
     }
+    return {**f1, "exact_match": exact}

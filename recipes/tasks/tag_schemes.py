@@ -35,17 +35,23 @@ def looks_like_entities(tags: Iterable[str]) -> list[str]:
     return [tag for tag in tags if tag.startswith(("B-", "I-")) and _ENTITY.fullmatch(tag)]
 
 
+def mixed_prefixes(tags: Iterable[str]) -> list[str]:
+    """Return the prefixes that end entities or are single words, if they are of both schemes."""
+    ends = {tag[0] for tag in tags if _ENTITY.fullmatch(tag)} - {"B", "I"}
+    return sorted(ends) if ends & {"E", "S"} and ends & {"L", "U"} else []
+
+
 def complete(tags: Iterable[str]) -> tuple[str, ...]:
     """Return the classes to learn, O first.
 
-    Of tags that spell entities, every prefix with every type: a type whose entities are single
-    words in the training set may have longer ones elsewhere.
+    Of tags that spell entities O, and every prefix with every type: a type whose entities are
+    single words in the training set may have longer ones elsewhere.
     """
     found = set(tags)
     if spells_entities(found):
         parts = [match.groups() for tag in found if (match := _ENTITY.fullmatch(tag))]
         prefixes, types = ({part[place] for part in parts} for place in range(2))
-        found |= {f"{prefix}-{kind}" for prefix in prefixes for kind in types}
+        found |= {OUTSIDE} | {f"{prefix}-{kind}" for prefix in prefixes for kind in types}
     return tuple(sorted(found, key=lambda tag: (tag != OUTSIDE, tag)))
 
 

@@ -25,6 +25,7 @@ from recipes.tasks.tag_schemes import (
     complete,
     entities,
     looks_like_entities,
+    mixed_prefixes,
     spells_entities,
     with_beginnings,
 )
@@ -96,6 +97,11 @@ def load_sentences(
     if len(found) == 1:
         faults.append(f"{train_file}: every word's tag is {min(found)!r}, nothing to learn")
     spelt = spells_entities(found)
+    if spelt and (mixed := mixed_prefixes(found)):
+        faults.append(
+            f"{train_file}: mixed schemes: tags begin with {', '.join(f'{x}-' for x in mixed)}; "
+            "entities end with E- and single words are S- (IOBES), or L- and U- (BILOU)"
+        )
     if spelt:
         begun, train = _begun(train)
         notes += _beginnings_note(train_file, begun, train)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from finetune_scenarios import BAD, FILLER, GOOD
 from pretrain_scenarios import run_world, values
 from sklearn.metrics import f1_score
@@ -169,6 +170,40 @@ def test_exports_are_what_transformers_and_our_models_read(results, out, finetun
     torch.testing.assert_close(given.logits, several.logits(ids), atol=1e-5, rtol=0)
     expected = BCEWithLogitsLoss()(several.logits(ids), torch.tensor([[1.0, 0.0]]))
     torch.testing.assert_close(given.loss, expected, atol=1e-5, rtol=0)
+
+
+def test_pipelines_give_the_same_tags_and_probabilities(results, out):
+    """By AutoTokenizer and the pipelines of transformers, from the export's directory alone."""
+    initialize_parallel()
+    folder = out / "one" / "conll-seed17"
+    tagger = transformers.pipeline(
+        "token-classification",
+        model=str(folder / "export"),
+        trust_remote_code=True,
+        ignore_labels=[],
+    )
+    tokenizer = open_tokenizer(folder / "export")
+    blocks = (folder / "predictions/dev.conll").read_text().split("\n\n")[:8]
+    for lines in blocks:
+        words, _, predicted = zip(*(line.split("\t") for line in lines.splitlines()), strict=True)
+        (places,) = EncodedSentences(tokenizer, [words], None, 256).places
+        found = {piece["index"]: piece["entity"] for piece in tagger(" ".join(words))}
+        assert [found[place] for place in places.tolist()] == list(predicted)
+    assert {tag for lines in blocks for tag in lines.split()} >= {"O", "B-THING", "I-THING"}
+
+    export = out / "one/jsonl-seed17/export"
+    scorer = transformers.pipeline("text-classification", model=str(export), trust_remote_code=True)
+    model, tokenizer = (
+        RapidBertForSequenceClassification.from_pretrained(export),
+        open_tokenizer(export),
+    )
+    for line in (out / "dev.jsonl").read_text().splitlines()[:8]:
+        text = json.loads(line)["text"]
+        ids = torch.tensor([[tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]])
+        with torch.no_grad():
+            expected = dict(zip(LABELS, model.logits(ids)[0].sigmoid().tolist(), strict=True))
+        scores = {each["label"]: each["score"] for each in scorer(text, top_k=None)}
+        assert scores == pytest.approx(expected, abs=1e-5)
 
 
 def test_two_ranks_train_on_the_same_mean(results, finetune_place, out):

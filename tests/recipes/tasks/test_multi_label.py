@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.parallel import initialize_parallel
 from recipes.common.errors import UserError
 from recipes.tasks.classification_batches import EncodedExamples
-from recipes.tasks.multi_label import label_metrics, load_label_sets
+from recipes.tasks.multi_label import METRICS, label_metrics, load_label_sets
 
 
 def faults(*arguments, **options) -> tuple[str, ...]:
@@ -137,3 +137,5 @@ def test_f1_of_all_labels_and_of_each():
     found = label_metrics(logits, labels)
     assert found["macro_f1"] == pytest.approx((0.5 + 1.0 + 0.0) / 3)
     assert found["micro_f1"] == pytest.approx(2 * 3 / (4 + 4))
+    assert found["exact_match"] == 2 / 4, "the first and the third"
+    assert tuple(found) == METRICS

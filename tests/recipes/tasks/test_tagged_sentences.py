@@ -81,7 +81,7 @@ def test_longer_entities_than_in_the_training_set_can_be_predicted(tmp_path):
         [{"words": ["Ann", "New", "York"], "tags": ["B-PER", "B-LOC", "I-LOC"]}],
     )
     dev = lines(tmp_path / "b.jsonl", [{"words": ["Ann", "Lee"], "tags": ["B-PER", "I-PER"]}])
-    assert load_sentences(train, dev).labels == ("B-LOC", "B-PER", "I-LOC", "I-PER")
+    assert load_sentences(train, dev).labels == ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
 
 
 def test_sentences_that_cannot_be_used_are_counted(tmp_path):
@@ -152,3 +152,18 @@ def test_what_a_reader_of_the_scores_should_know_is_said(tmp_path):
     nothing = lines(tmp_path / "c.jsonl", [{"words": ["on"], "tags": ["O"]}])
     (only,) = load_sentences(lines(train, good(3)), nothing).notes
     assert only.endswith("there is no entity in it, so that F1 is 0")
+
+
+def test_prefixes_of_two_schemes_are_refused(tmp_path):
+    def file(name: str, *tags: str):
+        words = [f"w{number}" for number in range(len(tags))]
+        return lines(tmp_path / name, [{"words": words, "tags": list(tags)}])
+
+    good = file("dev.jsonl", "O", "B-X")
+    mixed = file("mixed.jsonl", "B-X", "E-X", "U-X", "O")
+    (fault,) = faults(load_sentences, mixed, good)
+    assert "mixed.jsonl: mixed schemes: tags begin with E-, U-; entities end with E-" in fault
+    for tags in (("B-X", "E-X", "S-X"), ("B-X", "L-X", "U-X")):
+        load_sentences(file("one.jsonl", *tags), good)
+    (fault,) = faults(load_sentences, file("one.jsonl", "B-X", "E-X"), file("two.jsonl", "U-X"))
+    assert "two.jsonl:1: tag 'U-X' is not in the training set" in fault
