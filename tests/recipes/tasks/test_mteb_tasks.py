@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from recipes.common.errors import UserError
 from recipes.tasks.mteb_tasks import evaluate_locally
@@ -39,21 +36,8 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def export(finetune_place, tmp_path_factory) -> Path:
-    """The toy export, with a tokenizer that has a piece for each word."""
-    folder = tmp_path_factory.mktemp("run") / "export"
-    shutil.copytree(finetune_place / "run" / "export", folder)
-    for path in folder.glob("*token*"):
-        path.unlink()
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [("[CLS]", 2), ("[SEP]", 3)]
-    words.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
-    ).save_pretrained(folder)
-    return folder
+def export(finetune_place) -> Path:
+    return finetune_place / "run" / "export"
 
 
 def test_a_task_runs_on_local_data(export, data, monkeypatch):
