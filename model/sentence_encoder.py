@@ -184,7 +184,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # it is autograd's
         if ctx.group.size() > 1:
             dist.all_reduce(gradient, group=ctx.group)
         return gradient[ctx.group.rank()], None

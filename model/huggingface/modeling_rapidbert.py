@@ -552,14 +552,19 @@ class RapidBertForQuestionAnswering(RapidBertWithHead):
     ) -> Any:
         """Compute the logits [S, L], and the loss where there are positions, int64 [S].
 
-        Positions outside the sequence are skipped: there the answer was cut off.
+        Padding is no place for an answer: its logits are the lowest number there is. Positions
+        outside the sequence are skipped: there the answer was cut off.
         """
         scored = super().forward(
             *(input_ids, attention_mask, token_type_ids, inputs_embeds, None),
             *(output_attentions, output_hidden_states),
             return_dict=True,
         )
-        starts, ends = scored.logits.unbind(-1)  # [S, L] each
+        logits = scored.logits  # [S, L, 2]
+        if attention_mask is not None:
+            padding = (attention_mask == 0).unsqueeze(-1)
+            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+        starts, ends = logits.unbind(-1)  # [S, L] each
         loss = None
         if start_positions is not None and end_positions is not None:
             losses = []

@@ -200,13 +200,15 @@ def _enabled(config: dict[str, Any], section: str) -> bool:
 
 def numeric_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return what of the configuration decides numbers; None for a section that is not there."""
-    found: dict[str, Any] = {}
-    for key in NUMERIC_KEYS:
-        found[key] = section = config.get(key)
-        if isinstance(section, dict):
-            without = SPEED_KEYS.get(key, ())
-            found[key] = {name: value for name, value in section.items() if name not in without}
-    return found
+    return {key: numeric_section(key, config.get(key)) for key in NUMERIC_KEYS}
+
+
+def numeric_section(key: str, section: Any) -> Any:
+    """Return what of one section decides numbers."""
+    if not isinstance(section, dict):
+        return section
+    without = SPEED_KEYS.get(key, ())
+    return {name: value for name, value in section.items() if name not in without}
 
 
 def precision(config: dict[str, Any]) -> str:

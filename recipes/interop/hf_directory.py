@@ -34,7 +34,7 @@ from recipes.interop.hf_config import MODELLING_FILE, hf_config, hf_files, is_pl
 from recipes.interop.model_card import CARD, model_card
 from recipes.interop.source import Source
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 AUTO_CLASSES: dict[Head, str] = {
     "masked_lm": "AutoModelForMaskedLM",

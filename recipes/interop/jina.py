@@ -26,7 +26,7 @@ from recipes.interop.comparing import TEXTS, Comparison, largest_difference
 from recipes.interop.jina_reference import hidden_states, logits
 from recipes.interop.source import LONGEST, Source
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 _CODE = "jinaai/jina-bert-implementation"
 
 

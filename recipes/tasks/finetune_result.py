@@ -14,6 +14,7 @@ import torch
 from model.pretrained import WEIGHTS
 from recipes.common.files import write_whole
 from recipes.common.locks import lock
+from recipes.engine.ds_config import numeric_settings
 from recipes.engine.world import World
 from recipes.tasks.classifier import adamw
 from recipes.tasks.finetuning import checksum
@@ -51,6 +52,8 @@ def other_settings(work: Finetuning) -> list[str]:
 
 
 def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    if "deepspeed" in before:  # earlier versions recorded all of a section
+        before = {**before, "deepspeed": numeric_settings(before["deepspeed"])}
     names = (before.keys() | now.keys()) - (LATER_SETTINGS - before.keys())
     return sorted(name for name in names if before.get(name) != now.get(name))
 

@@ -44,13 +44,14 @@ def mixed_prefixes(tags: Iterable[str]) -> list[str]:
 def complete(tags: Iterable[str]) -> tuple[str, ...]:
     """Return the classes to learn, O first.
 
-    Of tags that spell entities O, and every prefix with every type: a type whose entities are
-    single words in the training set may have longer ones elsewhere.
+    Of tags that spell entities O, and every prefix with every type, I- among them: a type whose
+    entities are single words in the training set may have longer ones elsewhere.
     """
     found = set(tags)
     if spells_entities(found):
         parts = [match.groups() for tag in found if (match := _ENTITY.fullmatch(tag))]
         prefixes, types = ({part[place] for part in parts} for place in range(2))
+        prefixes |= {"I"} if "B" in prefixes else set()
         found |= {OUTSIDE} | {f"{prefix}-{kind}" for prefix in prefixes for kind in types}
     return tuple(sorted(found, key=lambda tag: (tag != OUTSIDE, tag)))
 

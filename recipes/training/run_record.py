@@ -10,7 +10,7 @@ from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.locks import lock
 from recipes.common.settings import flat
-from recipes.engine.ds_config import numeric_settings, precision
+from recipes.engine.ds_config import numeric_section, numeric_settings, precision
 from recipes.engine.world import World, on_first_rank
 from recipes.training.checkpoints.manifest import has_checkpointed, identities
 from recipes.training.provenance import git_revision, versions
@@ -141,6 +141,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    # Earlier versions recorded all of a section.
+    before = {
+        n: numeric_section(n.removeprefix("deepspeed."), value) for n, value in before.items()
+    }
     return [
         f"{name}: was {before.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())

@@ -348,7 +348,23 @@ def test_a_finetuned_span_classifier():
     batch = PaddedBatch.random(EMPTY_AND_LONGEST, V)
     output = left(**batch.padded_inputs)
     found = torch.stack([output.start_logits, output.end_logits], -1)
-    same(found, trained.eval().logits(**batch.padded_inputs))
+    real = batch.attention_mask != 0
+    same(found[real], trained.eval().logits(**batch.padded_inputs)[real])
+
+
+@torch.no_grad()
+def test_padding_is_no_place_for_an_answer():
+    """However low all scores are, loss and best place are those of the sequence without padding."""
+    model = RapidBertForQuestionAnswering(hf_config(TINY)).eval()
+    model.qa_outputs.bias.fill_(-3.0)
+    ids, place = torch.arange(8)[None], torch.tensor([5])
+    alone = model(ids, start_positions=place, end_positions=place)
+    mask = torch.arange(64)[None] < 8
+    padded = torch.nn.functional.pad(ids, (0, 56))
+    found = model(padded, mask.long(), start_positions=place, end_positions=place)
+    same(found.loss, alone.loss)
+    assert found.start_logits.argmax() == alone.start_logits.argmax()
+    assert model(padded, torch.zeros(1, 64), start_positions=place, end_positions=place).loss > 0
 
 
 def test_losses_are_means_over_what_is_labelled(left):

@@ -118,5 +118,6 @@ def test_words_are_scored_where_tags_are_no_entities():
 
 def test_classes_are_every_prefix_of_every_type():
     assert complete(["B-LOC", "I-PER", "O", "B-PER"]) == ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
+    assert complete(["B-PER", "O"]) == ("O", "B-PER", "I-PER"), "a longer name may come"
     assert complete(["S-X"]) == ("O", "S-X"), "texts have words outside of entities"
     assert complete(["VB", "NN", "NN"]) == ("NN", "VB")

@@ -222,3 +222,12 @@ def test_an_output_that_cannot_be_made(tmp_path, monkeypatch):
     assert why_no_directory(tmp_path / "new" / "run") is None
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     assert f"{tmp_path} cannot be written" in str(why_no_directory(tmp_path / "new" / "run"))
+
+
+def test_what_changes_speed_alone_is_no_other_setting():
+    """Earlier versions recorded it."""
+    before = {"deepspeed.bf16": {"enabled": True, "immediate_grad_update": False}, "seed": 1}
+    now = {"deepspeed.bf16": {"enabled": True}, "seed": 1}
+    assert run_record._differences(before, now) == []
+    other = {"deepspeed.bf16": {"enabled": False}, "seed": 1}
+    assert len(run_record._differences(before, other)) == 1
