@@ -104,7 +104,7 @@ def test_the_demos_corpus(both):
     """In paragraphs, as no model reads more at a time; whole documents with the first."""
     documents = python_documents()[:DOCUMENTS]
     paragraphs = [line for text in documents for line in text.split("\n")]
-    same = [both.check(text) for text in paragraphs + documents]
+    same = [both.check(text) for text in (*paragraphs, *documents)]
     assert same.count(False) <= 1 and len(same) > 3000
 
 
