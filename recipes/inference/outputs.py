@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,11 @@ class Columns:
         self._own: tuple[str, ...] | None = None
 
     @property
+    def known(self) -> bool:
+        """Whether a record has shown what a table's columns are; they stay so."""
+        return self._own is not None
+
+    @property
     def every(self) -> tuple[str, ...]:
         """The columns of a table, once it has a record."""
         return (*(self._own or ()), *self.computed)
@@ -75,7 +81,7 @@ class Columns:
 
     def _fitted(self, record: Record) -> Record:
         if self._own is None and record.fields:
-            self._own = tuple(record.fields)
+            self._own = tuple(name for name in record.fields if name not in self.computed)
         if not (fault := self._fault(record)):
             return record
         own = {name: value for name, value in record.fields.items() if name not in self.computed}
@@ -137,32 +143,57 @@ class JsonLines:
         """Nothing comes last."""
 
 
-class CsvTable:
-    """A CSV file (RFC 4180, but lines end in \\n) whose columns are known with its first rows."""
+class Table(ABC):
+    """A file whose columns stand at its beginning.
 
-    def __init__(self, file: BinaryIO, columns: Columns, answer: Answer):
-        self.file = file
+    Rows are held back until a record shows the columns: those before it could not be read, so that
+    nothing but their faults is kept.
+    """
+
+    def __init__(self, columns: Columns):
         self.columns = columns
-        self.answer = answer
+        self._held: list[tuple[Record, Any]] = []
         self._begun = False
 
     def write(self, chunk: Chunk) -> None:
-        """Append a row for each; what is neither text nor missing is written as JSON."""
+        """Append a row for each, as soon as the columns are known."""
+        self._held.extend(chunk)
+        if self.columns.known:
+            self._release()
+
+    def finish(self) -> None:
+        """Write what is held back; the beginning of the file, if there was no row."""
+        if self._held or not self._begun:
+            self._release()
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        self._append(held)
+        self._begun = True
+
+    @abstractmethod
+    def _append(self, chunk: Chunk) -> None:
+        """Append a row for each; before the first ones the beginning of the file."""
+
+
+class CsvTable(Table):
+    """A CSV file (RFC 4180, but lines end in \\n); JSON of what is neither text nor missing."""
+
+    def __init__(self, file: BinaryIO, columns: Columns, answer: Answer):
+        super().__init__(columns)
+        self.file = file
+        self.answer = answer
+
+    def _append(self, chunk: Chunk) -> None:
         text = io.StringIO(newline="")
         every = self.columns.every
         table = csv.DictWriter(text, every, extrasaction="ignore", lineterminator="\n")
         if not self._begun:
             table.writeheader()
-            self._begun = True
         for record, values in chunk:
             row = flattened(row_of(record, values, self.answer), self.columns.computed)
             table.writerow({name: as_text(value) for name, value in row.items()})
         self.file.write(text.getvalue().encode())
-
-    def finish(self) -> None:
-        """Write the header, if there was no row."""
-        if not self._begun:
-            self.write(())
 
 
 def flattened(row: Row, columns: Iterable[str]) -> Row:
@@ -213,18 +244,17 @@ class NpyMatrix:
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
-class ParquetTable:
+class ParquetTable(Table):
     """A Parquet file: a record's own columns as text, the vector, and why there is none."""
 
     def __init__(self, file: BinaryIO, columns: Columns, vector: str, width: int):
+        super().__init__(columns)
         self.file = file
-        self.columns = columns
         self.vector = vector
         self.width = width
         self._writer: Any = None  # pyarrow has no types
 
-    def write(self, chunk: Chunk) -> None:
-        """Append a row for each."""
+    def _append(self, chunk: Chunk) -> None:
         rows = [row_of(r, values, lambda vector: {self.vector: vector}) for r, values in chunk]
         vectors = pyarrow.list_(pyarrow.float32(), self.width)
         types = {name: pyarrow.string() for name in self.columns.every} | {self.vector: vectors}
@@ -240,6 +270,5 @@ class ParquetTable:
 
     def finish(self) -> None:
         """Write the end of the file."""
-        if self._writer is None:
-            self.write(())
+        super().finish()
         self._writer.close()

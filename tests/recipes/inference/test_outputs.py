@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
+import pyarrow.parquet
 import pytest
 
-from recipes.inference.outputs import Columns, NpyMatrix, flattened, written
+from recipes.inference.outputs import (
+    Columns,
+    CsvTable,
+    NpyMatrix,
+    ParquetTable,
+    flattened,
+    written,
+)
 from recipes.inference.record_files import Record
 
 
@@ -52,6 +62,52 @@ def test_the_first_record_that_could_be_read_decides_the_columns():
     assert columns.every == ("a", "value", "error")
     assert fitted[:2] == [broken, read]
     assert fitted[2].fault == "column 'b' is not in the first record, whose columns the table has"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_columns_that_a_later_chunk_shows_are_those_of_all_rows(kind, tmp_path):
+    """The first chunk has nothing that could be read, and a later record a computed column."""
+    columns = Columns(("value",), fixed=True)
+    path = tmp_path / "x"
+    read, taken = {"id": "7", "text": "a"}, {"id": "8", "text": "b", "error": "mine"}
+    chunks = [
+        [Record(f"{line}", fault="broken") for line in (1, 2)],
+        [Record("3", taken, ("b",)), Record("4", read, ("a",))],
+        [Record("5", {"id": "9", "new": "c"}, ("c",))],
+    ]
+    with written(path) as file:
+        if kind == "csv":
+            table = CsvTable(file, columns, lambda vector: {"value": vector[0]})
+        else:
+            table = ParquetTable(file, columns, "value", 1)
+        for chunk in chunks:
+            table.write([(r, None if r.fault else [0.5]) for r in columns.fitted(chunk)])
+        table.finish()
+    if kind == "csv":
+        header, *found = csv.reader(path.read_text().splitlines())
+    else:
+        content = pyarrow.parquet.read_table(path)
+        header = content.column_names
+        rows = [
+            [v[0] if isinstance(v, list) else v for v in r.values()] for r in content.to_pylist()
+        ]
+        found = [["" if v is None else str(v) for v in row] for row in rows]
+    assert header == ["id", "text", "value", "error"]
+    assert found[:2] == [["", "", "", "1: broken"], ["", "", "", "2: broken"]]
+    assert found[2][:3] == ["8", "b", ""] and "column 'error' has the name" in found[2][3]
+    assert found[3] == ["7", "a", "0.5", ""]
+    assert found[4][:3] == ["9", "", ""] and "column 'new' is not in the first" in found[4][3]
+
+
+@pytest.mark.parametrize("chunks", [0, 2])
+def test_a_table_without_a_readable_record_has_the_faults(chunks, tmp_path):
+    with written(tmp_path / "x") as file:
+        table = CsvTable(file, Columns(("value",), fixed=True), lambda vector: {})
+        for number in range(chunks):
+            table.write([(Record(f"{number}", fault="broken"), None)])
+        table.finish()
+    rows = "".join(f",{number}: broken\n" for number in range(chunks))
+    assert (tmp_path / "x").read_text() == f"value,error\n{rows}"
 
 
 def test_dictionaries_are_opened_where_a_column_is_named_so():
