@@ -4,13 +4,16 @@ The directory is an export of ours, the directory of a run that has one, or one 
 (`model.foreign`). The architecture is the directory's. The tokenizer is the data's: where it is
 another one, embeddings are carried over piece by piece.
 
-Only a run that has no checkpoint yet starts from the weights; a resumed one has its own. Their
-checksum is part of the run's identity, so that it is not resumed as another one.
+Only a run that has no checkpoint yet starts from the weights; a resumed one has its own, and its
+record says what it started from. Their checksum is part of the run's identity, so that it is not
+resumed as another one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import torch
 from model.config import ModelConfig, preset
 from model.foreign import Foreign, read_foreign
 from model.masked_lm import RapidBertForMaskedLM
+from model.pretrained import CONFIG
 from model.weights import (
     DECODER_BIAS,
     NEVER_PREDICTED,
@@ -32,6 +36,7 @@ from model.weights import (
 from recipes.common.errors import Faults, UserError
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.training.carry_over import CarryOver, carry_over
+from recipes.training.checkpoints.manifest import UNREADABLE, has_checkpointed, identities
 from recipes.training.export import export_directory, unfinished
 
 ADJUSTABLE = ("name", "vocab_size", "hidden_dropout", "attention_dropout", "ffn_dropout")
@@ -75,7 +80,11 @@ class InitialWeights:
 
     def identity(self) -> dict[str, str]:
         """Return what must not change between the parts of one run."""
-        return {"initial_weights": self.sha256, "initial_tokenizer": self.tokenizer}
+        return _identity(self.sha256, self.tokenizer)
+
+    def given_identity(self) -> dict[str, str]:
+        """Return the identity of what --init-from names now: it was read from there."""
+        return self.identity()
 
     def load_into(self, model: RapidBertForMaskedLM, seed: int) -> None:
         """Load them into a new model, whole or of a tensor-parallel rank. Call on every rank.
@@ -99,6 +108,97 @@ class InitialWeights:
             new = gather_state(model)
             state |= {name: new[name] for name in new if name not in state}
         scatter_state(model, state)
+
+
+@dataclass(frozen=True)
+class RecordedStart:
+    """What a run started from by its own record: all that a run with checkpoints needs of it."""
+
+    given: Path
+    """What --init-from names now; may have changed, or be gone."""
+    config: ModelConfig
+    started_from: dict[str, Any]
+    """As `InitialWeights.facts`; without layout and embeddings where the record is lost."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.started_from['directory']}, weights {self.started_from['sha256'][:12]}, as "
+            "recorded; the run goes on from its checkpoints"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a record and an export say about the start."""
+        return self.started_from
+
+    def identity(self) -> dict[str, str]:
+        """Return what must not change between the parts of one run."""
+        return _identity(self.started_from["sha256"], self.started_from["tokenizer"])
+
+    def given_identity(self) -> dict[str, str]:
+        """Return the identity that holds for what --init-from names now.
+
+        It is the recorded one, with a note printed, where the recorded place holds other weights by
+        now, or where nothing can be read. Other weights in another place are another run's.
+        """
+        directory = export_directory(self.given)
+        try:
+            weights = checksum(_read(directory).tensors)
+            found = _identity(weights, _tokenizer_of(directory).fingerprint)
+        except (UserError, OSError) as error:
+            what = f"the weights that the run started from cannot be read there now ({error})"
+        else:
+            if found == self.identity() or not self._is_recorded_place():
+                return found
+            what = f"the weights there are no longer those that the run started from ({weights})"
+        print(f"{directory}: {what}; the run goes on from its checkpoints, which do not need them")
+        return self.identity()
+
+    def load_into(self, model: RapidBertForMaskedLM, seed: int) -> None:
+        """Refuse: only a run without checkpoints loads what it starts from.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("the run's checkpoints disappeared while it started; start it again")
+
+    def _is_recorded_place(self) -> bool:
+        recorded, given = Path(self.started_from["directory"]).resolve(), self.given.resolve()
+        return recorded in (given, given / "export")
+
+
+def recorded_start(output: Path, given: Path) -> RecordedStart | None:
+    """Return what the run in `output` started from, by its checkpoints and its `config.json`.
+
+    Args:
+        given: what --init-from names now.
+
+    Returns:
+        None where `given` has to be read: the run has no checkpoint, it began with random weights,
+        or its record is lost and `given` is there to write it again.
+    """
+    if not has_checkpointed(output):
+        return None
+    record: dict[str, Any] = {}
+    with suppress(*UNREADABLE):
+        record = dict(json.loads((output / CONFIG).read_bytes()))
+    known = [*identities(output / "checkpoints").values(), record.get("identity")]
+    try:
+        identity = next(each for each in known if each)
+        weights, tokenizer = identity["initial_weights"], identity["initial_tokenizer"]
+        values = {
+            name.removeprefix("model."): value
+            for name, value in identity.items()
+            if name.startswith("model.")
+        }
+        config = ModelConfig.from_dict(values)
+    except (StopIteration, *UNREADABLE):
+        return None
+    facts = {"directory": str(given), "sha256": weights, "tokenizer": tokenizer}
+    recorded = record.get("started_from")
+    same = isinstance(recorded, dict) and recorded.get("sha256") == weights
+    if same and recorded.get("tokenizer") == tokenizer:
+        return RecordedStart(given, config, {**facts, **recorded})
+    return None if given.is_dir() else RecordedStart(given, config, facts)
 
 
 def open_initial_weights(
@@ -165,6 +265,10 @@ def checksum(tensors: State) -> str:
         digest.update(f"{name} {list(tensors[name].shape)}\n".encode())
         digest.update(tensors[name].contiguous().numpy().data.cast("B"))
     return digest.hexdigest()
+
+
+def _identity(weights: str, tokenizer: str) -> dict[str, str]:
+    return {"initial_weights": weights, "initial_tokenizer": tokenizer}
 
 
 def _read(directory: Path) -> Foreign:

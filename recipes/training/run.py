@@ -22,8 +22,10 @@ from recipes.engine.ds_config import precision, read_config
 from recipes.training import published_run
 from recipes.training.initial_weights import (
     InitialWeights,
+    RecordedStart,
     contradiction,
     open_initial_weights,
+    recorded_start,
 )
 from recipes.training.schedule import (
     Budget,
@@ -58,8 +60,8 @@ class Run:
     validation: TokenShards
     total_steps: int | None
     """None where the clock decides (--minutes)."""
-    initial: InitialWeights | None = None
-    """What it starts from (--init-from); None: random weights."""
+    initial: InitialWeights | RecordedStart | None = None
+    """What it starts, or has started, from (--init-from); None: random weights."""
 
     @property
     def places(self) -> Places:
@@ -188,12 +190,14 @@ def resolve(settings: Settings, world_size: int, faults: Faults | None = None) -
 
 def _starting_model(
     settings: Settings, data: tuple[TokenShards, TokenShards, Tokenizer] | None, faults: Faults
-) -> tuple[InitialWeights | None, ModelConfig | None]:
+) -> tuple[InitialWeights | RecordedStart | None, ModelConfig | None]:
     """Return what the run starts from, if anything, and its model; None, and faults, otherwise."""
     name, path = settings.identity.model, settings.places.init_from
     if path is None:
         return None, None if name is None else faults.attempt(lambda: preset(name))
-    initial = open_initial_weights(path, data[2] if data else None, faults)
+    initial = recorded_start(settings.places.output, path) or open_initial_weights(
+        path, data[2] if data else None, faults
+    )
     if initial is None:
         return None, None
     if name and (against := faults.attempt(lambda: contradiction(name, initial.config))):

@@ -52,7 +52,9 @@ def _start(run: Run, world: World) -> bool:
     lock(output, "training into it")
     path = output / CONFIG
     record = _record(run, world)
-    _check_identity(output, record["identity"])
+    # Only here, on one rank, does a run that goes on read what it once started from.
+    given = run.initial.given_identity() if run.initial else {}
+    _check_identity(output, {**record["identity"], **given})
     print(describe(run))
     write_whole(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
     # A first checkpoint that a crash left unfinished is no progress to go on from.

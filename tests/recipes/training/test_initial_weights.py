@@ -257,6 +257,59 @@ def test_other_initial_weights_are_another_run(first, data, config, tmp_path):
     assert "initial_weights: was None" in said
 
 
+def test_a_run_with_checkpoints_goes_on_without_what_it_started_from(first, data, config, tmp_path):
+    """Changed in its place, and then gone, with the run's record and without it."""
+    base, output, straight = tmp_path / "base", tmp_path / "run", tmp_path / "straight"
+    shutil.copytree(first / "export", base / "export")
+    continued(1, data, output, config, base, duration=40)
+    shutil.copytree(output, straight)
+    record = json.loads((output / "config.json").read_text())
+    expected, state = trained(straight)
+
+    def go_on(init_from: Path) -> str:
+        shutil.rmtree(output / "export")
+        shutil.rmtree(output / "checkpoints" / "step-000000005")
+        said = continued(1, data, output, config, init_from, duration=40).output
+        assert "resumed at step 3" in said
+        records, state_again = trained(output)
+        assert records == expected
+        assert all(torch.equal(state[name], state_again[name]) for name in state)
+        exported = json.loads((output / "export" / "config.json").read_text())["rapidbert"]
+        again = json.loads((output / "config.json").read_text())
+        assert again["identity"] == record["identity"]
+        assert exported["started_from"] == again["started_from"]
+        return said
+
+    tensors = load_file(base / "export" / "model.safetensors")
+    tensors[DECODER_BIAS][7] += 1e-3
+    save_file(tensors, base / "export" / "model.safetensors")
+    note = "the run goes on from its checkpoints, which do not need them"
+    for spelling in (base, base / ".." / "base" / "export"):
+        said = go_on(spelling)
+        assert "no longer those that the run started from" in said and note in said
+    elsewhere = shutil.copytree(base, tmp_path / "elsewhere")
+    assert "initial_weights: was '" in refusal(
+        data, output, config, init_from=elsewhere, duration=40
+    )
+    assert note not in go_on(first)
+    # A run that has only begun still needs the weights that are named.
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(output / "config.json", begun)
+    assert "initial_weights: was '" in refusal(data, begun, config, init_from=base, duration=40)
+    shutil.rmtree(base)
+    said = go_on(base)
+    assert "cannot be read there now" in said and note in said
+    assert (
+        json.loads((output / "config.json").read_text())["started_from"] == (record["started_from"])
+    )
+    assert faults_of(data, begun, config, init_from=base, duration=40)[0].endswith(
+        "no such directory"
+    )
+    (output / "config.json").unlink()
+    assert note in go_on(base)
+
+
 def faults_of(data: Path, output: Path, config: Path, **options: Any) -> list[str]:
     settings = settings_of(data, output, config, **(dict(duration=24, model=None) | options))
     with pytest.raises(UserError) as error:
