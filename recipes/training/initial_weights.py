@@ -194,9 +194,8 @@ def recorded_start(output: Path, given: Path) -> RecordedStart | None:
     except (StopIteration, *UNREADABLE):
         return None
     facts = {"directory": str(given), "sha256": weights, "tokenizer": tokenizer}
-    recorded = record.get("started_from")
-    same = isinstance(recorded, dict) and recorded.get("sha256") == weights
-    if same and recorded.get("tokenizer") == tokenizer:
+    recorded: dict[str, Any] = record.get("started_from") or {}
+    if recorded.get("sha256") == weights and recorded.get("tokenizer") == tokenizer:
         return RecordedStart(given, config, {**facts, **recorded})
     return None if given.is_dir() else RecordedStart(given, config, facts)
 
