@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -220,7 +220,12 @@ def _json(path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> tuple[tuple[str, ...], Rules]:
     """Read `tokenizer.json`, if it is of BERT's kind."""
     content = _json(path)
-    parts = {name: content.get(name) or {} for name in _KINDS}
+    parts = {name: {} if content.get(name) is None else content[name] for name in _KINDS}
+    Faults(
+        f"{path}: {name} is {_brief(part)}; an object"
+        for name, part in parts.items()
+        if not isinstance(part, dict)
+    ).stop()
     faults = Faults(
         f"{path}: its {name} is {parts[name].get('type') or 'missing'}; read is {kind}"
         for name, kind in _KINDS.items()
@@ -233,6 +238,7 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], Rules]:
             *faults, "a SentencePiece model is read from its tokenizer.model, BPE is not supported"
         )
     model, normalizer = parts["model"], parts["normalizer"]
+    Faults(_damages(path, content, model, normalizer)).stop()
     pieces = tuple(sorted(model["vocab"], key=model["vocab"].get))
     if [model["vocab"][piece] for piece in pieces] != list(range(len(pieces))):
         faults.append(f"{path}: the ids of its pieces are not 0 to {len(pieces) - 1:,}, each once")
@@ -248,6 +254,62 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], Rules]:
     faults += _contradictions(path, pieces, rules)
     faults.stop()
     return pieces, rules
+
+
+def _damages(
+    path: Path, content: Mapping[str, Any], model: Mapping[str, Any], normalizer: Mapping[str, Any]
+) -> Iterator[str]:
+    """Name the values that are missing or of a type that no writer gives them."""
+    vocabulary = model.get("vocab")
+    if not isinstance(vocabulary, dict):
+        yield f"{path}: model.vocab is {_brief(vocabulary)}; an object of pieces and their ids"
+    else:
+        wrong = [piece for piece, index in vocabulary.items() if not _is_number(index)]
+        for piece in wrong[:_SHOWN]:
+            said = _brief(vocabulary[piece])
+            yield f"{path}: model.vocab: the id of {piece!r} is {said}; a number"
+        if len(wrong) > _SHOWN:
+            yield f"{path}: model.vocab: {len(wrong) - _SHOWN:,} more ids that are no numbers"
+    longest = model.get("max_input_chars_per_word", 100)
+    if not _is_number(longest):
+        yield f"{path}: model.max_input_chars_per_word is {_brief(longest)}; a number"
+    for name, default in _SWITCHES.items():
+        value = normalizer.get(name, default)
+        if not isinstance(value, bool) and not (name == "strip_accents" and value is None):
+            yield f"{path}: normalizer.{name} is {_brief(value)}; true or false"
+    added = content.get("added_tokens")
+    if not isinstance(added, list | None):
+        yield f"{path}: added_tokens is {_brief(added)}; a list"
+        return
+    for place, token in enumerate(added or ()):
+        of = token if isinstance(token, dict) else {}
+        if not _is_number(of.get("id")) or not isinstance(of.get("content"), str):
+            yield (
+                f"{path}: added_tokens[{place}] is {_brief(token)}; an object with a number `id` "
+                "and a text `content`"
+            )
+
+
+_SWITCHES = {
+    "lowercase": None,
+    "strip_accents": None,
+    "handle_chinese_chars": True,
+    "clean_text": True,
+}
+"""The normaliser's rules, with what counts where a file does not name them."""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of JSON can be an id or a count: true and false cannot."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _brief(value: Any) -> str:
+    """A value of JSON as a message shows it."""
+    if value is None:
+        return "missing"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _added_faults(path: Path, content: Mapping[str, Any], ids: Mapping[str, int]) -> list[str]:

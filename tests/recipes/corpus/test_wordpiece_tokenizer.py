@@ -244,6 +244,42 @@ def test_another_kind_of_tokenizer_is_refused(tmp_path, changes, said):
     assert re.search(said, refusal(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model__vocab": None}, "model.vocab is missing; an object of pieces and their ids"),
+        ({"model__vocab": VOCABULARY}, 'model.vocab is ["[PAD]", "[UNK]"'),
+        ({"model__vocab__a": "5"}, "model.vocab: the id of 'a' is \"5\"; a number"),
+        ({"model__vocab__a": -1}, "model.vocab: the id of 'a' is -1; a number"),
+        ({"model": []}, "model is []; an object"),
+        ({"normalizer": ["BertNormalizer"]}, 'normalizer is ["BertNormalizer"]; an object'),
+        (
+            {"normalizer": {"type": "BertNormalizer"}},
+            "normalizer.lowercase is missing; true or false",
+        ),
+        ({"normalizer__clean_text": 1}, "normalizer.clean_text is 1; true or false"),
+        ({"model__max_input_chars_per_word": "9"}, 'model.max_input_chars_per_word is "9"; a'),
+        ({"added_tokens": {"[SEP]": 3}}, 'added_tokens is {"[SEP]": 3}; a list'),
+        (
+            {"added_tokens": [{"id": 3, "content": "[SEP]"}, {"content": "[SEP]"}]},
+            'added_tokens[1] is {"content": "[SEP]"}; an object with a number `id`',
+        ),
+        ({"added_tokens": ["[SEP]"]}, 'added_tokens[0] is "[SEP]"; an object with a number `id`'),
+    ],
+)
+def test_a_damaged_file_is_refused_by_the_name_of_its_key(tmp_path, changes, said):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content(**changes)))
+    assert f"{path}: {said}" in refusal(tmp_path)
+
+
+def test_all_damages_are_named_at_once(tmp_path):
+    value = content(model__max_input_chars_per_word="9", added_tokens=[{}])
+    del value["model"]["vocab"], value["normalizer"]["lowercase"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    assert len(refusal(tmp_path).splitlines()) == 4
+
+
 def test_files_that_contradict_each_other_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content()))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
