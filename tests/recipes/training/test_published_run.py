@@ -59,7 +59,7 @@ def test_every_value_is_the_published_one(
     handed = adamw_weight_decay(options.weight_decay, options.learning_rate)
     assert handed == pytest.approx({5e-4: 0.02, 2e-4: 0.05}[learning_rate])
     assert (options.warmup_fraction, options.final_lr_fraction) == (0.06, 0.02)
-    assert run.deepspeed["bf16"] == {"enabled": True}
+    assert run.deepspeed["bf16"]["enabled"] is True
     assert run.model.hidden_dropout == 0.1
     assert run.model.attention_dropout == attention_dropout
     assert run.model.ffn_dropout == ffn_dropout
