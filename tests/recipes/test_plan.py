@@ -29,12 +29,18 @@ def test_the_advice_makes_pretraining_cut_the_batch_as_planned(tmp_path, capsys)
             printed = capsys.readouterr().out
             content = json.loads(output.read_text())
             (said,) = re.findall(r'json, line (\d+): "train_micro_batch.*": (.*)', printed)
-            limit = int(re.findall(r"\d+", said[1])[-1])
-            assert "on" not in said[1]  # one limit for all
+            # One limit for all, or "128 on 32 GPUs; 64 on 8, 64 GPUs".
+            limits = {
+                gpus: int(sequences)
+                for sequences, numbers in re.findall(r"(\d+) on ([\d, ]+) GPUs", said[1])
+                for gpus in map(int, numbers.split(","))
+            }
+            last = int(re.findall(r"\d+", said[1])[-1])
             name = f"ds_configs/{model.rpartition('-')[2]}.json"
             line = (ROOT / name).read_text().splitlines()[int(said[0]) - 1]
             assert '"train_micro_batch_size_per_gpu"' in line and name in printed
             for each in content["forecasts"]:
+                limit = limits[each["gpus"]] if limits else last
                 made = plan_batches(4096, limit, each["gpus"])
                 assert made.micro_batch == each["micro_batch"]
                 assert made.global_batch == each["global_batch"]
