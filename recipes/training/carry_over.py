@@ -8,6 +8,9 @@ the old tokenizer does not know at all, the row is drawn with the mean and the s
 the old rows (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021): the
 usual initialiser knows nothing of where the old rows lie.
 
+A piece within a word is cut behind a letter, which is then left out, so that its parts are those
+within a word as well.
+
 Where the old tokenizer folds case, `Hospital` begins as `hospital` is: that is its only part.
 """
 
@@ -89,6 +92,7 @@ def carry_over(old: Tokenizer, new: Tokenizer) -> CarryOver:
     alike = type(old) is type(new)
     by_piece = {_key(old, index, alike): index for index in range(old.vocab_size)}
     roles = {getattr(new, role): getattr(old, role) for role in ROLES}
+    anchors = _anchors(old)
     parts: list[tuple[int, ...]] = []
     shared = 0
     for index in range(new.vocab_size):
@@ -97,9 +101,31 @@ def carry_over(old: Tokenizer, new: Tokenizer) -> CarryOver:
             shared += 1
             parts.append((same,))
             continue
-        cut = old.encode(_text(new, index))
+        text = _text(new, index)
+        cut = old.encode(text) if new.begins_word(index) else _cut_within(old, text, anchors)
         parts.append(tuple(part for part in cut if part != old.unk_id))
     return CarryOver(tuple(parts), shared, old.vocab_size)
+
+
+_ANCHORS = 26  # letters to try: of an alphabet of capitals and small letters that is enough
+
+
+def _anchors(old: Tokenizer) -> dict[str, list[int]]:
+    """Return letters that the old tokenizer knows, with their ids as words of their own."""
+    letters = {piece.removeprefix(_WORD_START) for piece in old.pieces}
+    # Scripts without small letters may be cut at each character, which hides what is within words.
+    small = sorted(letter for letter in letters if len(letter) == 1 and letter.islower())
+    cut = {letter: old.encode(letter) for letter in small[:_ANCHORS]}
+    return {letter: ids for letter, ids in cut.items() if ids and old.unk_id not in ids}
+
+
+def _cut_within(old: Tokenizer, text: str, anchors: dict[str, list[int]]) -> list[int]:
+    """Cut a text that goes on with a word; as a word of its own where it joins every anchor."""
+    for letter, ids in anchors.items():
+        cut = old.encode(letter + text)
+        if cut[: len(ids)] == ids:
+            return cut[len(ids) :]
+    return old.encode(text)
 
 
 def _key(tokenizer: Tokenizer, index: int, alike: bool) -> tuple[bool, str]:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from model.config import ModelConfig
 from model.weights import DECODER_BIAS, NEVER_PREDICTED, WORD_EMBEDDINGS
 from recipes.corpus.sentencepiece_training import train_tokenizer
-from recipes.corpus.tokenizer import Tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.training.carry_over import carry_over
 
 OLD_WORDS = (
@@ -41,6 +43,13 @@ def trained(directory: Path, words: list[str], pieces: int, normalizer: str) -> 
     return train_tokenizer(texts, directory / "tokenizer.model", pieces, normalizer=normalizer)
 
 
+def without_prefix(tokenizer: Tokenizer) -> SentencePieceProcessor:
+    """SentencePiece's own reading of a text as the middle of a word."""
+    model = ModelProto.FromString(Path(tokenizer.path).read_bytes())
+    model.normalizer_spec.add_dummy_prefix = False
+    return SentencePieceProcessor(model_proto=model.SerializeToString())
+
+
 def test_every_row_is_the_mean_of_its_parts(folded, cased):
     carried = carry_over(folded, cased)
     config = ModelConfig("x", 1, WIDTH, 1, 4, vocab_size=cased.vocab_size)
@@ -55,24 +64,47 @@ def test_every_row_is_the_mean_of_its_parts(folded, cased):
     assert words.shape == (320, WIDTH) and bias.shape == (320,)
     assert changed["other"] is tensors["other"]
     old_rows = {piece: index for index, piece in enumerate(folded.pieces)}
-    shared = 0
+    within = without_prefix(folded)
+    shared = continued = 0
     for index, piece in enumerate(cased.pieces):
         if piece in old_rows:
             shared += 1
             assert torch.equal(words[index], tensors[WORD_EMBEDDINGS][old_rows[piece]]), piece
             assert torch.equal(bias[index], tensors[DECODER_BIAS][old_rows[piece]]), piece
             continue
-        parts = folded.encode(piece.replace("\u2581", " "))
+        begins = piece.startswith("\u2581")
+        parts = (folded.encode if begins else within.encode)(piece.replace("\u2581", " "))
         assert parts, piece
+        continued += not begins and parts != folded.encode(piece)
         row = sum(tensors[WORD_EMBEDDINGS][part] for part in parts) / len(parts)
         torch.testing.assert_close(words[index], row, rtol=0, atol=1e-6)
         own = sum(tensors[DECODER_BIAS][part] for part in parts) / len(parts)
         torch.testing.assert_close(bias[index], own, rtol=0, atol=1e-6)
+    assert continued, "a piece that would have other parts as a word of its own"
     assert 5 + 256 < shared < cased.vocab_size
     assert carried.shared == shared and carried.drawn == 0
     assert (bias[cased.vocab_size :] == NEVER_PREDICTED).all()
     said = f"{shared:,} of 296 pieces keep their rows, {296 - shared} begin as the mean of their"
     assert str(carried).startswith(said)
+
+
+def test_the_parts_of_a_piece_within_a_word_are_within_words(tmp_path):
+    """`a` joins `io` to a piece of its own, so `b` is what the text is cut behind."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    ours = ["a", "b", "aio", "io", "##io", "##logy", "me"]
+    theirs = ["##iology", "iology", "##me"]
+    tokenizers = []
+    for name, pieces in (("old", ours), ("new", theirs)):
+        path = tmp_path / name / "vocab.txt"
+        path.parent.mkdir()
+        path.write_text("\n".join([*special, *pieces]) + "\n")
+        tokenizers.append(open_tokenizer(path))
+    old = [*special, *ours].index
+    assert carry_over(*tokenizers).parts[len(special) :] == (
+        (old("##io"), old("##logy")),
+        (old("io"), old("##logy")),
+        (old("me"),),  # no part within a word is known
+    )
 
 
 def test_a_capital_begins_as_its_small_letter_did(folded, cased):
