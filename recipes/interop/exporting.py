@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Literal, Protocol, cast
 
 from safetensors import SafetensorError
@@ -128,10 +129,13 @@ def publish(source: Source, target: Target, output: Path) -> Comparison:
     Raises:
         UserError, MachineError: as `run`.
     """
-    partial = output.with_name(output.name + PARTIAL)
+    work: Path | None = None
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # A name that nobody has, beside the output: the last step is a rename on one file system.
+        work = Path(mkdtemp(prefix=f"{output.name}.", suffix=PARTIAL, dir=output.parent))
+        partial = work / "export"  # with the permissions of any new directory, not of a private one
+        partial.mkdir()
         target.write(source, partial)
         comparison = target.compare(source, partial)
         if not comparison.agrees:
@@ -151,5 +155,6 @@ def publish(source: Source, target: Target, output: Path) -> Comparison:
     except SafetensorError as error:
         raise MachineError(f"{output}: {error}") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
     return comparison

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -96,8 +97,10 @@ def run(settings: Settings, write: Write) -> int:
     )
     if found.left_out:
         print(f"left out, for a head that begins new with every task: {', '.join(found.left_out)}")
-    unchecked = output.with_name(output.name + ".unchecked")
-    staged = output.with_name(output.name + ".tokenizer")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # A name that nobody has, beside the output: the last step is a rename on one file system.
+    work = Path(mkdtemp(prefix=f"{output.name}.", dir=output.parent))
+    unchecked, staged = work / "export", work / "tokenizer"
     try:
         _stage(source.tokenizer, staged)
         state = source.weights.state(source.head)
@@ -111,8 +114,7 @@ def run(settings: Settings, write: Write) -> int:
             )
         os.replace(unchecked, output)
     finally:
-        for leftover in (unchecked, staged):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     what = "logits" if found.has_masked_lm else "hidden states"
     print(f"checked on {len(SENTENCES)} sentences, {what}: {said}")
     print(f"exported to {output}")
@@ -175,8 +177,7 @@ def _with_pieces(config: ModelConfig, tokenizer: Tokenizer, faults: Faults) -> M
 
 def _stage(tokenizer: Tokenizer, directory: Path) -> None:
     """Write the tokenizer's files where an export is written from."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    directory.mkdir()
     for name, content in tokenizer.files().items():
         (directory / name).write_bytes(content)
 

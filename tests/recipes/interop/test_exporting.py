@@ -36,6 +36,15 @@ def test_a_copy_that_agrees_gets_its_name(place, tmp_path, capsys):
     assert said.endswith(f"exported to {tmp_path / 'out'}\n")
 
 
+def test_a_neighbour_of_a_temporary_files_name_survives(place, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine").write_text("kept")
+    assert export(place, tmp_path / "out") == 0
+    assert left(tmp_path) == ["out", "out.partial"]
+    assert (tmp_path / "out.partial" / "mine").read_text() == "kept"
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "out.partial").stat().st_mode
+
+
 @pytest.mark.parametrize("wrong", ["heads", "gate", "NaN"])
 def test_a_copy_that_computes_something_else_is_not_left_behind(
     place, tmp_path, monkeypatch, wrong

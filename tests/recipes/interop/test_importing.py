@@ -268,6 +268,19 @@ def test_a_tokenizer_of_other_weights_is_refused_and_one_beside_them_taken(token
     assert f"290 pieces, and the embeddings have {PIECES - 1} rows" in said
 
 
+def test_a_tokenizer_beside_the_output_survives(tokenizer, tmp_path):
+    hf_bert(tmp_path / "source", tokenizer)
+    own = tmp_path / "bert.tokenizer"
+    own.mkdir()
+    (tmp_path / "source" / "tokenizer.model").rename(own / "tokenizer.model")
+    (tmp_path / "bert.unchecked").mkdir()
+    assert importing.run(Settings(tmp_path / "source", tmp_path / "bert", own), write_export) == 0
+    assert (own / "tokenizer.model").read_bytes() == tokenizer.proto
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert names == ["bert", "bert.tokenizer", "bert.unchecked", "source"]
+    assert (tmp_path / "bert").stat().st_mode == own.stat().st_mode
+
+
 def test_an_export_that_computes_something_else_is_not_left_behind(plain, tokenizer, tmp_path):
     """A writer that mixes up gate and value, which fit each other's place."""
     source = published(tmp_path / "source", MOSAICBERT, plain.state_dict(), tokenizer)
