@@ -7,8 +7,9 @@ special is known to the tokenizer, and to the manifest of data that were encoded
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from recipes.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from recipes.corpus.tokenizer_interface import Tokenizer
 from recipes.corpus.wordpiece_tokenizer import WordPieceTokenizer
 
-__all__ = ["Tokenizer", "encode_documents", "open_tokenizer"]
+__all__ = ["Tokenizer", "encode_documents", "open_tokenizer", "why_not_of_weights"]
 
 _FILES = ("tokenizer.model", "tokenizer.json", "vocab.txt")  # the first that is there counts
 
@@ -45,3 +46,30 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Encode each text as an int32 array [tokens] of ids, without [CLS] and [SEP]."""
     return [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
+
+
+SPARE_ROWS = 127
+"""Rows of embeddings that padding to a multiple of up to 128 adds to the pieces at most."""
+
+
+def why_not_of_weights(
+    tokenizer: Tokenizer, rows: int, recorded: Mapping[str, Any]
+) -> Iterator[str]:
+    """Say what shows that weights were not trained with this tokenizer; nothing, if nothing does.
+
+    Args:
+        rows: of the embeddings.
+        recorded: what an export says of its tokenizer; empty for weights of others.
+    """
+    pieces, trained = tokenizer.vocab_size, recorded.get("fingerprint")
+    if pieces > rows or rows - pieces > SPARE_ROWS:
+        yield (
+            f"{tokenizer.path}: {pieces:,} pieces, and the embeddings have {rows:,} rows (padding "
+            f"makes {SPARE_ROWS} more at most): it is not the tokenizer of these weights"
+        )
+    if trained is not None and trained != tokenizer.fingerprint:
+        yield (
+            f"{tokenizer.path}: its fingerprint is {tokenizer.fingerprint}, the weights were "
+            f"trained with {trained} (older versions left a custom normaliser's flags out of the "
+            "fingerprint)"
+        )

@@ -26,7 +26,7 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.weights import BUFFERS, SAME, Head, State
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_directory
-from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, why_not_of_weights
 from recipes.interop.hf_config import hf_config, is_plain_bert
 
 TOLERANCE = 1e-4
@@ -139,10 +139,13 @@ def open_source(settings: Settings) -> Source:
     tokenizer = None
     if settings.tokenizer or at.is_dir():
         tokenizer = faults.attempt(lambda: _tokenizer(settings))
-    config = weights and tokenizer and _with_pieces(weights.config, tokenizer, faults)
+    if weights and tokenizer:
+        ours = weights.description if weights.layout == "rapidbert" else {}
+        rows = weights.config.vocab_size
+        faults += why_not_of_weights(tokenizer, rows, ours.get("tokenizer", {}))
     faults.stop()
-    assert weights and tokenizer and config
-    return Source(weights, tokenizer, config)
+    assert weights and tokenizer
+    return Source(weights, tokenizer, _with_pieces(weights.config, tokenizer))
 
 
 def _read(directory: Path) -> Foreign:
@@ -161,17 +164,9 @@ def _tokenizer(settings: Settings) -> Tokenizer:
         raise UserError(*error.faults, "another tokenizer is named with --tokenizer") from None
 
 
-def _with_pieces(config: ModelConfig, tokenizer: Tokenizer, faults: Faults) -> ModelConfig | None:
-    """Return the model with the tokenizer's number of pieces; None, and a fault, if too many."""
-    pieces, rows = tokenizer.vocab_size, config.vocab_size
-    if pieces > rows:
-        faults.append(
-            f"{tokenizer.path}: {pieces:,} pieces, and the embeddings have {rows:,} rows: it is "
-            "not the tokenizer of these weights"
-        )
-        return None
-    exact = replace(config, vocab_size=pieces)
-    # Rows behind the pieces are padding, if there are no more of them than padding makes.
+def _with_pieces(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """Return the model with the tokenizer's number of pieces, where the rows behind are padding."""
+    exact = replace(config, vocab_size=tokenizer.vocab_size)
     return exact if exact.padded_vocab_size == config.padded_vocab_size else config
 
 

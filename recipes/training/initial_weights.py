@@ -34,7 +34,7 @@ from model.weights import (
     scatter_state,
 )
 from recipes.common.errors import Faults, UserError
-from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, why_not_of_weights
 from recipes.training.carry_over import CarryOver, carry_over
 from recipes.training.checkpoints.manifest import UNREADABLE, has_checkpointed, identities
 from recipes.training.export import export_directory, unfinished
@@ -220,11 +220,10 @@ def open_initial_weights(
     theirs = faults.attempt(lambda: _tokenizer_of(directory)) if directory.is_dir() else None
     if found is None or theirs is None or tokenizer is None:
         return None
-    if theirs.vocab_size > found.config.padded_vocab_size:
-        faults.append(
-            f"{directory}: its tokenizer has {theirs.vocab_size:,} pieces, its embeddings "
-            f"{found.config.vocab_size:,} rows"
-        )
+    ours = found.description if found.layout == "rapidbert" else {}
+    rows = found.config.padded_vocab_size
+    if wrong := list(why_not_of_weights(theirs, rows, ours.get("tokenizer", {}))):
+        faults += wrong
         return None
     same = theirs.fingerprint == tokenizer.fingerprint
     return InitialWeights(

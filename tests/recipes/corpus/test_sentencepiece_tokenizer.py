@@ -12,7 +12,7 @@ from tokenizer_scenarios import sample_texts
 from recipes.common.errors import UserError
 from recipes.corpus.sentencepiece_tokenizer import IDENTITY, NORMALIZERS
 from recipes.corpus.sentencepiece_training import train_tokenizer
-from recipes.corpus.tokenizer import encode_documents, open_tokenizer
+from recipes.corpus.tokenizer import encode_documents, open_tokenizer, why_not_of_weights
 from recipes.corpus.tokenizer_interface import SPECIAL_PIECES
 
 
@@ -248,3 +248,17 @@ def test_foreign_models_are_refused_with_every_reason(tmp_path):
     assert len(caught.value.faults) == 3
     assert "[CLS] must be a control symbol" in caught.value.faults[0]
     assert "it must be [MASK]" in caught.value.faults[2]
+
+
+def test_what_shows_that_weights_are_of_another_tokenizer(tokenizer):
+    """Too many pieces, far too few, or another fingerprint than the weights' record says."""
+    pieces = tokenizer.vocab_size
+    fitting = {"fingerprint": tokenizer.fingerprint}
+    for rows in (pieces, pieces + 127):
+        assert not list(why_not_of_weights(tokenizer, rows, fitting))
+        assert not list(why_not_of_weights(tokenizer, rows, {}))
+    for rows in (pieces - 1, pieces + 128):
+        (fault,) = why_not_of_weights(tokenizer, rows, fitting)
+        assert f"{pieces:,} pieces, and the embeddings have {rows:,} rows" in fault
+    (fault,) = why_not_of_weights(tokenizer, pieces, {"fingerprint": "another"})
+    assert "the weights were trained with another" in fault
