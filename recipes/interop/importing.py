@@ -2,12 +2,14 @@
 
 An import ends with a check. The same sentences go through the export that was written, as every
 later stage reads it, and through an implementation that is not ours in packing, attention and
-layout: transformers' own BERT on the files as they came, or the padded modelling file for the
-layouts of RapidBERT. A directory that computes something else is not left behind.
+layout: transformers' own BERT or JinaBERT's definition on the files as they came, or the padded
+modelling file for the other layouts of RapidBERT. A directory that computes something else is not
+left behind.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -23,10 +25,13 @@ from model.config import ModelConfig, ModelOptions
 from model.encoder import RapidBert
 from model.foreign import Foreign, read_foreign
 from model.masked_lm import RapidBertForMaskedLM
+from model.pretrained import CONFIG
+from model.weight_files import read_weights
 from model.weights import BUFFERS, SAME, Head, State
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_directory
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, why_not_of_weights
+from recipes.interop import jina_reference
 from recipes.interop.hf_config import hf_config, is_plain_bert
 
 TOLERANCE = 1e-4
@@ -235,6 +240,8 @@ def _independent(source: Source) -> Callable[[Tensor, Tensor], Tensor]:
     # It would list what a head less or more leaves over; it has no types here.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     found = source.weights
+    if found.layout == "jinabert":
+        return _jinabert(found)
     if found.layout == "bert":
         kind: Any = transformers.BertForMaskedLM if found.has_masked_lm else transformers.BertModel
         extra = {} if found.has_masked_lm else {"add_pooling_layer": False}
@@ -242,6 +249,25 @@ def _independent(source: Source) -> Callable[[Tensor, Tensor], Tensor]:
     else:
         bert = _modelled(found)
     return lambda ids, mask: bert(input_ids=ids, attention_mask=mask)[0]
+
+
+def _jinabert(found: Foreign) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return JinaBERT-v2 by its definition, on the file's tensors before our reader joins any."""
+    tensors, _ = read_weights(found.directory, [])
+    values = json.loads((found.directory / CONFIG).read_bytes())
+    values.setdefault("layer_norm_eps", 1e-12)  # as JinaBERT's own code
+    if not any(name.startswith("bert.") for name in tensors):  # saved from the encoder
+        tensors = {x if x.startswith("cls.") else f"bert.{x}": t for x, t in tensors.items()}
+    for names in SAME.items():  # a tensor with two names may be saved by either
+        for name, other in (names, names[::-1]):
+            if name in tensors:
+                tensors.setdefault(other, tensors[name])
+
+    def numbers(ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = jina_reference.hidden_states(tensors, values, ids, mask)
+        return jina_reference.logits(tensors, values, hidden) if found.has_masked_lm else hidden
+
+    return numbers
 
 
 def _modelled(found: Foreign) -> Any:

@@ -13,6 +13,7 @@ from plain_bert import PaddedBatch, PlainRapidBERT, randomise
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model import foreign
 from model.config import ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import read_export
@@ -268,6 +269,34 @@ def test_a_tokenizer_of_other_weights_is_refused_and_one_beside_them_taken(token
     assert f"290 pieces, and the embeddings have {PIECES - 1} rows" in said
 
 
+def test_an_export_with_another_tokenizer_of_as_many_pieces_is_refused(plain, tokenizer, tmp_path):
+    source = published(tmp_path / "source", MOSAICBERT, plain.state_dict(), tokenizer)
+    export = imported(source, tmp_path / "export")
+    letters = "zyxwvutsrqponmlkjihgfedcba"
+    texts = [" ".join(a + b + c for a in letters for c in "oub") for b in letters]
+    (tmp_path / "other").mkdir()
+    other = train_tokenizer(texts, tmp_path / "other" / "tokenizer.model", PIECES)
+    assert other.vocab_size == tokenizer.vocab_size
+    (said,) = refusal(Settings(export, tmp_path / "again", tmp_path / "other"))
+    assert f"its fingerprint is {other.fingerprint}, the weights were trained with " in said
+    assert tokenizer.fingerprint in said
+
+
+@pytest.mark.parametrize(("padding", "refused"), [(127, False), (128, True)])
+def test_more_rows_than_padding_adds_are_another_tokenizers(padding, refused, tokenizer, tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=PIECES + padding, max_position_embeddings=40, **SIZES
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer.model").write_bytes(tokenizer.proto)
+    settings = Settings(tmp_path / "bert", tmp_path / "export")
+    if not refused:
+        assert importing.run(settings, write_export) == 0
+        return
+    (said,) = refusal(settings)
+    assert "290 pieces, and the embeddings have 418 rows" in said
+
+
 def test_a_tokenizer_beside_the_output_survives(tokenizer, tmp_path):
     hf_bert(tmp_path / "source", tokenizer)
     own = tmp_path / "bert.tokenizer"
@@ -294,3 +323,28 @@ def test_an_export_that_computes_something_else_is_not_left_behind(plain, tokeni
         importing.run(Settings(source, tmp_path / "export"), mixed_up)
     assert "largest difference" in str(e.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("head", ["masked_lm", "none"])
+def test_a_reader_that_mixes_up_query_and_key_of_jinabert_is_found_out(
+    head, plain, tokenizer, tmp_path, monkeypatch
+):
+    """They fit each other's place, and what is written is what was read."""
+    tensors = apart(plain.state_dict())
+    if head == "none":
+        tensors = {name.removeprefix("bert."): x for name, x in tensors.items() if "bert." in name}
+    source = published(tmp_path / "source", JINABERT, tensors, tokenizer)
+    normalised = foreign._normalised
+
+    def mixed_up(*read: Any) -> dict[str, Tensor]:
+        found = normalised(*read)
+        for name in [name for name in found if ".Wqkv." in name]:
+            query, key, value = found[name].chunk(3)
+            found[name] = torch.cat([key, query, value])
+        return found
+
+    imported(source, tmp_path / "right")
+    monkeypatch.setattr(foreign, "_normalised", mixed_up)
+    (said,) = refusal(Settings(source, tmp_path / "export"))
+    assert "not imported: the export computes something else" in said
+    assert not (tmp_path / "export").exists()

@@ -26,6 +26,7 @@ from pretrain_scenarios import (
 from safetensors.torch import load_file, save_file
 
 from model.config import ModelOptions
+from model.foreign import read_foreign
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from model.pretrained import read_export
@@ -339,6 +340,29 @@ def test_everything_wrong_with_the_start_is_said_at_once(first, data, config, tm
     assert faults_of(data, output, config) == [
         "--model: name a preset, or weights to start from with --init-from"
     ]
+
+
+def test_a_start_whose_tokenizer_is_not_that_of_its_weights(
+    first, data, other_data, config, tmp_path
+):
+    start = shutil.copytree(first / "export", tmp_path / "start")
+    shutil.copy(other_data / "tokenizer.model", start)
+    said = faults_of(data, tmp_path / "run", config, init_from=start)
+    trained = open_tokenizer(first / "export").fingerprint
+    assert any(f"the weights were trained with {trained}" in fault for fault in said)
+    # In the layout of others, which records no tokenizer, the rows alone can tell.
+    hf_bert(tmp_path / "bert", data / "tokenizer.model")
+    pieces = open_tokenizer(data).vocab_size
+    kept = json.loads((tmp_path / "bert" / "config.json").read_text())
+    tensors = load_file(tmp_path / "bert" / "model.safetensors")
+    for name, tensor in tensors.items():
+        if len(tensor) == pieces:
+            tensors[name] = torch.cat([tensor, tensor[:128]])
+    save_file(tensors, tmp_path / "bert" / "model.safetensors", {"format": "pt"})
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(kept | {"vocab_size": pieces + 128}))
+    [said] = faults_of(data, tmp_path / "run", config, init_from=tmp_path / "bert")
+    rows = read_foreign(tmp_path / "bert").config.padded_vocab_size
+    assert f"{pieces:,} pieces, and the embeddings have {rows:,} rows" in said
 
 
 def test_learned_positions_are_not_outgrown(data, config, tmp_path):
