@@ -85,7 +85,8 @@ class SentencePieceTokenizer(Tokenizer):
         return tuple(self._processor.id_to_piece(list(range(self.vocab_size))))
 
     @cached_property
-    def _model(self) -> Any:
+    def description(self) -> Any:
+        """SentencePiece's own description of the model, a `ModelProto`."""
         from sentencepiece import sentencepiece_model_pb2 as protocol
 
         # The generated module makes its classes at run time.
@@ -93,12 +94,14 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def normalizer(self) -> str:
-        return str(self._model.normalizer_spec.name)
+        return str(self.description.normalizer_spec.name)
 
     @cached_property
     def keeps_text(self) -> bool:
-        spec, trainer = self._model.normalizer_spec, self._model.trainer_spec
-        changes = spec.precompiled_charsmap or self._model.denormalizer_spec.precompiled_charsmap
+        spec, trainer = self.description.normalizer_spec, self.description.trainer_spec
+        changes = (
+            spec.precompiled_charsmap or self.description.denormalizer_spec.precompiled_charsmap
+        )
         spaces = spec.add_dummy_prefix or spec.remove_extra_whitespaces
         return bool(trainer.byte_fallback and spec.escape_whitespaces and not (changes or spaces))
 
@@ -131,7 +134,7 @@ class SentencePieceTokenizer(Tokenizer):
         return digest.hexdigest()
 
     def _beside_the_pieces(self) -> str:
-        model = self._model
+        model = self.description
         trainer, normalizer, denormalizer = (
             model.trainer_spec,
             model.normalizer_spec,
@@ -219,7 +222,7 @@ class SentencePieceTokenizer(Tokenizer):
         """
         if faults := list(self.why_no_hf_files()):
             raise UserError(*faults)
-        spec, processor = self._model.normalizer_spec, self._processor
+        spec, processor = self.description.normalizer_spec, self._processor
         ids = range(self.vocab_size)
         hidden = [i for i in ids if processor.is_control(i) or processor.is_unknown(i)]
         decoys = [self.pieces[i] for i in (*hidden, *filter(processor.is_byte, ids))]
@@ -246,7 +249,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def why_no_hf_files(self) -> Iterator[str]:
         """Say what this model has that `tokenizers` has no counterpart of; nothing, if all."""
-        model = self._model
+        model = self.description
         trainer, spec, user_defined = (
             model.trainer_spec,
             model.normalizer_spec,

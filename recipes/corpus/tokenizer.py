@@ -18,7 +18,13 @@ from recipes.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from recipes.corpus.tokenizer_interface import Tokenizer
 from recipes.corpus.wordpiece_tokenizer import WordPieceTokenizer
 
-__all__ = ["Tokenizer", "encode_documents", "open_tokenizer", "why_not_of_weights"]
+__all__ = [
+    "Tokenizer",
+    "encode_documents",
+    "open_tokenizer",
+    "other_fingerprint",
+    "why_not_of_weights",
+]
 
 _FILES = ("tokenizer.model", "tokenizer.json", "vocab.txt")  # the first that is there counts
 
@@ -67,9 +73,15 @@ def why_not_of_weights(
             f"{tokenizer.path}: {pieces:,} pieces, and the embeddings have {rows:,} rows (padding "
             f"makes {SPARE_ROWS} more at most): it is not the tokenizer of these weights"
         )
-    if trained is not None and trained != tokenizer.fingerprint:
-        yield (
-            f"{tokenizer.path}: its fingerprint is {tokenizer.fingerprint}, the weights were "
-            f"trained with {trained} (older versions left a custom normaliser's flags out of the "
-            "fingerprint)"
-        )
+    if trained is not None and (fault := other_fingerprint(tokenizer, trained)):
+        yield fault
+
+
+def other_fingerprint(tokenizer: Tokenizer, trained: str) -> str | None:
+    """Say that weights were trained with a tokenizer of another fingerprint; None if not so."""
+    if trained == tokenizer.fingerprint:
+        return None
+    return (
+        f"{tokenizer.path}: its fingerprint is {tokenizer.fingerprint}, the weights were trained "
+        f"with {trained} (older versions left a custom normaliser's flags out of the fingerprint)"
+    )

@@ -31,7 +31,7 @@ def add(writer: Any, tokenizer: Tokenizer) -> None:
         writer: a `gguf.GGUFWriter`.
     """
     if isinstance(tokenizer, SentencePieceTokenizer):
-        _add_unigram(writer, _model(tokenizer))
+        _add_unigram(writer, tokenizer.description)
     else:
         _add_wordpiece(writer, tokenizer)
     writer.add_tokenizer_pre("default")
@@ -73,14 +73,6 @@ def _add_wordpiece(writer: Any, tokenizer: Tokenizer) -> None:
     writer.add_token_types(types)
 
 
-def _model(tokenizer: SentencePieceTokenizer) -> Any:
-    """Return SentencePiece's own description of a model."""
-    from sentencepiece import sentencepiece_model_pb2 as protocol
-
-    # The generated module makes its classes at run time.
-    return protocol.ModelProto.FromString(tokenizer.proto)  # type: ignore[attr-defined]
-
-
 def as_there(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """Return the ids that llama.cpp must give where ours are these.
 
@@ -89,7 +81,7 @@ def as_there(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     if not isinstance(tokenizer, SentencePieceTokenizer):
         return list(ids)
     unknown = tokenizer.unk_id
-    bytes_ = {i for i, piece in enumerate(_model(tokenizer).pieces) if piece.type == _BYTE}
+    bytes_ = {i for i, piece in enumerate(tokenizer.description.pieces) if piece.type == _BYTE}
     found: list[int] = []
     for index in ids:
         index = unknown if index in bytes_ else index

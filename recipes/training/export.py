@@ -22,7 +22,7 @@ from model.pretrained import CONFIG, WEIGHTS, Export, read_export
 from model.weights import Head, gather_state, not_finite
 from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL, sha256, sync_directory
-from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
+from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, other_fingerprint
 from recipes.engine.engine import full_precision_parameters
 from recipes.engine.world import on_first_rank
 from recipes.interop.hf_directory import write_directory
@@ -143,12 +143,8 @@ def read_tokenizer(
     """
     tokenizer = open_tokenizer(export_directory(checkpoint))
     trained = description.get("tokenizer", {}).get("fingerprint", "one that is not named")
-    if tokenizer.fingerprint != trained:
-        raise UserError(
-            f"{tokenizer.path}: its fingerprint is {tokenizer.fingerprint}, the weights were "
-            f"trained with {trained} (older versions left a custom normaliser's flags out of the "
-            "fingerprint)"
-        )
+    if fault := other_fingerprint(tokenizer, trained):
+        raise UserError(fault)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{tokenizer.path}: {tokenizer.vocab_size:,} pieces, the model has "
