@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from model.classifier import RapidBertForSequenceClassification
@@ -18,6 +16,7 @@ from recipes.tasks.classification_batches import EncodedExamples, PackedExamples
 from recipes.tasks.example_files import Examples
 from recipes.tasks.metrics import compute
 from recipes.tasks.predictions import write_predictions
+from recipes.tasks.rank_results import check_numbers, of_all_ranks
 from recipes.tasks.work import Finetuning, Measured, Metrics
 
 EVALUATION_BATCH = 256
@@ -91,18 +90,11 @@ def scores(
         )
         mine.append((batch.rows, logits[: len(batch.rows)].cpu().numpy()))
     model.train()
-    gathered: list[Any] = [None] * world.world_size
-    dist.all_gather_object(gathered, mine)
     found = np.zeros((len(examples), model.outputs), np.float32)
-    for rows, values in (batch for part in gathered for batch in part):
+    for rows, values in of_all_ranks(mine, world):
         found[rows] = values
     # Of what is not finite, argmax makes a class like any other.
-    if broken := int((~np.isfinite(found)).any(-1).sum()):
-        raise UserError(
-            f"for {broken:,} of {len(examples):,} examples the model computes something else than "
-            "numbers (NaN or infinity); nothing of it is written, a lower --learning-rate is the "
-            "usual cure"
-        )
+    check_numbers(int((~np.isfinite(found)).any(-1).sum()), len(examples), "examples")
     return found
 
 

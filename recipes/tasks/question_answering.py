@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from model.config import ModelOptions
 from model.span_classifier import RapidBertForQuestionAnswering
@@ -28,6 +27,7 @@ from recipes.tasks.evaluation import evaluation_batch
 from recipes.tasks.finetune_settings import Checks, OwnData, Settings
 from recipes.tasks.question_data import Question, Questions, load_questions
 from recipes.tasks.question_windows import SPECIAL_TOKENS, make_windows
+from recipes.tasks.rank_results import check_numbers, of_all_ranks
 from recipes.tasks.work import Finetuning, Measured
 
 
@@ -148,15 +148,9 @@ def answer(
             whole = bool(np.isfinite(of).all())
             mine.append((row, best_spans(examples.made.windows[row], of) if whole else None))
     model.train()
-    gathered: list[Any] = [None] * world.world_size
-    dist.all_gather_object(gathered, mine)
-    candidates = {row: found for of_rank in gathered for row, found in of_rank}
-    if broken := sum(found is None for found in candidates.values()):
-        raise UserError(
-            f"for {broken:,} of {len(examples):,} windows the model computes something else than "
-            "numbers (NaN or infinity); nothing of it is written, a lower --learning-rate is the "
-            "usual cure"
-        )
+    found = of_all_ranks(mine, world)
+    candidates = {row: candidate for row, candidate in found if candidate is not None}
+    check_numbers(len(found) - len(candidates), len(examples), "windows")
     return answer_questions(examples.questions, examples.made, candidates, may_refuse=may_refuse)
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from model.sentence_encoder import RapidBertForSentenceEmbedding
-from recipes.common.errors import UserError
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import EncodedExamples
 from recipes.tasks.metrics import compute
 from recipes.tasks.pair_data import TextSet
+from recipes.tasks.rank_results import check_numbers, of_all_ranks
 
 AT_ONCE = 1024
 """Anchors that look for their positive at once: their similarities to all are in memory."""
@@ -43,17 +40,10 @@ def embed(
         units = torch.nn.functional.normalize(vectors[: len(batch.rows)], dim=-1)
         mine.append((batch.rows, units.cpu().numpy()))
     model.train()
-    gathered: list[Any] = [None] * world.world_size
-    dist.all_gather_object(gathered, mine)
     whole = np.zeros((len(texts), model.config.hidden_size), np.float32)
-    for rows, vectors in (part for of_rank in gathered for part in of_rank):
-        whole[rows] = vectors
-    if broken := int((~np.isfinite(whole)).any(1).sum()):
-        raise UserError(
-            f"for {broken:,} of {len(texts):,} texts the model computes something else than "
-            "numbers (NaN or infinity); nothing of it is written, a lower --learning-rate is the "
-            "usual cure"
-        )
+    for rows, values in of_all_ranks(mine, world):
+        whole[rows] = values
+    check_numbers(int((~np.isfinite(whole)).any(1).sum()), len(texts), "texts")
     return whole
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model.config import ModelOptions
@@ -29,6 +28,7 @@ from recipes.tasks.evaluation import evaluation_batch
 from recipes.tasks.example_files import JSON_LINES
 from recipes.tasks.finetune_settings import Checks, OwnData, Settings
 from recipes.tasks.question_windows import encode_context, window_starts
+from recipes.tasks.rank_results import check_numbers, of_all_ranks
 from recipes.tasks.tag_schemes import (
     ENTITY_METRICS,
     OUTSIDE,
@@ -262,17 +262,10 @@ def tag(
         broken = int((~scores.isfinite().all(-1)).sum())
         mine.append((words, scores.argmax(-1).cpu().numpy(), broken))
     model.train()
-    gathered: list[Any] = [None] * world.world_size
-    dist.all_gather_object(gathered, mine)
     predicted = np.full(examples.count, unread, np.int64)
     broken = 0
-    for words, classes, wrong in (batch for part in gathered for batch in part):
+    for words, classes, wrong in of_all_ranks(mine, world):
         predicted[words] = classes
         broken += wrong
-    if broken:
-        raise UserError(
-            f"for {broken:,} of {examples.count:,} words the model computes something else than "
-            "numbers (NaN or infinity); nothing of it is written, a lower --learning-rate is the "
-            "usual cure"
-        )
+    check_numbers(broken, examples.count, "words")
     return predicted
