@@ -221,7 +221,7 @@ def open_initial_weights(
     if found is None or theirs is None or tokenizer is None:
         return None
     ours = found.description if found.layout == "rapidbert" else {}
-    rows = found.config.padded_vocab_size
+    rows = found.config.vocab_size
     if wrong := list(why_not_of_weights(theirs, rows, ours.get("tokenizer", {}))):
         faults += wrong
         return None
