@@ -7,8 +7,10 @@ might type them, nothing at all, and more tokens than a sequence of the training
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 TEXTS = (
@@ -50,6 +52,14 @@ class Comparison:
     def agrees(self) -> bool:
         """Whether it is no more than rounding; never of what is not a number."""
         return self.difference <= self.tolerance
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Make one batch of rows of ids: ids and mask, int64 [S, L]."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad_id] * (length - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return ids, mask
 
 
 def largest_difference(found: Tensor, expected: Tensor, mask: Tensor | None = None) -> float:

@@ -1,10 +1,10 @@
 """Weights of others become an export of ours: `convert_hf.py import`.
 
 An import ends with a check. The same sentences go through the export that was written, as every
-later stage reads it, and through an implementation that is not ours in packing, attention and
-layout: transformers' own BERT or JinaBERT's definition on the files as they came, or the padded
-modelling file for the other layouts of RapidBERT. A directory that computes something else is not
-left behind.
+later stage reads it, and through an implementation that is not ours in packing and attention:
+transformers' own BERT or JinaBERT's definition on the files as they came, or, for RapidBERT's and
+MosaicBERT's layout, the padded modelling file on the tensors that our reader found, whose names are
+the layout's. A directory that computes something else is not left behind.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_directory
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, why_not_of_weights
 from recipes.interop import jina_reference
+from recipes.interop.comparing import padded
 from recipes.interop.hf_config import hf_config, is_plain_bert
 
 TOLERANCE = 1e-4
@@ -227,10 +228,7 @@ def _batch(source: Source) -> tuple[Tensor, Tensor]:
         if len(words) > 3:
             words[2] = tokenizer.mask_id
         rows.append([tokenizer.cls_id, *words, tokenizer.sep_id][:longest])
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_id] * (length - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-    return ids, mask
+    return padded(rows, tokenizer.pad_id)
 
 
 def _independent(source: Source) -> Callable[[Tensor, Tensor], Tensor]:

@@ -18,6 +18,7 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import Export
 from model.weights import Head, State
 from recipes.corpus.tokenizer import Tokenizer
+from recipes.interop.comparing import padded
 
 LONGEST = 2048
 """Tokens that programs are told which want a limit. ALiBi has none; some of them (text-embeddings-
@@ -75,10 +76,7 @@ class Source:
 
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Make one batch of rows of ids: ids and mask, int64 [S, L]."""
-        length, pad = max(map(len, rows)), self.tokenizer.pad_id
-        ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-        return ids, mask
+        return padded(rows, self.tokenizer.pad_id)
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
