@@ -1,6 +1,6 @@
 """Compiles every kernel for a GPU that need not be there, called as the model calls it.
 
-    python tests/model/kernels/compile_kernels.py 90
+    PYTHONPATH=. python tests/model/kernels/compile_kernels.py 90
 
 prints a line of JSON for each: name, shared memory of a block in bytes, registers of a thread and
 bytes of them that are spilled, instructions of a warp in the whole code and in its largest loop and
