@@ -1,6 +1,6 @@
 """Counts what each choice of attention's tiles comes to in compiled code; no GPU need be here.
 
-    PYTHONPATH=. python tests/model/kernels/count_tiles.py docs/results/attention_tiles_compiled.json
+    PYTHONPATH=. python tests/model/kernels/count_tiles.py RECORD.json
 
 Warp-instructions and barriers are those of a whole program, with the passes that its loop makes
 over 128 tokens (short kernels) or 512 (tiled ones). A multiprocessor issues four warp-instructions
