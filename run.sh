@@ -128,11 +128,12 @@ wheels() {
     "$work/there" "$work/wanted" >"$work/missing"
   mkdir -p "$output"
   rm -f "$output"/*.whl
-  # DeepSpeed is published as source alone; it is pure Python until it compiles its operations.
-  if grep '^deepspeed==' "$work/missing" >"$work/source"; then
+  # Published as source alone, and pure Python (DeepSpeed until it compiles its operations).
+  local source='^(deepspeed|seqeval)=='
+  if grep -E "$source" "$work/missing" >"$work/source"; then
     DS_BUILD_OPS=0 "${pip[@]}" wheel --no-deps --wheel-dir "$output" -r "$work/source"
   fi
-  grep -v '^deepspeed==' "$work/missing" >"$work/binary" || true
+  grep -vE "$source" "$work/missing" >"$work/binary" || true
   local platforms=() minor
   for minor in {28..17}; do platforms+=(--platform "manylinux_2_${minor}_$(uname -m)"); done
   [[ ! -s $work/binary ]] || "${pip[@]}" download --no-deps --only-binary :all: --dest "$output" \

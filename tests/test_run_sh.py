@@ -86,8 +86,11 @@ def test_wheels_name_what_they_take(checkout, words, fault):
 def test_wheels_are_filled_for_another_python_and_installed_without_a_network(checkout, tmp_path):
     """What is there stays, what is missing comes, and an environment without pip gets it."""
     have = tmp_path / "there.txt"
-    have.write_text("Typing_Extensions==4.15.0\nrich==15.0.0\n")
-    words = ["--python", "3.12", "--only", "tyro", "tqdm", "--have", str(have), "--output"]
+    needed = ("numpy==2.4.6", "scikit-learn==1.9.1", "scipy==1.17.1", "joblib==1.5.2")
+    there = ("Typing_Extensions==4.15.0", "rich==15.0.0", *needed)
+    have.write_text("".join(f"{line}\n" for line in there))
+    words = ["--python", "3.12", "--only", "tyro", "tqdm", "seqeval", "--have", str(have)]
+    words += ["--output"]
     ended = run_sh(checkout, "wheels", *words, str(tmp_path / "whl"))
     if ended.returncode and "No matching distribution" not in ended.stderr + ended.stdout:
         offline = ("Temporary failure", "Could not find a version", "Failed to fetch", "NewConn")
@@ -96,6 +99,7 @@ def test_wheels_are_filled_for_another_python_and_installed_without_a_network(ch
     assert ended.returncode == 0, ended.stderr
     brought = {path.name.split("-")[0] for path in (tmp_path / "whl").glob("*.whl")}
     assert {"tyro", "tqdm", "typeguard"} <= brought
+    assert "seqeval" in brought, "published as source alone, like DeepSpeed"
     assert not {"typing_extensions", "torch"} & brought
     installed = run_sh(checkout, "setup", WHEELS=str(tmp_path / "whl"))
     assert installed.returncode == 0, installed.stderr
