@@ -169,6 +169,16 @@ def run_apart(name: str, words: Sequence[str], log: Path, share: float, clock: C
     return Ended(name, said, failed=status != 0, log=log)
 
 
+GPU_TESTS = (
+    "model",
+    "recipes/benchmarks/test_timing.py",
+    "recipes/corpus/test_mlm_batches.py",
+    "recipes/training/test_throughput.py",
+)
+"""Where tests are that want a GPU. The others are not collected: one that lacks a package, as
+`convert_hf.py`'s may on a machine without a network, would keep all from running."""
+
+
 def command(name: str) -> list[str]:
     """Give the command that runs a mode."""
     return [sys.executable, str(ROOT / "recipes" / "benchmark.py"), name]
@@ -177,7 +187,7 @@ def command(name: str) -> list[str]:
 def kernel_tests() -> list[str]:
     """Give the command that tests the kernels: several processes, because they compile long."""
     words = ["-m", "pytest", "-m", "gpu", "-n", "4", "-q", "--rootdir", str(ROOT)]
-    return [sys.executable, *words, str(ROOT / "tests")]
+    return [sys.executable, *words, *(str(ROOT / "tests" / place) for place in GPU_TESTS)]
 
 
 def summary(ended: Sequence[Ended], mode_of: Callable[[str], Mode[Any]]) -> Rows:

@@ -187,3 +187,27 @@ def test_no_time_at_all_is_refused(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="--minutes 0: must be"):
         benchmark.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_all_tests_that_want_a_gpu_are_collected_there():
+    """And the test files there need no package that `convert_hf.py` is checked with."""
+    tests = Path(__file__).resolve().parents[2]
+    places = [tests / place for place in benchmark_all.GPU_TESTS]
+    collected = {
+        path
+        for place in places
+        for path in ([place] if place.is_file() else place.rglob("test_*.py"))
+    }
+    marked = {path for path in tests.rglob("test_*.py") if "mark.gpu" in path.read_text()}
+    assert marked and marked - {Path(__file__).resolve()} <= collected
+    for path in collected:
+        for package in (
+            "gguf",
+            "onnx",
+            "onnxruntime",
+            "xllamacpp",
+            "mteb",
+            "sentence_transformers",
+        ):
+            assert f"import {package}" not in path.read_text(), path
+            assert f"from {package}" not in path.read_text(), path
