@@ -16,7 +16,9 @@ BASES = string.ascii_letters + "αωΩｶかハ각가\u1100\uffa1\u212b\u0627\u0
 @pytest.mark.parametrize("normalizer", ["nmt_nfkc_cf", "nfkc"])
 def test_the_sequences_are_what_sentencepiece_maps_in_one_go(tmp_path, normalizer):
     trained = train_tokenizer(sample_texts(50), tmp_path / "t.model", 300, normalizer=normalizer)
-    pattern = re.compile(sequences_pattern(trained.description.normalizer_spec.precompiled_charsmap))
+    pattern = re.compile(
+        sequences_pattern(trained.description.normalizer_spec.precompiled_charsmap)
+    )
     normalize = sentencepiece.SentencePieceNormalizer(
         rule_name=normalizer, add_dummy_prefix=False, escape_whitespaces=False
     ).normalize
