@@ -43,8 +43,8 @@ def main() -> int:
 
 def usage() -> str:
     lines = ["usage: benchmark.py MODE [--help] [options of the mode]", "", str(__doc__), "modes:"]
-    listed = MODES | {"all": "every mode within a time budget, and one table"}
-    return "\n".join([*lines, *(f"  {name:<17}{text}" for name, text in listed.items())])
+    lines += [f"  {name:<17}{listed.measures}" for name, listed in MODES.items()]
+    return "\n".join([*lines, f"  {'all':<17}every mode within a time budget, and one table"])
 
 
 if __name__ == "__main__":

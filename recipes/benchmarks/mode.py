@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from matplotlib.figure import Figure
 
@@ -21,17 +21,27 @@ from recipes.common.settings import Minutes
 from recipes.reporting.figures import in_style, write_png
 from recipes.reporting.tables import aligned
 
+
+class Listed(NamedTuple):
+    """What the list of modes says about one."""
+
+    measures: str
+    weight: float
+    """Share of the time that `all` has, beside the weights of the others."""
+
+
+# A mode is a file of this folder with a `MODE` at its end, called as the mode with _ for -, and a
+# line here. The most important first: in this order `all` runs them.
 MODES = {
-    "throughput": "training: model x micro-batch x global batch, and what a step is made of",
-    "attention": "attention backends against each other and against the hardware's floor",
-    "peers": "training beside Hugging Face's BERT and ModernBERT and the published design",
-    "ablations": "the training step with one choice changed at a time",
-    "glu": "the three feed-forwards of appendix G (Figure S4)",
-    "sequence-length": "training at 128 to 8,192 tokens (Figure S2)",
-    "checkpoint": "seconds and MB/s of saving and resuming, their share of the training time",
-    "input": "real tokens/s from shards to batches and tokenisation MB/s, per core",
+    "throughput": Listed("training: model x micro-batch x global batch, and a step's parts", 3.0),
+    "attention": Listed("attention backends against each other and the hardware's floor", 1.5),
+    "peers": Listed("training beside Hugging Face's models and the published design", 2.0),
+    "ablations": Listed("the training step with one choice changed at a time", 2.0),
+    "glu": Listed("the three feed-forwards of appendix G (Figure S4)", 1.5),
+    "sequence-length": Listed("training at 128 to 8,192 tokens (Figure S2)", 1.5),
+    "checkpoint": Listed("saving and resuming, and their share of the training time", 0.7),
+    "input": Listed("real tokens/s from shards to batches, tokenisation MB/s, per core", 0.5),
 }
-"""Modes and what each measures, the most important first."""
 
 
 @dataclass(frozen=True)

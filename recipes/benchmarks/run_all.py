@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from recipes.benchmarks.mode import DataSettings, Mode, draw, take_directory
+from recipes.benchmarks.mode import MODES, DataSettings, Mode, draw, take_directory
 from recipes.benchmarks.records import Rows
 from recipes.common.processes import last_line, start, wait
 from recipes.common.settings import Minutes
@@ -29,17 +29,7 @@ from recipes.reporting.tables import aligned
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = "kernels"
 """Name of the check that comes before the modes."""
-WEIGHTS = {
-    KERNELS: 3.0,
-    "throughput": 3.0,
-    "attention": 1.5,
-    "peers": 2.0,
-    "ablations": 2.0,
-    "glu": 1.5,
-    "sequence-length": 1.5,
-    "checkpoint": 0.7,
-    "input": 0.5,
-}
+WEIGHTS = {KERNELS: 3.0} | {name: listed.weight for name, listed in MODES.items()}
 """Weights by which the modes share the time, in the order in which they run."""
 TOY_WORDS = {
     "checkpoint": ["--model", "rapidbert-tiny", "--deepspeed-config", "ds_configs/tiny_cpu.json"]
