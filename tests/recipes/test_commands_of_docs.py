@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import importlib
 import itertools
 import os
@@ -71,7 +70,11 @@ def at_toy_size(command: str) -> list[str]:
         command = command.replace(real, toy)
     starter, *words = shlex.split(command)
     assert starter in ("python", "deepspeed")
-    return list(itertools.chain.from_iterable(sorted(glob.glob(w)) or [w] for w in words))
+    return list(itertools.chain.from_iterable(as_a_shell_would(word) for word in words))
+
+
+def as_a_shell_would(word: str) -> list[str]:
+    return sorted(map(str, Path().glob(word))) if word.endswith("/*") else [word]
 
 
 def follow(place: str, command: str) -> int | None:
