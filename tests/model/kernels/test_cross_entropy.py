@@ -41,6 +41,50 @@ def test_cross_entropy_of_extreme_logits():
     torch.testing.assert_close(logits.grad[0], torch.tensor([1.0, -1.0, 0.0]))
 
 
+def at_the_edge(case: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels as training may bring them, each an edge of the kernel's loop."""
+    torch.manual_seed(0)
+    rows, columns = {"one row": (1, 5000), "one column": (4, 1)}.get(case, (4, 5000))
+    logits, labels = torch.randn(rows, columns) * 5, torch.arange(rows) * 1234 % columns
+    if case == "rows that pad the vocabulary":
+        logits[:, 4990:] = -torch.inf
+    elif case == "whole blocks and groups at minus infinity":
+        logits[:, :2060] = -torch.inf
+        logits[:, 4096:] = -torch.inf
+        labels = labels % 1000 + 2060
+    elif case == "all rows ignored":
+        labels[:] = -100
+    return logits, labels
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("one row", "one column", "all rows ignored"),
+        *("rows that pad the vocabulary", "whole blocks and groups at minus infinity"),
+    ],
+)
+def test_cross_entropy_at_the_edge(case):
+    logits, labels = at_the_edge(case)
+    exact = logits.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, labels, reduction="sum")
+    expected.backward()
+    logits.requires_grad_()
+    loss = ops.cross_entropy(logits * 1, labels, -100, "triton")
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # NumPy's, of the interpreter
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_logit_that_is_no_number_makes_no_number_of_the_loss(wrong):
+    """By which a step is skipped: it must not be lost in a maximum."""
+    logits = torch.zeros(2, 5000)
+    logits[1, 4097] = wrong
+    assert ops.cross_entropy(logits, torch.tensor([1, 2]), -100, "triton").isnan()
+
+
 def test_cross_entropy_gives_its_gradient_once():
     logits = torch.randn(3, 5, requires_grad=True)
     loss = ops.cross_entropy(logits * 1, torch.tensor([1, 2, 3]), -100, "triton")
