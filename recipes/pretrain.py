@@ -30,7 +30,12 @@ from model.masked_lm import RapidBertForMaskedLM
 from recipes.common import entry
 from recipes.common.errors import Faults, UserError
 from recipes.common.settings import parse
-from recipes.engine.engine import build_engine, set_full_precision_parameters
+from recipes.engine.engine import (
+    build_engine,
+    set_full_precision_parameters,
+    set_learning_rate,
+    update_weights,
+)
 from recipes.engine.rendezvous import launched_world_size
 from recipes.engine.world import World, initialize_world, shut_down
 from recipes.planning import memory
@@ -42,7 +47,7 @@ from recipes.training.progress import check_ending, on_skipped
 from recipes.training.run import Run, resolve
 from recipes.training.run_description import describe
 from recipes.training.settings import Settings
-from recipes.training.step import global_counts, next_step, train_step, training_batches
+from recipes.training.step import GlobalBatch, compute_gradients, fetch, training_batches
 
 SHUTDOWN_SECONDS = 30
 
@@ -79,14 +84,7 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
     output, seed, often = run.places.output, run.identity.seed, run.adjustable
     requests = StopRequests(output, world.rank)
     checkpointed = run_record.start(run, world)
-    checkpoints = Checkpoints(
-        output / "checkpoints",
-        world,
-        keep=often.keep,
-        keep_every=often.keep_every,
-        facts=run_record.facts(run, world),
-        identity=run_record.identity(run),
-    )
+    checkpoints = checkpoints_of(run, world)
     engine = build(run, world, start=not checkpointed)
     done = checkpoints.resume(engine, expected=checkpointed)
     budget = run.budget(done.step, done.training_seconds)
@@ -96,27 +94,34 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
     batches = training_batches(run, world, done.step)
     status = None
     with Bookkeeping(run, world, engine, checkpoints, watchdog, done) as books:
-        while not budget.spent and status is None:
-            books.begin_step(done)
-            micro_batches, waited = next_step(batches, run.plan.accumulation, world)
-            counts, asked = global_counts(micro_batches, books.asked(requests), world)
 
-            budget.begin_step(1e-6 * asked["clock"])
+        def following() -> GlobalBatch | None:
+            if budget.spent:
+                return None
+            return fetch(batches, run.plan.accumulation, books.asked(requests), world)
+
+        coming = following()
+        while coming and status is None:
+            batch = coming
+            books.begin_step(done)
+            budget.begin_step(1e-6 * batch.asked["clock"])
             lr = budget.learning_rate(**run.schedule)
-            loss, update = train_step(
-                *(engine, micro_batches, counts, lr), seed=seed, step=done.step, times=books.times
-            )
-            done = books.count(done, counts, update, waited)
+            set_learning_rate(engine, lr)
+            loss = compute_gradients(engine, batch, seed=seed, step=done.step, times=books.times)
+            coming = following()  # while the device computes
+            update = update_weights(engine)
+            done = books.count(done, batch.counts, update, batch.waited)
             if not update.applied:
                 on_skipped(done, float(loss), float(update.norm), world)
 
-            last, shares = budget.spent, budget.reached(often.export_at)
+            last, shares = coming is None, budget.reached(often.export_at)
             if last or due(done.step, often.log_every):
                 books.log(done, loss, lr, update)
 
             if last or shares or due(done.step, often.eval_every):
                 books.evaluate(done, shares)
 
+            asked = (coming or batch).asked
             status = None if last else requests.status(asked)
             ending = last or status is not None
             begin = ending or due(done.step, often.save_every)
@@ -131,6 +136,18 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
     if world.rank == 0:
         print(f"finished {done.step} steps, {done.sequences:,} sequences; exported to {exported}")
     return 0
+
+
+def checkpoints_of(run: Run, world: World) -> Checkpoints:
+    """Return the checkpoints of the run, those to come and those that are there."""
+    return Checkpoints(
+        run.places.output / "checkpoints",
+        world,
+        keep=run.adjustable.keep,
+        keep_every=run.adjustable.keep_every,
+        facts=run_record.facts(run, world),
+        identity=run_record.identity(run),
+    )
 
 
 def build(run: Run, world: World, *, start: bool) -> Any:

@@ -32,13 +32,13 @@ from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
 from recipes.corpus.token_shards import TokenShards, open_shards
 from recipes.engine.batch_plan import plan_batches
 from recipes.engine.ds_config import precision, read_config
-from recipes.engine.engine import build_engine
+from recipes.engine.engine import build_engine, set_learning_rate, update_weights
 from recipes.engine.kernel_choice import KernelChoice
 from recipes.engine.rendezvous import launched_world_size
 from recipes.engine.world import World, initialize_world, shut_down
 from recipes.training.run import adamw
 from recipes.training.settings import Identity, peak_learning_rate
-from recipes.training.step import global_counts, next_step, train_step
+from recipes.training.step import GlobalBatch, compute_gradients, fetch
 from recipes.training.stragglers import RankTimes
 from recipes.training.throughput import executed_flops_utilization, mfu
 
@@ -182,6 +182,7 @@ class Trainer:
         self.done = 0
         """Optimizer steps."""
         self._times = RankTimes(world)
+        self._coming: GlobalBatch | None = None
 
     def __enter__(self) -> Trainer:
         return self
@@ -202,23 +203,22 @@ class Trainer:
         Raises:
             FloatingPointError: the gradient is not finite: that step is not what is to be timed.
         """
-        batches, _ = next_step(iter(next(self._steps)), self.accumulation, self.world)
-        counts, _ = global_counts(batches, {}, self.world)
-        loss, update = train_step(
-            self.engine,
-            batches,
-            counts,
-            self.learning_rate / 100,  # random tokens teach nothing, but keep it stable
-            seed=self.identity.seed,
-            step=self.done,
-            times=self._times,
+        batch = self._coming or self._fetch()
+        set_learning_rate(self.engine, self.learning_rate / 100)  # random tokens teach nothing
+        loss = compute_gradients(
+            self.engine, batch, seed=self.identity.seed, step=self.done, times=self._times
         )
+        self._coming = self._fetch()
+        update = update_weights(self.engine)
         if not update.applied:
             raise FloatingPointError(
                 f"step {self.done}: loss {float(loss)}, gradient norm {float(update.norm)}"
             )
         self.done += 1
-        return counts
+        return batch.counts
+
+    def _fetch(self) -> GlobalBatch:
+        return fetch(iter(next(self._steps)), self.accumulation, {}, self.world)
 
 
 def made_batches(

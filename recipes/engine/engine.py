@@ -120,17 +120,13 @@ class Update:
     """2-norm of the global batch's gradient. `float` of it waits for the device."""
 
 
-def update_weights(engine: Any) -> Update | None:
-    """After each micro-batch's backward; updates the weights after the last one.
+def update_weights(engine: Any) -> Update:
+    """Update the weights, after the backward pass of the last micro-batch of a step.
 
-    Waits for the gradient, which must be known to be finite, but not for the update.
-
-    Returns:
-        None between updates.
+    Waits for the gradient, which must be known to be finite, but not for the update. Where loss or
+    gradient are not finite on any rank, neither weights nor optimizer change on any.
     """
-    if not engine.is_gradient_accumulation_boundary():
-        engine.step()
-        return None
+    assert engine.is_gradient_accumulation_boundary()
     if hasattr(next(engine.module.parameters()), "_hp_mapping"):
         engine.step()  # with ZeRO the optimizer computes the norm, and skips by itself
         return Update(not engine.optimizer.overflow, engine.get_global_grad_norm())

@@ -93,7 +93,6 @@ def train_step(
     # DeepSpeed averages over the ranks; this makes it the mean over the whole batch.
     engine.backward(loss * (world.data_parallel_size / batch.global_losses), scale_wrt_gas=False)
     update = engines.update_weights(engine)
-    assert update is not None  # one micro-batch is a step
     total = loss.detach().clone()
     dist.all_reduce(total)
     return total.item() / batch.global_losses, float(update.norm)

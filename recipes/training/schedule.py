@@ -124,7 +124,8 @@ class StepBudget:
 class TimeBudget:
     """A run of so many seconds of training; the same methods as a `StepBudget`.
 
-    Only the clock that `begin_step` is given counts. It must be the same on every rank.
+    Only the clock that `begin_step` is given counts. It must be the same on every rank. It was read
+    when the batch of the step was fetched: during the step before.
     """
 
     def __init__(self, seconds: float, elapsed: float = 0.0):
@@ -132,12 +133,12 @@ class TimeBudget:
         self._before = self.elapsed = elapsed
 
     def begin_step(self, seconds: float) -> None:
-        """`seconds`: what training has taken when the step begins."""
+        """`seconds`: what training had taken when the batch of the step was fetched."""
         self._before, self.elapsed = self.elapsed, seconds
 
     @property
     def spent(self) -> bool:
-        """The last step is the first one that begins when the time is over."""
+        """The last step is the first one whose batch was fetched when the time was over."""
         return self.elapsed >= self.seconds
 
     def learning_rate(self, **shape: float) -> float:

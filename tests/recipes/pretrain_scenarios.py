@@ -34,12 +34,17 @@ from recipes import pretrain
 from recipes.corpus.sentencepiece_tokenizer import SPECIAL_IDS
 from recipes.corpus.sentencepiece_training import MIN_VOCAB_SIZE, train_tokenizer
 from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
-from recipes.engine.engine import build_engine, full_precision_parameters
+from recipes.engine.engine import (
+    build_engine,
+    full_precision_parameters,
+    set_learning_rate,
+    update_weights,
+)
 from recipes.engine.kernel_choice import KernelChoice
 from recipes.engine.world import World, initialize_world
 from recipes.training.run import Run, resolve
 from recipes.training.settings import Adjustable, Identity, Places, Rehearsal, Settings
-from recipes.training.step import global_counts, next_step, train_step, training_batches
+from recipes.training.step import GlobalBatch, compute_gradients, fetch, training_batches
 from recipes.training.stragglers import RankTimes
 
 _SIZES: dict[str, Any] = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64)
@@ -266,16 +271,16 @@ def build(settings: Settings) -> tuple[Run, World, Any]:
 
 def one_step(run: Run, world: World, engine: Any, step: int) -> float:
     """The loop's step `step`; returns its loss."""
-    batches = training_batches(run, world, step)
-    micro_batches, _ = next_step(batches, run.plan.accumulation, world)
-    counts, _ = global_counts(micro_batches, {}, world)
-    loss, _ = train_step(
-        *(engine, micro_batches, counts, 1e-3),
-        seed=run.identity.seed,
-        step=step,
-        times=RankTimes(world),
-    )
-    return float(loss)
+    batch = fetch(training_batches(run, world, step), run.plan.accumulation, {}, world)
+    return float(one_update(engine, batch, RankTimes(world), run.identity.seed, step))
+
+
+def one_update(engine: Any, batch: GlobalBatch, times: RankTimes, seed: int, step: int) -> Tensor:
+    """What the loop does with a batch; returns the loss."""
+    set_learning_rate(engine, 1e-3)
+    loss = compute_gradients(engine, batch, seed=seed, step=step, times=times)
+    update_weights(engine)
+    return loss
 
 
 def weights(engine: Any) -> dict[str, Tensor]:

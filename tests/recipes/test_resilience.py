@@ -50,15 +50,15 @@ def data(tmp_path_factory) -> Path:
 
 def interrupted(arguments: list[str], step: int, rank: int, *numbers: int) -> Any:
     """Pretrain; `rank` gets the signals in the middle of step `step` (from 1)."""
-    train_step = pretrain.train_step
+    compute_gradients = pretrain.compute_gradients
 
     def signalled(*args: Any, **named: Any) -> Any:
         if named["step"] == step - 1 and int(os.environ["RANK"]) == rank:
             for number in numbers:
                 os.kill(os.getpid(), number)
-        return train_step(*args, **named)
+        return compute_gradients(*args, **named)
 
-    pretrain.train_step = signalled
+    pretrain.compute_gradients = signalled
     return pretraining(arguments)
 
 
@@ -80,7 +80,7 @@ def test_a_run_goes_on_with_any_number_of_processes_at_any_stage(data, tmp_path,
     for number, (world_size, stage) in enumerate(journey):
         config = write_config(tmp_path, 16, 2, stage, **keys)
         arguments = command_line(data, moved, config, **options)
-        step = 2 * number + 1  # known to all, and acted on, in the step after it
+        step = 2 * number + 2  # known to all, and acted on, in this very step
         last = number == len(journey) - 1
         outcomes = (
             run_world(world_size, pretraining, arguments)
@@ -133,9 +133,9 @@ def test_what_is_written_beside_the_training_is_the_state_of_its_step(data, tmp_
 @pytest.mark.parametrize(
     ("step", "rank", "numbers"),
     [
-        pytest.param(1, 1, [signal.SIGUSR1], id="one rank"),
-        pytest.param(3, 0, [signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1], id="twice"),
-        pytest.param(2, 1, [signal.SIGINT], id="before a step that saves anyway"),
+        pytest.param(2, 1, [signal.SIGUSR1], id="one rank"),
+        pytest.param(4, 0, [signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1], id="twice"),
+        pytest.param(3, 1, [signal.SIGINT], id="in a step that saves anyway"),
     ],
 )
 def test_an_interrupted_run_equals_the_straight_one_to_the_bit(data, tmp_path, step, rank, numbers):
@@ -146,7 +146,7 @@ def test_an_interrupted_run_equals_the_straight_one_to_the_bit(data, tmp_path, s
     arguments = command_line(data, stopped, config, **options)
     outcomes = run_world(2, interrupted, arguments, step, rank, *numbers)
     assert values(outcomes) == [INTERRUPTED] * 2
-    assert f"ended by a signal after step {step + 1} of 5, with a checkpoint" in outcomes[0].output
+    assert f"ended by a signal after step {step} of 5, with a checkpoint" in outcomes[0].output
     assert not (stopped / "export").exists()
     assert values(run_world(2, pretraining, arguments)) == [0, 0]
     records, state = trained(straight)
@@ -182,13 +182,13 @@ def test_a_signal_during_a_save(data, tmp_path):
 
 
 def signalled_at_once(arguments: list[str]) -> Any:
-    next_step = pretrain.next_step
+    fetch = pretrain.fetch
 
     def signalled(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGUSR1)
-        return next_step(*args)
+        return fetch(*args)
 
-    pretrain.next_step = signalled
+    pretrain.fetch = signalled
     return pretraining(arguments)
 
 
@@ -206,11 +206,11 @@ def test_a_stop_file_ends_the_run_whatever_else_asks_and_is_used_up(data, tmp_pa
 
 def poisoned(arguments: list[str], rank: int, where: str, steps: list[int]) -> Any:
     """Pretrain; in some steps (from 1) one rank's loss is infinite, or only its gradient is."""
-    train_step = pretrain.train_step
+    compute_gradients = pretrain.compute_gradients
 
     def bad(engine: Any, *args: Any, **named: Any) -> Any:
         if named["step"] + 1 not in steps or int(os.environ["RANK"]) != rank:
-            return train_step(engine, *args, **named)
+            return compute_gradients(engine, *args, **named)
 
         def forward(module: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor | None:
             if where == "loss":
@@ -220,11 +220,11 @@ def poisoned(arguments: list[str], rank: int, where: str, steps: list[int]) -> A
 
         handle = engine.module.register_forward_hook(forward)
         try:
-            return train_step(engine, *args, **named)
+            return compute_gradients(engine, *args, **named)
         finally:
             handle.remove()
 
-    pretrain.train_step = bad
+    pretrain.compute_gradients = bad
     return pretraining(arguments)
 
 

@@ -17,6 +17,7 @@ from megatron.core import parallel_state
 from pretrain_scenarios import (
     build,
     one_step,
+    one_update,
     run_world,
     settings_of,
     values,
@@ -37,7 +38,7 @@ from recipes.engine.engine import build_engine
 from recipes.engine.world import World, shut_down
 from recipes.training.run import resolve
 from recipes.training.settings import Settings
-from recipes.training.step import global_counts, next_step, train_step, training_batches
+from recipes.training.step import fetch, training_batches
 from recipes.training.stragglers import RankTimes
 
 CONFIGS = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.json"))
@@ -181,13 +182,11 @@ def waits(settings: Settings) -> list[list[str]]:
     batches = training_batches(run, world, 0)
     found = []
     for step in range(5):
-        micro_batches, _ = next_step(batches, run.plan.accumulation, world)
-        counts, _ = global_counts(micro_batches, {}, world)
+        batch = fetch(batches, run.plan.accumulation, {}, world)
         with Waits() as counted:
             device.synchronize = lambda *_: counted.found.append("synchronize")
             torch.cuda.synchronize = device.synchronize
-            settings_of_step = dict(seed=17, step=step, times=RankTimes(world))
-            train_step(engine, micro_batches, counts, 1e-3, **settings_of_step)
+            one_update(engine, batch, RankTimes(world), 17, step)
         found.append(counted.found)
     shut_down()
     return found

@@ -322,15 +322,15 @@ def test_a_full_disk_at_the_end_leaves_the_older_checkpoint(finished, copy, rank
 def full_for_a_while(arguments: list[str], rank: int) -> Any:
     """Pretrain with a disk that is full for one rank until step 6 is over."""
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    train_step = pretrain.train_step
+    compute_gradients = pretrain.compute_gradients
 
     def step(*args: Any, **named: Any) -> Any:
         if os.environ["RANK"] == str(rank):
             limit = 20_000 if named["step"] < 6 else hard
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        return train_step(*args, **named)
+        return compute_gradients(*args, **named)
 
-    pretrain.train_step = step
+    pretrain.compute_gradients = step
     return pretraining(arguments)
 
 
