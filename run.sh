@@ -142,11 +142,21 @@ wheels() {
   du -ah --apparent-size "$output" | sort -h
 }
 
-has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
+# nvidia-smi may be missing, as in many containers, or be there without a GPU. The driver's control
+# device alone says nothing of GPUs: PyTorch does, and before it is installed there may be one.
+has_gpu() {
+  local devices=${RAPIDBERT_DEV:-/dev} # another folder in tests
+  [[ -n ${CUDA_VISIBLE_DEVICES-all} && ${CUDA_VISIBLE_DEVICES-all} != -1 ]] || return 1
+  nvidia-smi -L 2>/dev/null | grep -q '^GPU ' && return
+  compgen -G "$devices/nvidia[0-9]*" >/dev/null && return
+  [[ -e $devices/nvidiactl || -e $devices/dxg || -e $devices/kfd ]] || return
+  ! "$python" -c 'import torch' 2>/dev/null ||
+    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+}
 
 # GPUs of this machine, or on the CPU two processes, so that the distributed code is what runs.
 processes() {
-  if has_gpu; then nvidia-smi -L | grep -c GPU; else echo 2; fi
+  if has_gpu; then "$python" -c 'import torch; print(torch.cuda.device_count() or 2)'; else echo 2; fi
 }
 
 # DEMO=small: every stage at its smallest, for a look at whether all of it works here.

@@ -31,7 +31,7 @@ def commands() -> Iterator[tuple[str, Any]]:
     for path in sorted((ROOT / "recipes").glob("*.py")):
         module = importlib.import_module(f"recipes.{path.stem}")
         if path.stem == "benchmark":
-            yield "benchmark.py all", module.run_all.Settings
+            yield "benchmark.py all", module.AllSettings
             for name in module.MODES:
                 yield f"benchmark.py {name}", module.mode_of(name).settings
         elif path.stem == "convert_hf":

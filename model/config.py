@@ -14,6 +14,9 @@ from typing import Any, Literal
 FeedForward = Literal["standard", "glu", "fused_glu"]
 Positions = Literal["alibi", "learned"]
 
+ATTENTION_BACKENDS = ("reference", "sdpa", "triton", "flash")
+"""Names in `model.attention.BACKENDS`, for who does not want to wait for torch."""
+
 # The vocabulary is padded to a multiple of this, so that matmul tiles and tensor-parallel shards
 # divide it: 30,522 becomes 30,528.
 VOCAB_MULTIPLE = 64

@@ -18,8 +18,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
     import recipes  # noqa: F401  (first: it sees to UTF-8)
 
-from recipes.benchmarks import run_all
-from recipes.benchmarks.mode import MODES, mode_of, run_mode
+from recipes.benchmarks.mode import MODES, AllSettings, mode_of
 from recipes.common.entry import run
 from recipes.common.errors import UserError
 from recipes.common.settings import parse
@@ -36,9 +35,15 @@ def main() -> int:
     words.remove(name)
     program = f"benchmark.py {name}"
     if name == "all":
-        return run_all.run_all(parse(run_all.Settings, words, program=program), mode_of)
+        settings = parse(AllSettings, words, program=program)
+        from recipes.benchmarks.run_all import run_all  # here: torch takes seconds
+
+        return run_all(settings, mode_of)
     mode = mode_of(name)  # only this one is imported: DeepSpeed and Megatron take seconds
-    return run_mode(name, mode, parse(mode.settings, words, program=program))
+    mode_settings = parse(mode.settings, words, program=program)
+    from recipes.benchmarks.running import run_mode
+
+    return run_mode(name, mode, mode_settings)
 
 
 def usage() -> str:

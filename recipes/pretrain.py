@@ -20,8 +20,11 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":  # before the imports below, which take seconds
     from recipes.common.launcher import end_with_launcher
+    from recipes.common.settings import explain
+    from recipes.training import settings as options
 
     end_with_launcher()
+    explain(options.Settings)
 
 import torch
 from torch import Tensor

@@ -114,3 +114,50 @@ def test_wheels_are_filled_for_another_python_and_installed_without_a_network(ch
 def test_wheels_that_are_not_there_are_named(checkout, tmp_path):
     ended = run_sh(checkout, "setup", WHEELS=str(tmp_path))
     assert ended.returncode == 2 and "no wheels in" in ended.stderr
+
+
+@pytest.fixture
+def gpu_found(tmp_path):
+    """Asks run.sh's `has_gpu` on a machine of these device files, tools and variables."""
+
+    def found(devices=(), smi=None, torch=None, **environment):
+        fakes = {"nvidia-smi": smi, "python": torch}
+        (tmp_path / "dev").mkdir()
+        for name in devices:
+            (tmp_path / "dev" / name).touch()
+        for name, does in fakes.items():
+            if does is not None:
+                (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+                (tmp_path / name).chmod(0o755)
+        text = (ROOT / "run.sh").read_text()
+        function = text[text.index("has_gpu() {") :].partition("\n}\n")[0] + "\n}\n"
+        program = (
+            f"set -euo pipefail\npython={tmp_path}/python\n{function}if has_gpu; then exit 7; fi"
+        )
+        environment |= {"RAPIDBERT_DEV": str(tmp_path / "dev")}
+        environment |= {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        ended = subprocess.run(["bash", "-c", program], env=environment, capture_output=True)
+        assert ended.returncode in (0, 7), ended.stderr
+        return ended.returncode == 7
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("machine", "has"),
+    [
+        ({}, False),
+        ({"smi": "echo 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)'"}, True),
+        ({"smi": "echo 'NVIDIA-SMI has failed: no GPU'; exit 9"}, False),
+        ({"smi": "echo 'No devices were found'"}, False),
+        ({"devices": ["nvidia0", "nvidiactl"]}, True),  # a container without nvidia-smi
+        ({"devices": ["nvidia3"], "smi": "exit 9"}, True),
+        ({"devices": ["nvidiactl"], "torch": "[[ $2 != *available* ]]"}, False),
+        ({"devices": ["nvidiactl"], "torch": "exit 0"}, True),
+        ({"devices": ["nvidiactl"], "torch": "exit 1"}, True),  # not installed yet
+        ({"devices": ["nvidia0"], "CUDA_VISIBLE_DEVICES": ""}, False),
+        ({"devices": ["nvidia0"], "CUDA_VISIBLE_DEVICES": "0"}, True),
+    ],
+)
+def test_a_gpu_is_found_with_and_without_its_tools(gpu_found, machine, has):
+    assert gpu_found(**machine) == has

@@ -1,25 +1,24 @@
-"""What a mode of the benchmark consists of, which modes there are, and how one is run."""
+"""What a mode of the benchmark consists of, and which modes there are.
+
+Imports nothing that takes long: `--help` reads this.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from matplotlib.figure import Figure
-
-from recipes.benchmarks.records import Json, Record, Rows
 from recipes.common.errors import UserError
-from recipes.common.files import why_no_directory
-from recipes.common.locks import lock, unlock_if_alone
 from recipes.common.settings import Minutes
-from recipes.reporting.figures import in_style, write_png
-from recipes.reporting.tables import aligned
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from recipes.benchmarks.records import Json, Record, Rows
 
 
 class Listed(NamedTuple):
@@ -63,6 +62,25 @@ class DataSettings(ModeSettings):
     """Prepared directory; random tokens in documents of real lengths unless given."""
 
 
+@dataclass(frozen=True)
+class AllSettings:
+    """Measures everything within a time budget, the most important first, and prints one table.
+
+    First comes a look at whether training works here: one process with NCCL (gloo on the CPU), 20
+    steps of pretraining with a resume, and on a GPU the tests of the kernels. Where those do not
+    pass, the records go to `unverified/` in the output.
+    """
+
+    output: Path = Path("docs/results")
+    """Directory of the records, figures and logs."""
+    minutes: Minutes = 9.0
+    """Minutes for everything together."""
+    data: Path | None = None
+    """Prepared directory for the modes that take one; random tokens unless given."""
+    archive: Path | None = None
+    """File that gets everything that is written, .tar.gz; made anew after every mode."""
+
+
 Settings = TypeVar("Settings", bound=ModeSettings)
 
 
@@ -94,53 +112,3 @@ def mode_of(name: str) -> Mode[Any]:
         raise UserError(f"mode {name}: must be one of {', '.join(MODES)} or all{hint}")
     mode: Mode[Any] = importlib.import_module(f"recipes.benchmarks.{name.replace('-', '_')}").MODE
     return mode
-
-
-def run_mode(name: str, mode: Mode[Settings], settings: Settings) -> int:
-    """Measure, write the record and the figure, print the table; 1 where something failed."""
-    take_directory(settings.output)
-    record = Record(name, settings.output, settings.minutes, by_device=mode.by_device)
-    try:
-        mode.measure(settings, record)
-    except UserError:
-        unlock_if_alone(settings.output)
-        with suppress(OSError):  # unless something is in it
-            settings.output.rmdir()
-        raise
-    if record.of_another_rank:
-        return 0
-    record["complete"] = True
-    record.save()
-    _show(mode, record)
-    return 1 if record["failures"] else 0
-
-
-def take_directory(output: Path) -> None:
-    """Keep other measurements out of it: they would mix records, and slow each other down.
-
-    Raises:
-        UserError: it cannot be, or another process is measuring into it.
-    """
-    if refusal := why_no_directory(output):
-        raise UserError(f"--output {output}: {refusal}")
-    output.mkdir(parents=True, exist_ok=True)
-    if os.environ.get("RANK", "0") == "0":  # the one that writes, where a launcher started several
-        lock(output, "measuring into it")
-
-
-@in_style
-def draw(mode: Mode[Any], content: Json, record: Path) -> Path:
-    """Draw what a record's file holds, and return the picture beside it."""
-    picture = record.with_suffix(".png")
-    write_png(picture, mode.figure(content))
-    return picture
-
-
-def _show(mode: Mode[Settings], record: Record) -> None:
-    """Draw the figure and print the table, what is missing from it, and where the files are."""
-    picture = draw(mode, record.content, record.path)
-    print("\n" + aligned(mode.table(record.content)))
-    for kind in ("not_run", "failures"):
-        for what, why in record[kind].items():
-            print(f"{kind.replace('_', ' ')}: {what}: {why}")
-    print(f"\n{record.path}\n{picture}")

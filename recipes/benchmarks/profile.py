@@ -23,7 +23,8 @@ CLASSES: dict[str, str] = {
     r"|^_(forward|backward)_(whole|tiled|queries|keys)",  # model/kernels/
     "loss": r"cross_?entropy|nll_loss|log_?softmax|logits",
     "GLU, GELU": r"gelu|glu",
-    "norm, residual, dropout": r"layer_?norm|gammabeta|dropout|bernoulli|residual|fused_add_norm",
+    "norm, residual, dropout": r"layer_?norm|gammabeta|dropout|bernoulli|residual|fused_add_norm"
+    r"|column_sums",  # of the norms' parameters
     "matmul": r"gemm|cublas|cutlass|nvjet|xmma|splitk|aten::(add)?mm|mkldnn|aten::linear",
     "copies": r"memcpy|memset|copy|aten::(cat|clone|index|gather|scatter|zero_|fill_)|index_"
     r"|indexselect|indexing|catarray|fillfunctor|embedding",

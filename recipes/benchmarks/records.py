@@ -22,7 +22,7 @@ import torch
 
 from recipes.benchmarks.timing import release_memory
 from recipes.common.files import write_whole
-from recipes.training.provenance import git_revision, versions
+from recipes.training.provenance import git_revision, sources_sha256, versions
 
 OTHER_PACKAGES = ("transformers", "flash-attn")
 """Measured beside ours, so their versions belong to the record."""
@@ -66,6 +66,7 @@ def environment() -> dict[str, Any]:
         "device_memory_gb": torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else None,
         "versions": found,
         "git_revision": git_revision(),
+        "sources_sha256": sources_sha256(),
     }
 
 

@@ -120,6 +120,11 @@ def last_error(log: Path) -> str:
     return (named or lines)[-1]
 
 
+def last_lines(log: Path, count: int) -> tuple[str, ...]:
+    """Return the last lines of a log that are not blank, the last one last; may be none."""
+    return tuple(line for line in _last_lines(log)[-count:] if line)
+
+
 def _last_lines(log: Path) -> list[str]:
     with log.open("rb") as file:
         file.seek(0, os.SEEK_END)

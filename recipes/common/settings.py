@@ -105,6 +105,18 @@ def parse(
     return result
 
 
+def explain(settings: type[DataclassInstance]) -> None:
+    """End with the explanation of the options if this process is asked for it.
+
+    For the head of a command whose other imports take seconds.
+
+    Raises:
+        SystemExit: after `--help`, with status 0.
+    """
+    if {"-h", "--help"}.intersection(sys.argv):
+        parse(settings)
+
+
 def split_rest(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words before a bare `--`, and those behind it: options for another command."""
     words = list(words)

@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
-
-from model.attention import BACKENDS, best_backend, check_backend
-from model.config import ModelConfig
+from model.config import ATTENTION_BACKENDS, ModelConfig
 from model.kernels import KERNELS, best_kernels, check_kernels
 from recipes.common.errors import Faults
 from recipes.common.settings import one_of
@@ -22,7 +19,7 @@ from recipes.common.settings import one_of
 class KernelChoice:
     """Which kernels compute, for the settings of every command that trains."""
 
-    attention: Annotated[str, one_of("auto", *BACKENDS)] = "auto"
+    attention: Annotated[str, one_of("auto", *ATTENTION_BACKENDS)] = "auto"
     """Attention backend; auto: triton on a GPU in bf16, unless the model drops attention weights,
     otherwise sdpa."""
     kernels: Annotated[str, one_of("auto", *KERNELS)] = "auto"
@@ -38,6 +35,10 @@ class KernelChoice:
             faults: takes what was asked for and cannot run here.
             assumed_gpus: choose for GPUs that are not here, and may not be asked.
         """
+        import torch  # here, so that --help need not wait for it
+
+        from model.attention import best_backend, check_backend
+
         device_type = "cuda" if torch.cuda.is_available() or assumed_gpus else "cpu"
         dropout = model.attention_dropout
         attention, kernels = self.attention, self.kernels

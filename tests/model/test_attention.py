@@ -8,10 +8,15 @@ import torch
 from plain_bert import paper_slopes
 from torch import Tensor
 
-from model.attention import alibi_slopes, best_backend, packed_attention, slopes_on
+from model.attention import BACKENDS, alibi_slopes, best_backend, packed_attention, slopes_on
+from model.config import ATTENTION_BACKENDS
 
 # On the CPU: FlashAttention-2 has none, Triton's interpreter is off where there is a GPU.
 HERE = ("reference", "sdpa", *(() if torch.cuda.is_available() else ("triton",)))
+
+
+def test_the_names_that_need_no_torch_are_the_backends():
+    assert set(ATTENTION_BACKENDS) == set(BACKENDS)
 
 
 def test_slopes_by_hand():

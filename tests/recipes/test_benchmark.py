@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from recipes import benchmark
 from recipes.benchmarks import run_all
-from recipes.benchmarks.mode import MODES, Mode, ModeSettings, mode_of, run_mode
+from recipes.benchmarks.mode import MODES, AllSettings, Mode, ModeSettings, mode_of
+from recipes.benchmarks.running import run_mode
 from recipes.common import locks
 from recipes.common.errors import UserError
 from recipes.common.settings import help_of
@@ -69,6 +70,15 @@ def test_the_mode_comes_first_and_a_mistyped_one_is_told_the_nearest(monkeypatch
     assert all(f"\n  {name}  " in said for name in (*MODES, "all"))
 
 
+def test_help_does_not_wait_for_torch():
+    program = (
+        "import sys, recipes.benchmark, recipes.training.settings\n"
+        "from recipes.benchmarks import mode\n"
+        "assert not {'torch', 'matplotlib'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize("name", MODES)
 def test_every_mode_explains_its_options(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", name, "--help"])
@@ -117,14 +127,14 @@ def test_an_output_that_is_a_file_or_taken_is_refused(tmp_path, monkeypatch):
     with held(tmp_path, locks.LOCK), pytest.raises(UserError, match="measuring into it right now"):
         measure(tmp_path)
     assert measure(tmp_path) == 0
-    with pytest.raises(UserError, match="file is a file"):
-        run_all.run_all(run_all.Settings(tmp_path / "file"), mode_of)
+    with pytest.raises(UserError, match="file: is a file"):
+        run_all.run_all(AllSettings(tmp_path / "file"), mode_of)
     (tmp_path / "logs").mkdir()
     with (
         held(tmp_path / "logs", locks.LOCK),
         pytest.raises(UserError, match="measuring into it right now"),
     ):
-        run_all.run_all(run_all.Settings(tmp_path), mode_of)
+        run_all.run_all(AllSettings(tmp_path), mode_of)
 
 
 def test_a_refused_measurement_leaves_no_directory(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def test_a_record_is_readable_after_every_save_and_says_what_it_is(tmp_path):
     record.save()
     found = json.loads(record.path.read_bytes())
     assert found["complete"] is False and found["points"] == [1]
-    for key in ("date", "cpu", "device", "git_revision", "threads"):
+    for key in ("date", "cpu", "device", "git_revision", "sources_sha256", "threads"):
         assert found[key]
     assert found["versions"]["torch"] == torch.__version__
     if not torch.cuda.is_available():
