@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -47,6 +49,21 @@ def lock(directory: Path, work: str, name: str = LOCK) -> None:
     file.write(f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
     file.flush()
     _held[path] = file
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Within it, no other process that asks for the same is writing the file; waits for its turn.
+
+    A file `<path>.lock` beside it stays. A file system without locks is named on the console, and
+    the work goes on.
+    """
+    with path.with_name(f"{path.name}.lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"{path}: cannot be locked ({error.strerror}); start no second writer of it")
+        yield
 
 
 def unlock_if_alone(directory: Path) -> None:

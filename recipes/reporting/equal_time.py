@@ -32,6 +32,11 @@ SHARES = (0.25, 0.5)
 _AT = [f"at-{100 * share:g}" for share in SHARES]
 ALL_SHARES = (*SHARES, 1.0)
 CLOCK = "time/training_seconds"
+NEEDED = (
+    *("model.name", "model.parameters", "world_size", "device", "data.unigram_entropy_nats"),
+    *("data.tokenizer_fingerprint", "data.train_tokens", "global_batch", "run.minutes"),
+)
+"""What there is to compare of a run."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def load(directories: Sequence[Path]) -> list[Contestant]:
     Raises:
         UserError: something is missing, or not comparable; all faults at once.
     """
-    runs = load_runs(directories)
+    runs = load_runs(directories, needed=NEEDED)
     found, faults = [], []
     for run_, directory in zip(runs, directories, strict=True):
         if not run_.evals or any(CLOCK not in record for record in run_.evals):
@@ -205,7 +210,7 @@ def figure(found: Sequence[Contestant]) -> Figure:
         # The first point is no pretraining at all.
         scores.plot(xs[:1], ys[:1], "o", color=color, markerfacecolor="white", zorder=3)
     losses.axhline(
-        run.unigram_entropy,
+        run.unigram_entropy or 0.0,  # it is needed
         color="#777777",
         linestyle=DASHED,
         linewidth=1,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib import rc_params_from_file, style
+from matplotlib import rc_context, rc_params_from_file, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,8 +17,45 @@ COLORS: tuple[str, ...] = tuple(
     rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"].by_key()["color"]
 )
 """The style's palette."""
-DASHED = (0, (4, 3))
+
+Dashes = str | tuple[int, tuple[float, ...]]
+DASHED: Dashes = (0, (4, 3))
 """Line style of a level to compare with."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one of several things compared looks: without colour it is told by the rest."""
+
+    color: str
+    dashes: Dashes
+    marker: str
+    hatch: str
+
+
+_DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_MARKERS = "osD^v"
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\")
+
+
+def look(index: int) -> Look:
+    """Return the look of the thing that is number `index`; the first 140 all differ."""
+    return Look(
+        COLORS[index % len(COLORS)],
+        _DASHES[index % len(_DASHES)],
+        _MARKERS[index % len(_MARKERS)],
+        _HATCHES[index % len(_HATCHES)],
+    )
+
+
+def in_legend(name: str) -> str:
+    """Return somebody's name for something so that a legend shows it as it is.
+
+    matplotlib leaves out labels that begin with `_`, and reads what is between `$` as a formula.
+    """
+    shown = name.replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{shown}" if shown.startswith("_") else shown
+
 
 in_style = style.context(str(STYLE))
 
@@ -59,3 +97,12 @@ def write_png(path: Path, figure: Figure) -> None:
     contents = io.BytesIO()
     figure.savefig(contents, format="png")
     write_whole(path, contents.getvalue())
+
+
+@in_style
+def svg_of(figure: Figure) -> bytes:
+    """Return a figure as an SVG document, the same at every call."""
+    contents = io.BytesIO()
+    with rc_context({"svg.hashsalt": "rapidbert"}):
+        figure.savefig(contents, format="svg", metadata={"Date": None})
+    return contents.getvalue()

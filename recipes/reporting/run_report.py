@@ -25,19 +25,18 @@ def table(runs: Sequence[RecordedRun]) -> list[tuple[str, ...]]:
 
 
 def _column(run: RecordedRun) -> dict[str, str]:
-    config, latest = run.config, max(run.steps + run.evals, key=lambda record: record["step"])
-    total = config.get("total_steps")
+    latest, total = run.latest, run.total_steps
     return {
         "model": run.model,
-        "parameters": f"{config['model']['parameters'] / 1e6:,.1f} M",
-        "devices": f"{config['world_size']} × {config['device']}",
+        "parameters": shown(run.parameters and run.parameters / 1e6, "{:,.1f} M"),
+        "devices": shown(run.devices, "{}", "?") + f" × {run.device}",
         "steps": f"{latest['step']:,}" + (f" of {total:,}" if total else ""),
         "sequences": f"{latest['sequences']:,}",
         "tokens": f"{latest['tokens']:,}",
         "training loss (nats)": shown(run.last("loss/train"), "{:.3f}"),
         "evaluation loss at 15% masking (nats)": shown(run.last("loss/eval"), "{:.3f}"),
         "evaluation accuracy at 15% masking": shown(run.last("accuracy/eval"), "{:.1%}"),
-        "unigram entropy (nats)": f"{run.unigram_entropy:.3f}",
+        "unigram entropy (nats)": shown(run.unigram_entropy, "{:.3f}"),
         "real tokens/s (median)": shown(run.median("throughput/tokens_per_sec"), "{:,.0f}"),
         "padding (median)": shown(run.median("throughput/padding_share"), "{:.1%}"),
         "MFU, 6N (median)": shown(run.median("throughput/device/mfu"), "{:.1%}"),

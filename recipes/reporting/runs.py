@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,18 @@ from recipes.training.run_log import LOG_NAME, read_records
 Values = NDArray[np.float64]
 
 CONFIG_NAME = "config.json"
-NEEDED = ("model.name", "model.parameters", "world_size", "device", "data.unigram_entropy_nats")
+NEEDED = ("model.name",)
+EARLIER = "time/earlier_seconds"
+"""Wall time before the start that wrote a record."""
+
+
+class Restart(NamedTuple):
+    """A later start of a run."""
+
+    step: int
+    """The last step logged before it."""
+    seconds: float
+    """Wall time at which it began."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,8 @@ class RecordedRun:
     config: dict[str, Any]
     steps: list[dict[str, Any]]
     evals: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    """What is missing from the records, or damaged."""
 
     @property
     def model(self) -> str:
@@ -38,13 +53,69 @@ class RecordedRun:
         return str(self.config["model"]["name"])
 
     @property
-    def unigram_entropy(self) -> float:
+    def parameters(self) -> int | None:
+        """Parameters of the model; None in records of other versions."""
+        found = finite(_lookup(self.config, "model.parameters"))
+        return None if found is None else round(found)
+
+    @property
+    def device(self) -> str:
+        """Name of a device, `cpu` without a GPU."""
+        return str(self.config.get("device") or "unknown device")
+
+    @property
+    def devices(self) -> int | None:
+        """Devices that took part; None in records of other versions."""
+        found = finite(self.config.get("world_size"))
+        return None if found is None else round(found)
+
+    @property
+    def unigram_entropy(self) -> float | None:
         """Loss in nats of a model that knows nothing but how frequent each token is."""
-        return float(self.config["data"]["unigram_entropy_nats"])
+        return finite(_lookup(self.config, "data.unigram_entropy_nats"))
+
+    @property
+    def latest(self) -> dict[str, Any]:
+        """The record of the latest step."""
+        return max(self.steps + self.evals, key=lambda record: record["step"])
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run; None if time decides."""
+        found = finite(self.config.get("total_steps"))
+        return None if found is None else round(found)
+
+    @property
+    def unfinished(self) -> str | None:
+        """How far the run is, in words; None at its end."""
+        step, total = self.latest["step"], self.total_steps
+        if total is not None:
+            return f"step {step:,} of {total:,}" if step < total else None
+        minutes = finite(_lookup(self.config, "run.minutes"))
+        spent = finite(self.latest.get("time/training_seconds"))
+        if minutes is None or spent is None or spent >= 60 * minutes:
+            return None
+        return f"minute {spent / 60:,.1f} of {minutes:g}"
+
+    @property
+    def restarts(self) -> list[Restart]:
+        """Later starts, of those that have left a record."""
+        found, before, last = [], 0.0, 0
+        for record in sorted(self.steps + self.evals, key=lambda record: record["step"]):
+            earlier = finite(record.get(EARLIER))
+            if earlier is not None and earlier > before:
+                found.append(Restart(last, earlier))
+                before = earlier
+            last = record["step"]
+        return found
+
+    def has(self, key: str) -> bool:
+        """Say whether a number was ever logged under `key`."""
+        return len(self.curve("step", key)[0]) > 0
 
     def curve(self, x: str, y: str) -> tuple[Values, Values]:
         """Return the values of `x` and `y` [records] in the records that have a finite `y`."""
-        points = [(r[x], r[y]) for r in self.steps + self.evals if r.get(y) is not None]
+        points = [(r[x], r[y]) for r in self.steps + self.evals if finite(r.get(y)) is not None]
         xs, ys = np.array(points, dtype=np.float64).reshape(-1, 2).T
         return xs, ys
 
@@ -59,8 +130,17 @@ class RecordedRun:
         return float(statistics.median(values[skip:])) if len(values) > skip else None
 
 
-def load_runs(directories: Sequence[Path]) -> list[RecordedRun]:
+def load_runs(
+    directories: Sequence[Path],
+    left_out: list[str] | None = None,
+    *,
+    needed: Sequence[str] = NEEDED,
+) -> list[RecordedRun]:
     """Read the runs; torn lines of a log are left out and said on stderr.
+
+    Args:
+        left_out: takes the faults of runs that cannot be read, if others can.
+        needed: what a run's configuration must have, its sections joined by dots.
 
     Raises:
         UserError: no run there, or nothing logged yet; all faults of all runs.
@@ -68,39 +148,57 @@ def load_runs(directories: Sequence[Path]) -> list[RecordedRun]:
     faults = Faults()
     # Two runs of the same name are told apart by their paths.
     alike = len({path.resolve().name for path in directories}) < len(directories)
-    named = [(path, str(path) if alike else path.resolve().name) for path in directories]
-    runs = [faults.attempt(partial(_load_run, path, name)) for path, name in named]
-    faults.stop()
-    return [run for run in runs if run is not None]
+    runs = [
+        faults.attempt(partial(_load_run, path, shown_name(path, whole=alike), needed))
+        for path in directories
+    ]
+    found = [run for run in runs if run is not None]
+    if left_out is None or not found:
+        faults.stop()
+    else:
+        left_out += faults
+    return found
 
 
-def _load_run(directory: Path, name: str) -> RecordedRun:
+def shown_name(directory: Path, *, whole: bool = False) -> str:
+    """Return the name of a directory, or all of its path, with U+FFFD for what is no UTF-8."""
+    name = str(directory) if whole else directory.resolve().name
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _load_run(directory: Path, name: str, needed: Sequence[str]) -> RecordedRun:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
     faults = Faults()
-    config = faults.attempt(lambda: _read_config(directory)) or {}
-    records = faults.attempt(lambda: _read_log(directory)) or []
+    config = faults.attempt(lambda: _read_config(directory, needed)) or {}
+    records, notes = faults.attempt(lambda: _read_log(directory)) or ([], [])
     faults.stop()
     return RecordedRun(
         name=name,
         config=config,
         steps=[record for record in records if "loss/train" in record],
         evals=[record for record in records if "loss/eval" in record],
+        notes=notes,
     )
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def _read_config(directory: Path, needed: Sequence[str]) -> dict[str, Any]:
     path = directory / CONFIG_NAME
     try:
-        config: dict[str, Any] = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(
             f"{directory}: no {CONFIG_NAME}, so no run of recipes/pretrain.py"
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
-    if missing := [key for key in NEEDED if _lookup(config, key) is None]:
+    if missing := [key for key in needed if _lookup(config, key) is None]:
         raise UserError(f"{path}: lacks {', '.join(missing)}")
+    assert isinstance(config, dict)  # it has what is needed
+    # Of another version, whose sections were something else.
+    for section in ("run", "versions", "data", "identity"):
+        if not isinstance(config.get(section, {}), dict):
+            del config[section]
     return config
 
 
@@ -110,7 +208,14 @@ def _lookup(config: object, dotted: str) -> object:
     return config
 
 
-def _read_log(directory: Path) -> list[dict[str, Any]]:
+def finite(value: object) -> float | None:
+    """Return a finite number, None for anything else that a file may hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _read_log(directory: Path) -> tuple[list[dict[str, Any]], list[str]]:
     path = directory / LOG_NAME
     try:
         records, torn = read_records(path)
@@ -119,6 +224,8 @@ def _read_log(directory: Path) -> list[dict[str, Any]]:
     if not any("loss/train" in record for record in records):
         counts = f"{len(records)} records and {torn} torn lines"
         raise UserError(f"{path}: no training step among {counts}")
+    notes = []
     if torn:
-        print(f"{path}: {torn} torn line(s) left out", file=sys.stderr)
-    return records
+        notes.append(f"{path}: {torn} torn line(s) left out")
+        print(notes[0], file=sys.stderr)
+    return records, notes

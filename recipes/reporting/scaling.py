@@ -34,6 +34,12 @@ from recipes.reporting.tables import markdown as markdown_table
 POINT = re.compile(r"gpus-(\d+)-batch-(\d+)")
 """Name of a run's directory, which the sweep gives it."""
 
+NEEDED = (
+    *("model.name", "world_size", "device", "requested_global_batch", "global_batch"),
+    *("micro_batch", "accumulation"),
+)
+"""What the report says of each run's configuration."""
+
 NOTE = (
     "Medians over the windows of each run, without the first, which warms up. Efficiency: real "
     "tokens/s per device against the fewest devices that ran the same global batch."
@@ -92,7 +98,7 @@ def load_sweeps(directories: Sequence[Path]) -> list[Sweep]:
     missing: list[str] = []
     for directory in directories:
         try:
-            [run] = load_runs([directory])
+            [run] = load_runs([directory], needed=NEEDED)
         except UserError as error:
             missing += error.faults
             continue

@@ -21,10 +21,17 @@ from recipes.tasks.glue_tasks import TASKS
 from recipes.tasks.results import Result
 from recipes.training.run_log import duration
 
+EXPLAINED = (
+    "Metrics times 100 on the development sets; ± is the sample standard deviation over the seeds; "
+    "chance is the score of the best answer that is the same for every example; time is that of "
+    "the jobs, summed."
+)
+
 
 def table(series: Series) -> list[tuple[str, ...]]:
     """Return a header, a row for each task, and the average with time and cost summed."""
-    rows = [("task", "metric", "mean", "± sd", "best", "seeds", "start", "also", "time", "cost")]
+    header = ("task", "metric", "mean", "± sd", "best", "seeds", "chance", "start", "also")
+    rows = [(*header, "time", "cost")]
     rows += [
         (
             TASKS[task.task].folder,
@@ -33,6 +40,7 @@ def table(series: Series) -> list[tuple[str, ...]]:
             shown(task.deviation, "{:.1f}"),
             f"{task.best:.1f}",
             str(len(task.scores)),
+            shown(task.chance, "{:.1f}"),
             task.start,
             ", ".join(f"{key} {value:.1f}" for key, value in task.others.items()) or "-",
             duration(task.seconds),
@@ -43,8 +51,9 @@ def table(series: Series) -> list[tuple[str, ...]]:
     seconds = sum(task.seconds for task in series.tasks)
     dollars = sum(task.dollars for task in series.tasks)
     seeds = sum(len(task.scores) for task in series.tasks)
-    average = (series.average_name, "", f"{series.average:.1f}", "", "", str(seeds), "", "")
-    return [*rows, (*average, duration(seconds), f"${dollars:,.2f}")]
+    average = (series.average_name, "", f"{series.average:.1f}", "", "", str(seeds))
+    chance = (shown(series.chance, "{:.1f}"), "", "")
+    return [*rows, (*average, *chance, duration(seconds), f"${dollars:,.2f}")]
 
 
 def console(all_series: Sequence[Series]) -> str:
@@ -70,8 +79,7 @@ def markdown(all_series: Sequence[Series]) -> str:
             "",
         ]
     lines += [
-        "Metrics times 100 on the development sets; ± is the sample standard deviation over the "
-        "seeds; time is that of the jobs, summed.",
+        EXPLAINED,
     ]
     for series in all_series:
         lines += ["", f"## {series.name}", "", markdown_table(table(series))]
@@ -112,6 +120,7 @@ def _task_record(task: TaskScores) -> dict[str, Any]:
         "mean": task.mean,
         "standard_deviation": task.deviation,
         "best": task.best,
+        "chance": task.chance,
         "scores": task.scores,
         "other_metrics": task.others,
         "start": task.start,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ class TaskScores:
     """What finetuning started from: `pretrained`, `MNLI` or `random weights`."""
     seconds: float
     dollars: float
+    chance: float | None = None
+    """Score of the best constant answer, times 100; None where no result says it."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the first result was computed with."""
 
     @property
     def mean(self) -> float:
@@ -64,6 +68,12 @@ class Series:
         return statistics.fmean(task.mean for task in self.tasks)
 
     @property
+    def chance(self) -> float | None:
+        """Mean over the tasks of the best constant answers; None unless all are known."""
+        known = [task.chance for task in self.tasks if task.chance is not None]
+        return statistics.fmean(known) if len(known) == len(self.tasks) else None
+
+    @property
     def average_name(self) -> str:
         """Name that the average may have; GLUE's only with all eight of GLUE's tasks."""
         if len(self.tasks) < len(TASKS):
@@ -77,8 +87,13 @@ def result_files(directory: Path) -> list[Path]:
     return [path for path in found if path.name.split("-seed")[0] in TASKS]
 
 
-def load_results(directory: Path, without: Collection[Path] = ()) -> list[Result]:
+def load_results(
+    directory: Path, without: Collection[Path] = (), left_out: list[str] | None = None
+) -> list[Result]:
     """Read the results of GLUE's tasks in a directory, but for the files in `without`.
+
+    Args:
+        left_out: takes the faults of damaged results, if there are whole ones.
 
     Raises:
         UserError: no such directory, or damaged results; all of them named.
@@ -87,18 +102,22 @@ def load_results(directory: Path, without: Collection[Path] = ()) -> list[Result
         raise UserError(f"{directory}: no such directory")
     results: list[Result] = []
     faults: list[str] = []
-    left_out = {path.resolve() for path in without}
+    passed_over = {path.resolve() for path in without}
     for path in result_files(directory):
-        if path.resolve() in left_out:
+        if path.resolve() in passed_over:
             continue
         try:
-            results.append(read_result(path))
-            if results[-1]["task"] != path.name.split("-seed")[0]:
-                faults.append(f"{path}: a result of {results[-1]['task']}, by its name another's")
+            result = read_result(path)
+            if result["task"] == path.name.split("-seed")[0]:
+                results.append(result)
+            else:
+                faults.append(f"{path}: a result of {result['task']}, by its name another's")
         except UserError as error:
             faults += error.faults
-    if faults:
+    if faults and (left_out is None or not results):
         raise UserError(*faults)
+    if left_out is not None:
+        left_out += faults
     return results
 
 
@@ -136,7 +155,19 @@ def _task_scores(task: str, results: Sequence[Result]) -> TaskScores:
         start=" and ".join(sorted({_start(result) for result in results})),
         seconds=sum(result["seconds"] for result in results),
         dollars=sum(result.get("dollars") or 0.0 for result in results),
+        chance=next((found for one in results if (found := _chance(one)) is not None), None),
+        settings=next((one["settings"] for one in results if _has_settings(one)), {}),
     )
+
+
+def _chance(result: Result) -> float | None:
+    chance = result.get("chance")  # results of earlier versions lack it
+    score = chance.get("score") if isinstance(chance, Mapping) else None
+    return 100.0 * score if isinstance(score, int | float) else None
+
+
+def _has_settings(result: Result) -> bool:
+    return isinstance(result.get("settings"), Mapping)
 
 
 def _start(result: Result) -> str:

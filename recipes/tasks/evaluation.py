@@ -140,6 +140,28 @@ def measure_classes(
         raise UserError(f"{work.name}: {error}") from None
 
 
+def chance_of_classes(work: Finetuning) -> Metrics | None:
+    """Measure the best constant answer on each development set: what a model must beat.
+
+    Of the classes it is the one with the highest score, which for an accuracy is the most frequent
+    one; of scores on a scale the mean. A correlation with a constant is 0.
+    """
+    labels = {name: np.asarray(of.labels) for name, of in work.data.dev.items()}
+    pooled = np.concatenate([*labels.values()])
+    constants = [pooled.mean()] if work.task.labels is None else np.unique(pooled)
+
+    def measured(constant: np.generic) -> Metrics:
+        return {
+            name: compute(work.task.metrics, np.full_like(of, constant), of)
+            for name, of in labels.items()
+        }
+
+    def score(metrics: Metrics) -> float:
+        return float(np.mean([of[work.task.score] for of in metrics.values()]))
+
+    return max(map(measured, constants), key=score)
+
+
 def predict_test(model: RapidBertForSequenceClassification, work: Finetuning, world: World) -> None:
     """Files for the GLUE server in `<task>-seed<k>/predictions`. Call on every rank."""
     for name, examples in work.data.test.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def write_result(
 ) -> None:
     """Write `<task>-seed<k>.json`."""
     result = _record(work, metrics) | {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "steps": steps,
         "notes": list(notes),
         "seconds": seconds,
@@ -120,7 +122,8 @@ def _record(work: Finetuning, metrics: Metrics) -> dict[str, Any]:
         "seed": settings.seed,
         "score": float(np.mean([of[task.score] for of in metrics.values()])),
         "score_metric": task.score,
-        "metrics": metrics if len(metrics) > 1 else next(iter(metrics.values())),
+        "metrics": _by_set(metrics),
+        "chance": _chance(work),
         "stand_in": data.stand_in,
         "checkpoint": str(settings.checkpoint),
         "checkpoint_sha256": work.identity["checkpoint_sha256"],
@@ -133,6 +136,19 @@ def _record(work: Finetuning, metrics: Metrics) -> dict[str, Any]:
         "train_examples": len(data.train),
         "dev_examples": sum(len(dev) for dev in data.dev.values()),
     }
+
+
+def _by_set(metrics: Metrics) -> Mapping[str, Any]:
+    return metrics if len(metrics) > 1 else next(iter(metrics.values()))
+
+
+def _chance(work: Finetuning) -> dict[str, Any] | None:
+    """The score and the metrics of the best answer that is the same for every example."""
+    metrics = work.kind.chance(work)
+    if metrics is None:
+        return None
+    score = float(np.mean([of[work.task.score] for of in metrics.values()]))
+    return {"score": score, "metrics": _by_set(metrics)}
 
 
 def _gpu_hours(world: World, seconds: float) -> float:

@@ -17,7 +17,12 @@ from recipes.tasks import (
 )
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.classifier import build_classifier
-from recipes.tasks.evaluation import classification_notes, encode, measure_classes
+from recipes.tasks.evaluation import (
+    chance_of_classes,
+    classification_notes,
+    encode,
+    measure_classes,
+)
 from recipes.tasks.example_files import Examples
 from recipes.tasks.finetune_settings import Checks, OwnData, Settings, text_checks
 from recipes.tasks.own_data import label_scale, load_files
@@ -57,6 +62,7 @@ KINDS = {
         encode=encode,
         notes=classification_notes,
         measure=measure_classes,
+        chance=chance_of_classes,
         scale=label_scale,
     ),
     "multi-label": Kind(

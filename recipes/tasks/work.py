@@ -88,6 +88,8 @@ class Kind:
     """Gives the scale on which labels of one's own data are learnt; None: as they are."""
     why_not: Callable[[Finetuning], list[str]] = lambda _: []
     """Says what keeps settings and data that are right by themselves from going together."""
+    chance: Callable[[Finetuning], Metrics | None] = lambda _: None
+    """Measures the best answer that is the same for every example; None where there is none."""
     facts: Callable[[Finetuning], dict[str, Any]] = lambda _: {}
     """What the export's `task` says beside what all kinds say, for those who use the model."""
     batch_size: int = 32

@@ -59,8 +59,8 @@ class Bookkeeping:
             rank=world.rank,
             hparams=flat(run.settings),
         )
-        earlier = max(resumed.seconds, self._log.earlier_seconds)
-        self._meter = _throughput_meter(run, world, resumed, earlier)
+        self._earlier = max(resumed.seconds, self._log.earlier_seconds)
+        self._meter = _throughput_meter(run, world, resumed, self._earlier)
 
     def __enter__(self) -> Bookkeeping:
         return self
@@ -104,7 +104,7 @@ class Bookkeeping:
             "optimizer/skipped_steps": done.skipped,
             **self.times.window(),
             **self.checkpoints.timings,
-            **_trained(done),
+            **self._clocks(done),
         }
         self._log.log(*done.position, {**scalars, **self._meter.window()})
 
@@ -113,7 +113,7 @@ class Bookkeeping:
         self.watchdog.pause()
         with self._meter.pause():
             self.evaluated = evaluate(self.engine.module, self.run, self.world)
-            self._log.eval(*done.position, self.evaluated | _trained(done))
+            self._log.eval(*done.position, self.evaluated | self._clocks(done))
             for share in shares:
                 self.export(done, self.run.places.output / f"at-{100 * share:g}")
 
@@ -139,6 +139,13 @@ class Bookkeeping:
         facts = {**run_record.export_facts(self.run), "progress": asdict(done)}
         return export(self.engine, self.run.model, self.run.places.data, directory, facts)
 
+    def _clocks(self, done: Progress) -> dict[str, float]:
+        # Where the second changes, a report shows a restart.
+        return {
+            "time/training_seconds": done.training_seconds,
+            "time/earlier_seconds": self._earlier,
+        }
+
     def _wait(self, must: bool) -> None:
         try:
             self.checkpoints.wait()
@@ -152,10 +159,6 @@ class Bookkeeping:
 def due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps happens at this one; 0: at none."""
     return every > 0 and step % every == 0
-
-
-def _trained(done: Progress) -> dict[str, float]:
-    return {"time/training_seconds": done.training_seconds}
 
 
 def _throughput_meter(

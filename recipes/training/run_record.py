@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def _start(run: Run, world: World) -> bool:
     # Only here, on one rank, does a run that goes on read what it once started from.
     given = run.initial.given_identity() if run.initial else {}
     _check_identity(output, {**record["identity"], **given})
+    if path.exists():
+        record["started"] = _read(path).get("started")  # the first start; earlier versions lack it
     print(describe(run))
     write_whole(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
     # A first checkpoint that a crash left unfinished is no progress to go on from.
@@ -166,6 +169,7 @@ def _record(run: Run, world: World) -> dict[str, Any]:
         "device": run.device_name,
         "versions": versions(),
         "git_revision": git_revision(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "requested_global_batch": plan.requested,
         "global_batch": plan.global_batch,
         "micro_batch": plan.micro_batch,

@@ -116,6 +116,8 @@ def test_the_record_says_what_was_done(results):
     assert record["adamw_weight_decay"] == pytest.approx(TASKS["cola"].weight_decay / 5e-3)
     mnli = results["one/mnli-seed17.json"]
     matched, mismatched = mnli["metrics"]["matched"], mnli["metrics"]["mismatched"]
+    chance = [of["accuracy"] for of in mnli["chance"]["metrics"].values()]
+    assert mnli["chance"]["score"] == pytest.approx(sum(chance) / 2)
     assert mnli["score"] == pytest.approx((matched["accuracy"] + mismatched["accuracy"]) / 2)
 
 

@@ -33,6 +33,7 @@ from model.parallel import initialize_parallel
 from model.pretrained import read_description
 from recipes.common.errors import Faults, UserError
 from recipes.common.settings import help_of, parse
+from recipes.reporting.runs import load_runs
 from recipes.training.checkpoints.manifest import published
 from recipes.training.export import read_tensors
 from recipes.training.export_source import read_source
@@ -119,6 +120,15 @@ def test_a_resumed_run_equals_the_straight_one_to_the_bit(
     assert again == records
     assert state.keys() == state_again.keys()
     assert all(torch.equal(state[name], state_again[name]) for name in state)
+
+    # What a report knows of it: one later start, of the same run.
+    assert load_runs([straight])[0].restarts == []
+    [restart] = load_runs([resumed])[0].restarts
+    assert restart.step == 3 and restart.seconds > 0
+    starts = [
+        json.loads((run / "config.json").read_text())["started"] for run in (straight, resumed)
+    ]
+    assert starts[0] == starts[1]
 
 
 def test_the_engine_trains_alike_with_triton_kernels(data, tmp_path):

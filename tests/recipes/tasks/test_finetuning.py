@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from recipes.common.errors import Faults, UserError
 from recipes.common.settings import parse
 from recipes.tasks.classifier import build_model
+from recipes.tasks.evaluation import chance_of_classes
 from recipes.tasks.finetune_result import is_done
 from recipes.tasks.finetune_settings import Settings
 from recipes.tasks.finetuning import Finetuning, resolve
@@ -227,3 +228,29 @@ def test_weights_of_other_shapes_are_refused_with_both(finetune_place, tmp_path)
     work = resolved(finetune_place, tmp_path / "o", "--checkpoint", str(tmp_path))
     with pytest.raises(UserError, match=r"word_embeddings.weight is \[200, 32\], .* \[320, 32\]"):
         build_model(work)
+
+
+def test_chance_is_the_best_constant_answer(finetune_place, tmp_path):
+    """Counted in the files of the development sets, whose columns are known here."""
+
+    def last_column(name: str) -> list[str]:
+        lines = (finetune_place / "glue" / name).read_text().splitlines()[1:]
+        return [line.split("\t")[-1] for line in lines]
+
+    def chance(task: str):
+        return chance_of_classes(resolved(finetune_place, tmp_path, "--task", task))
+
+    matched, mismatched = (
+        last_column(f"MNLI/dev_{name}.tsv") for name in ("matched", "mismatched")
+    )
+    shares = {
+        label: (matched.count(label) / len(matched), mismatched.count(label) / len(mismatched))
+        for label in set(matched)
+    }
+    most = max(shares.values(), key=sum)
+    found = chance("mnli")
+    assert (found["matched"]["accuracy"], found["mismatched"]["accuracy"]) == pytest.approx(most)
+    rte = last_column("RTE/dev.tsv")
+    assert chance("rte") == {"dev": {"accuracy": max(rte.count(x) for x in set(rte)) / len(rte)}}
+    assert chance("cola") == {"dev": {"matthews": 0.0}}
+    assert chance("stsb") == {"dev": {"spearman": 0.0, "pearson": 0.0}}

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def test_what_is_recorded(data, tmp_path):
     assert record["versions"]["torch"] == torch.__version__
     assert {"python", "deepspeed", "megatron-core"} <= record["versions"].keys()
     assert record["git_revision"] == provenance.git_revision()
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(record["started"])) < timedelta(hours=1)
     assert record["run"]["duration"] == "100" and record["run"]["seed"] == 17
     assert record["deepspeed"]["train_batch_size"] == record["requested_global_batch"] == 17
     assert (record["micro_batch"], record["accumulation"], record["global_batch"]) == (4, 4, 16)

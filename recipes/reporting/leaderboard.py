@@ -1,0 +1,194 @@
+"""GLUE per dollar: a file with a line for each run, beside what others have published.
+
+A line says what it takes to repeat it: the command, the revision, the hardware, dates, seeds and
+every score. It belongs to a run by what was pretrained and on what, so that the same command, run
+again, replaces its own line and no other, and so do more tasks or seeds. What other versions have
+put into other lines stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.common.errors import UserError
+from recipes.common.files import write_whole
+from recipes.common.locks import alone_with
+from recipes.reporting.run_settings import pretraining_command
+from recipes.reporting.runs import RecordedRun
+from recipes.reporting.scores import Series
+from recipes.tasks.glue_tasks import TASKS
+from recipes.tasks.results import Result
+
+FILE = "leaderboard.json"
+PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "results" / FILE
+"""The repository's own, with the published points."""
+NEEDED: dict[str, type | tuple[type, ...]] = {"key": str, "name": str, "score": (int, float)}
+
+Line = dict[str, Any]
+"""A run's or a publication's, as the file has it."""
+
+
+def read(path: Path) -> list[Line]:
+    """Read the lines; none where there is no file.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    try:
+        lines = json.loads(path.read_bytes())["lines"]
+        for line in lines:
+            for key, kind in NEEDED.items():
+                if not isinstance(line[key], kind):
+                    raise UserError(f"{path}: {key} is {line[key]!r} in a line")
+    except FileNotFoundError:
+        return []
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: no leaderboard ({type(error).__name__}: {error}); name another file"
+        ) from None
+    return list(lines)
+
+
+def add(path: Path, line: Line) -> None:
+    """Put a line into the file, in place of an earlier one of the same run; makes the file.
+
+    Several processes may do so at a time.
+
+    Raises:
+        UserError: the file is no leaderboard; it stays as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone_with(path):
+        lines = read(path)
+        places = [n for n, other in enumerate(lines) if other["key"] == line["key"]]
+        if places:
+            lines[places[0]] = line
+        else:
+            lines.append(line)
+        write_whole(path, (json.dumps({"lines": lines}, indent=1) + "\n").encode())
+
+
+def with_published(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines with those of the repository's file, what was published first."""
+    own = {line["key"] for line in lines}
+    others = [line for line in read(PUBLISHED) if line["key"] not in own]
+    return [*others, *lines]
+
+
+def line_of(
+    name: str,
+    run: RecordedRun | None,
+    series: Series,
+    results: Sequence[Result],
+    command: str | None = None,
+) -> Line:
+    """Make the line of a run.
+
+    Args:
+        run: its pretraining; None where only an export is left, whose cost nobody knows.
+        results: those that the series summarizes.
+        command: that finetuned it; as the results say it if not given.
+    """
+    cost = _cost(run)
+    commands = [pretraining_command(run)] if run else []
+    commands.append(command or finetuning_command(results))
+    revisions = {str(result.get("git_revision", "unknown")) for result in results}
+    dates = sorted(str(result["date"]) for result in results if "date" in result)
+    return {
+        "key": _key(run, results),
+        "name": name,
+        "published": False,
+        "benchmark": "stand-ins, not GLUE" if series.stand_in else "GLUE",
+        "score": series.average,
+        "score_name": series.average_name,
+        "tasks": {
+            task.task: {"mean": task.mean, "metric": task.metric, "seeds": task.scores}
+            for task in series.tasks
+        },
+        **cost,
+        "finetuning": {
+            "device": " and ".join(sorted({str(r.get("device", "unknown")) for r in results})),
+            "seconds": sum(task.seconds for task in series.tasks),
+            "dollars": sum(task.dollars for task in series.tasks),
+        },
+        "model": run.model if run else _model(results),
+        "command": " && ".join(commands),
+        "git_revision": {
+            "pretraining": run.config.get("git_revision") if run else None,
+            "finetuning": " and ".join(sorted(revisions)),
+        },
+        "dates": {
+            "pretraining": run.config.get("started") if run else None,
+            "finetuning": dates[-1] if dates else None,
+        },
+        "seed": run.config.get("run", {}).get("seed") if run else None,
+        "notes": series.notes,
+    }
+
+
+def _cost(run: RecordedRun | None) -> dict[str, Any]:
+    """What pretraining took: hours of wall time; GPU-hours and dollars where there were GPUs."""
+    if run is None:
+        return {"hardware": None, "hours": None, "gpu_hours": None, "dollars": None}
+    hours = run.latest["seconds"] / 3600
+    on_gpu = run.device != "cpu" and run.devices is not None
+    return {
+        "hardware": f"{run.devices or '?'} × {run.device}",
+        "hours": hours,
+        "gpu_hours": hours * (run.devices or 0) if on_gpu else None,
+        "dollars": run.last("cost/dollars") if on_gpu else None,
+    }
+
+
+def finetuning_command(results: Sequence[Result]) -> str:
+    """Return the call of glue.py that makes such results, as far as they say it."""
+    tasks = [name for name in TASKS if any(result["task"] == name for result in results)]
+    starts = [r["checkpoint"] for r in results if TASKS[r["task"]].start == "pretrained"]
+    words = ["python", "recipes/glue.py", "--checkpoint", starts[0] if starts else "RUN"]
+    data = {str(result["data"]) for result in results if "data" in result} - {"hub"}
+    words += ["--data", *data] if len(data) == 1 else []
+    words += ["--tasks", *tasks] if len(tasks) < len(TASKS) else []
+    seeds = [sum(result["task"] == name for result in results) for name in tasks]
+    if any(count < TASKS[name].seeds for name, count in zip(tasks, seeds, strict=True)):
+        words += ["--seeds", str(max(seeds))]
+    handed_on = []
+    for name in ("learning_rate", "epochs", "batch_size", "max_length"):
+        values = {
+            json.dumps(result.get("settings", {}).get(name))
+            for result in results
+            if result.get("settings", {}).get(name) != _of_table(result["task"], name)
+        }
+        if len(values) == 1 and values != {"null"}:
+            handed_on += [f"--{name.replace('_', '-')}", *values]
+    return " ".join(words + (["--", *handed_on] if handed_on else []))
+
+
+def _of_table(task: str, name: str) -> object:
+    return 256 if name == "max_length" else getattr(TASKS[task], name)
+
+
+def _model(results: Sequence[Result]) -> str | None:
+    models = [result.get("settings", {}).get("model", {}) for result in results]
+    return next((str(model["name"]) for model in models if model.get("name")), None)
+
+
+def _key(run: RecordedRun | None, results: Sequence[Result]) -> str:
+    """Return what stays the same when the same is run again on the same hardware."""
+    if run and run.config.get("identity"):
+        start: Mapping[str, Any] = {
+            "identity": run.config["identity"],
+            "hardware": [run.device, run.devices],
+        }
+    else:
+        start = {"checkpoints": sorted({str(r.get("checkpoint_sha256")) for r in results})}
+    stand_in = any(result["stand_in"] for result in results)
+    told = json.dumps([start, stand_in], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -1,0 +1,119 @@
+"""The leaderboard as a table and a figure: GLUE's average against dollars and GPU-hours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from recipes.reporting.figures import COLORS, in_legend, panels
+from recipes.reporting.html_page import Markup, drawing, folded, joined, listed, paragraph, table
+from recipes.reporting.leaderboard import Line
+from recipes.reporting.runs import finite
+from recipes.reporting.tables import shown
+from recipes.tasks.glue_tasks import TASKS
+
+CAPTION = (
+    "GLUE's average against what pretraining cost, finetuning not counted. Hollow points are "
+    "published, filled ones are lines of the file. A point without a published price or duration "
+    "stands in the table alone."
+)
+PROTOCOLS = (
+    "Published averages are their authors': tasks, seeds and starts differ in detail. Dollars are "
+    "at the price of each source."
+)
+NO_POINT = "No line of the file has all eight of GLUE's tasks and a GPU, so it adds no point."
+
+
+def compares(line: Line) -> bool:
+    """Say whether a line has GLUE's average, and not another one."""
+    complete = line.get("published") or len(line.get("tasks") or ()) == len(TASKS)
+    return bool(line.get("benchmark") == "GLUE" and complete)
+
+
+def leaderboard_part(lines: Sequence[Line]) -> Markup:
+    """Return figure and table of lines, those that compare with nothing apart."""
+    comparable = [line for line in lines if compares(line)]
+    others = [line for line in lines if not compares(line)]
+    own = [line for line in comparable if not line.get("published")]
+    parts = [drawing(figure(comparable), CAPTION, "leaderboard")]
+    if not any(finite(line.get("gpu_hours")) for line in own):
+        parts.append(paragraph(NO_POINT))
+    ranked = sorted(comparable, key=lambda line: -line["score"])
+    parts.append(table([_HEADER, *map(_row, ranked)], "GLUE"))
+    if others:
+        said = (
+            "Not GLUE's average: stand-ins, or fewer tasks. These compare with each other at most"
+        )
+        parts.append(table([_HEADER, *map(_row, others)], said))
+    sources = [f"{line['name']}: {line['source']}" for line in ranked if line.get("source")]
+    commands = [_how(line) for line in lines if line.get("command")]
+    parts.append(paragraph(PROTOCOLS))
+    parts.append(folded("Sources of the published points", listed(sources)))
+    if commands:
+        parts.append(folded("What repeats each line", listed(commands)))
+    return joined(*parts)
+
+
+_HEADER = ("name", "score", "tasks", "hardware", "hours", "GPU-hours", "dollars")
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    published = bool(line.get("published"))
+    missing = "not published" if published else "no GPU"
+    if not published and line.get("hardware") is None:
+        missing = "not known"
+    tasks = str(line.get("score_name", ""))
+    return (
+        f"{line['name']}" + (" (published)" if published else ""),
+        f"{line['score']:.1f}",
+        tasks,
+        str(line.get("hardware") or ("not published" if published else "not known")),
+        shown(finite(line.get("hours")), "{:,.2f}", missing),
+        shown(finite(line.get("gpu_hours")), "{:,.2f}", missing),
+        shown(finite(line.get("dollars")), "${:,.2f}", missing),
+    )
+
+
+def _how(line: Line) -> str:
+    revision, dates = line.get("git_revision") or {}, line.get("dates") or {}
+    said = [f"{key} {value}" for key, value in (*revision.items(), *dates.items()) if value]
+    return f"{line['name']}: {line['command']} ({', '.join(said)})"
+
+
+def figure(lines: Sequence[Line]) -> Figure:
+    """Draw the score against GPU-hours and against dollars, on logarithmic axes."""
+    drawn, [cells] = panels(1, 2, "GLUE for what pretraining cost", size=(11, 4.6))
+    for axes, key, label in zip(
+        cells, ("gpu_hours", "dollars"), ("GPU-hours", "dollars"), strict=True
+    ):
+        points = [(line, x) for line in lines if (x := finite(line.get(key))) is not None and x > 0]
+        for line, x in sorted(points, key=lambda point: point[1]):
+            _draw_point(axes, line, x)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.margins(x=0.25, y=0.15)
+        axes.set_xlabel(label)
+    cells[0].set_ylabel("GLUE average, dev")
+    return drawn
+
+
+def _draw_point(axes: Axes, line: Line, x: float) -> None:
+    published = bool(line.get("published"))
+    axes.plot(
+        [x],
+        [line["score"]],
+        "o" if published else "D",
+        color=COLORS[0] if published else COLORS[1],
+        markerfacecolor="white" if published else COLORS[1],
+        markersize=7,
+    )
+    axes.annotate(
+        in_legend(str(line["name"])),
+        (x, line["score"]),
+        xytext=(6, -11 if published else 6),
+        textcoords="offset points",
+        fontsize=8,
+    )
