@@ -27,6 +27,8 @@ from recipes.common.locks import lock
 from recipes.common.processes import last_error, received_signals
 from recipes.common.settings import parse, split_rest
 from recipes.interop.model_card import refresh_scores
+from recipes.reporting import leaderboard
+from recipes.reporting.kinds import record_line
 from recipes.reporting.score_table import write_scores
 from recipes.reporting.scores import load_results
 from recipes.tasks.glue_plan import FINETUNE, Plan, Settings, resolve
@@ -46,7 +48,10 @@ def main(words: Sequence[str] | None = None, script: Path = FINETUNE) -> int:
         return 0
     plan.output.mkdir(parents=True, exist_ok=True)
     lock(plan.output, "running GLUE's tasks or writing their table")
-    return run_to_the_end(plan.jobs, places) or report(plan)
+    board = settings.leaderboard or plan.output / leaderboard.FILE
+    given = sys.argv[1:] if words is None else words
+    command = shlex.join(["python", "recipes/glue.py", *given])
+    return run_to_the_end(plan.jobs, places) or report(plan, board, command)
 
 
 def run_to_the_end(jobs: Sequence[Job], places: Sequence[Slot]) -> int:
@@ -60,13 +65,20 @@ def run_to_the_end(jobs: Sequence[Job], places: Sequence[Slot]) -> int:
     return 128 + signals[0]
 
 
-def report(plan: Plan) -> int:
-    """Write the scores, and name the jobs without a result; returns the exit status."""
+def report(plan: Plan, board: Path, command: str) -> int:
+    """Write the scores, and name the jobs without a result; returns the exit status.
+
+    Args:
+        board: the leaderboard, which gets the line of the run; a control has none.
+        command: that made the results, for that line.
+    """
     unfinished = [job for job in plan.jobs if job.state != "done"]
     # What an unfinished job has left from an earlier time has other settings or another start.
     results = load_results(plan.output, without=[job.result for job in unfinished])
     if results:
         print(f"\n{write_scores({str(plan.output): results}, plan.output)}")
+        if not any(result.get("from_scratch") for result in results):
+            record_line(board, plan.output, results, command)
     if not unfinished and (said := refresh_scores(plan.export, plan.output)):
         print(said)
     for job in unfinished:

@@ -6,10 +6,15 @@
     python recipes/report.py runs/base/glue                        results of finetuning
     python recipes/report.py runs/cram                             a comparison after equal time
 
-The directories tell which it is. Runs get `report.md`, `loss.png` and `throughput.png`, a sweep
-`scaling-<model>.md` and `.png`, results `scores.md`, `.json` and `.png`, a comparison
-`equal_time.md`, `.json` and `.png`. Nothing is measured here: every number is in the records, so a
-report can be made again at any time, anywhere.
+The directories tell which it is. Runs get `report.html`, one page with everything inside: their
+curves, the scores of finetuning that lie beside them (`glue`, `glue-from-scratch`), the
+leaderboard, the paper's tables and the benchmarks' records; beside it `report.md`, `loss.png` and
+`throughput.png`. A sweep gets `scaling-<model>.html`, `.md` and `.png`; named behind runs, it is a
+part of their page. Results get `scores.html`, `.md`, `.json` and `.png`, a comparison
+`equal_time.html`, `.md`, `.json` and `.png`.
+
+Nothing is measured here: every number is in the records, so a report can be made again at any time,
+anywhere. What cannot be read is named, and the report is of the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
@@ -26,9 +32,11 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
 from recipes.common.entry import run
 from recipes.common.errors import Faults
-from recipes.common.files import why_no_directory
+from recipes.common.files import why_no_directory, why_no_file
 from recipes.common.settings import Positional, parse
-from recipes.reporting.kinds import report_of
+from recipes.reporting.kinds import Wanted, report_of
+
+RECORDS = Path("docs/results")
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,11 @@ class Settings:
     output: Path | None = None
     """Directory of the report and its figures; the first of DIRECTORIES if not given, and beside
     the models' directories for a sweep."""
+    leaderboard: Path | None = None
+    """File that gets a line for each run with scores, shown beside the published ones;
+    leaderboard.json in the report's directory if not given."""
+    records: Path = RECORDS
+    """Directory of the benchmarks' records (--output of benchmark.py) that the page shows."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -52,10 +65,16 @@ def main(words: Sequence[str] | None = None) -> int:
         faults.append("name at least one directory, such as runs/base")
     if settings.output and (refusal := why_no_directory(settings.output)):
         faults.append(f"--output {settings.output}: {refusal}")
+    if settings.leaderboard and (refusal := why_no_file(settings.leaderboard)):
+        faults.append(f"--leaderboard {settings.leaderboard}: {refusal}")
     report = faults.attempt(lambda: report_of(directories)) if directories else None
     faults.stop()
     if report:
-        print(report(directories, settings.output))
+        # Not at the top of the file: the benchmarks load torch.
+        from recipes.benchmarks.record_sections import record_sections
+
+        sections = partial(record_sections, settings.records)
+        print(report(Wanted(directories, settings.output, settings.leaderboard, sections)))
     return 0
 
 

@@ -20,6 +20,9 @@ from model.pretrained import CONFIG, read_description
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.reporting.figures import COLORS, DASHED, add_legend, panels, write_png
+from recipes.reporting.html_page import Section, document, drawing, joined
+from recipes.reporting.html_page import listed as listed_html
+from recipes.reporting.html_page import table as html_table
 from recipes.reporting.output import make_directory
 from recipes.reporting.runs import CONFIG_NAME, RecordedRun, Values, load_runs
 from recipes.reporting.scores import STAND_IN, Series, load_results, summarize
@@ -273,5 +276,8 @@ def write(output: Path, directories: Sequence[Path]) -> str:
     write_png(output / "equal_time.png", figure(found))
     write_whole(output / "equal_time.json", (json.dumps(record(found), indent=1) + "\n").encode())
     write_whole(output / "equal_time.md", "\n".join(lines).encode())
+    body = joined(drawing(figure(found), "Loss and score against time.", "time"), html_table(rows))
+    page = document(title.removeprefix("# "), "", listed_html(said), [Section("Numbers", body)])
+    write_whole(output / "equal_time.html", page)
     listed = "\n".join(f"- {note}" for note in said)
     return f"{aligned(rows)}\n\n{listed}\n\n{output / 'equal_time.md'}"

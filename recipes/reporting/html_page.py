@@ -25,8 +25,8 @@ NOTHING = Markup("")
 _STYLE = Path(__file__).with_name("page.css")
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
-_NUMBER = re.compile(r"[-+~≈<>±$\d][\d.,:%×x/$ ±+-]*[a-zA-Zµ%]{0,6}|-|–|")
-"""A cell that is read as a number stands to the right."""
+_NUMBER = re.compile(r"[-+~±$]?\d[\d.,]*(e[-+]?\d+)?%?( ?[a-zµ]{1,3}(\d\d[a-z])?)?")
+"""A cell that is read as a number: 1,234, $2.50, 12.3%, 5e-05, 3m07s."""
 
 
 class Section(NamedTuple):
@@ -171,7 +171,10 @@ def _class(kind: str) -> str:
 
 
 def _kind_of(column: Sequence[str]) -> str:
-    if all(_NUMBER.fullmatch(cell) for cell in column):
+    """Return `number` for a column of numbers, some of which may be missing in a few words."""
+    others = [cell for cell in column if not _NUMBER.fullmatch(cell)]
+    wordy = any(len(cell) > 16 or any(map(str.isdigit, cell)) for cell in others)
+    if len(others) < len(column) and not wordy:
         return "number"
     return "long" if any(len(cell) > 40 for cell in column) else ""
 

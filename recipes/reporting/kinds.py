@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from recipes.common.errors import Faults, UserError
-from recipes.reporting import equal_time, run_report, scaling, score_table
-from recipes.reporting.runs import CONFIG_NAME, load_runs
-from recipes.reporting.scores import load_results, result_files
+from recipes.common.files import write_whole
+from recipes.reporting import equal_time, leaderboard, run_page, run_report, scaling, score_table
+from recipes.reporting.html_page import Section
+from recipes.reporting.leaderboard_page import leaderboard_part
+from recipes.reporting.output import make_directory
+from recipes.reporting.runs import CONFIG_NAME, RecordedRun, load_runs
+from recipes.reporting.score_page import write_page
+from recipes.reporting.scores import Series, load_results, result_files, summarize
 from recipes.reporting.tables import aligned
+from recipes.tasks.results import Result
 from recipes.training.run_log import LOG_NAME
 
-Report = Callable[[Sequence[Path], Path | None], str]
-"""Writes a report of directories into another, or where it belongs; returns it for a console."""
-
 RUN, RESULTS, COMPARISON = "a run", "results of finetuning", "a comparison after equal time"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a report is to be made of."""
+
+    directories: Sequence[Path]
+    output: Path | None = None
+    """Where it is written; where it belongs if not given."""
+    board: Path | None = None
+    """The leaderboard's file; in the report's directory if not given."""
+    records: Callable[[], Sequence[Section]] = tuple
+    """Gives the sections of the benchmarks' records."""
+
+
+Report = Callable[[Wanted], str]
+"""Writes a report; returns it for a console."""
 
 
 def report_of(directories: Sequence[Path]) -> Report:
@@ -26,17 +48,24 @@ def report_of(directories: Sequence[Path]) -> Report:
         UserError: a directory holds nothing to report on, or they hold different things.
     """
     if scaling.is_sweep(directories):  # those of runs that failed may be empty
-        return scaling.write
-    faults = Faults()
-    kinds = [faults.attempt(partial(_kind, directory)) for directory in directories]
-    faults.stop()
-    if len(set(kinds)) > 1:
-        found = [f"{directory}: {kind}" for directory, kind in zip(directories, kinds, strict=True)]
+        return lambda wanted: scaling.write(wanted.directories, wanted.output)
+    faults, kinds = Faults(), {}
+    for directory in directories:
+        if not scaling.is_sweep([directory]):  # behind runs, a sweep is a part of their page
+            kinds[directory] = faults.attempt(partial(_kind, directory))
+    known = {kind for kind in kinds.values() if kind}
+    # One that holds nothing is no reason not to report on the others.
+    if not known or len(known) > 1:
+        faults.stop()
+    if len(known) > 1 or (known != {RUN} and len(kinds) < len(directories)):
+        found = [f"{directory}: {kind}" for directory, kind in kinds.items()]
         raise UserError(*found, "one report is of one kind of directory; make one for each kind")
-    [kind] = set(kinds)
+    [kind] = known
     if kind == COMPARISON and len(directories) > 1:
         raise UserError("one report is of one comparison; make one for each directory")
-    return _report_comparison if kind == COMPARISON else _REPORTS[str(kind)]
+    return partial(
+        _REPORTS[kind], left_out=list(faults), without=[d for d in kinds if not kinds[d]]
+    )
 
 
 def _kind(directory: Path) -> str:
@@ -54,23 +83,114 @@ def _kind(directory: Path) -> str:
     )
 
 
-def _report_runs(directories: Sequence[Path], output: Path | None) -> str:
-    runs = load_runs(directories)
-    report = run_report.write_report(runs, output or directories[0])
-    return f"{aligned(run_report.table(runs))}\n\n{report}"
+def _report_runs(wanted: Wanted, left_out: list[str], without: Sequence[Path]) -> str:
+    named = [path for path in wanted.directories if path not in without]
+    places = [path for path in named if not scaling.is_sweep([path])]
+    runs = load_runs(places, left_out)
+    loaded = {run.name: run for run in runs}
+    output = wanted.output or places[0]
+    make_directory(output)
+    board = wanted.board or output / leaderboard.FILE
+    scores: dict[str, Series] = {}
+    controls: dict[str, Series] = {}
+    for run in loaded.values():
+        results = _results_beside(run.directory / "glue", left_out)
+        if results:
+            scores[run.name] = summarize(run.name, results)
+            line = leaderboard.line_of(run.name, run, scores[run.name], results)
+            leaderboard.add(board, line)
+        if control := _results_beside(run.directory / "glue-from-scratch", left_out):
+            controls[run.name] = summarize(f"{run.name}, random weights", control)
+    sweep = [path for path in named if path not in places]
+    found = run_page.Found(
+        runs,
+        scores,
+        controls,
+        sweeps=scaling.load_sweeps(sweep) if sweep else (),
+        lines=leaderboard.with_published(leaderboard.read(board)),
+        records=wanted.records(),
+        left_out=left_out,
+    )
+    report = run_report.write_report(runs, output, left_out)
+    page = output / "report.html"
+    write_whole(page, run_page.page(found))
+    said = "".join(f"left out: {line}\n" for line in left_out)
+    print(said, end="", file=sys.stderr)
+    return f"{aligned(run_report.table(runs))}\n\n{report}\n{page}"
 
 
-def _report_results(directories: Sequence[Path], output: Path | None) -> str:
+def _results_beside(directory: Path, left_out: list[str]) -> list[Result]:
+    """Read the results that a run has beside it; none where nothing can be read."""
+    if not directory.is_dir() or not result_files(directory):
+        return []
+    try:
+        results = load_results(directory, left_out=left_out)
+        summarize(str(directory), results)
+    except UserError as error:
+        left_out += error.faults
+        return []
+    return results
+
+
+def _report_results(wanted: Wanted, left_out: list[str], without: Sequence[Path]) -> str:
     faults = Faults()
-    results = {str(path): faults.attempt(partial(load_results, path)) for path in directories}
-    faults.stop()
-    named = {name: found or [] for name, found in results.items()}
-    return score_table.write_scores(named, output or directories[0])
+    named: dict[str, list[Result]] = {}
+    for path in wanted.directories:
+        if path not in without:
+            found = faults.attempt(partial(load_results, path, left_out=left_out))
+            named |= {str(path): found} if found else {}
+    if not named:
+        faults.stop()
+    left_out += faults
+    output = wanted.output or wanted.directories[0]
+    make_directory(output)
+    written = score_table.write_scores(named, output)
+    board = wanted.board or output / leaderboard.FILE
+    for name, results in named.items():
+        if not any(result.get("from_scratch") for result in results):
+            record_line(board, Path(name), results)
+    lines = leaderboard.with_published(leaderboard.read(board))
+    all_series = [summarize(name, found) for name, found in named.items()]
+    more = [Section("Leaderboard", leaderboard_part(lines))]
+    page = write_page(all_series, output, more, left_out)
+    print("".join(f"left out: {line}\n" for line in left_out), end="", file=sys.stderr)
+    return f"{written}\n{page}"
 
 
-def _report_comparison(directories: Sequence[Path], output: Path | None) -> str:
-    [directory] = directories
-    return equal_time.write(output or directory, equal_time.runs_in(directory))
+def record_line(
+    board: Path, directory: Path, results: Sequence[Result], command: str | None = None
+) -> None:
+    """Put the line of these results into a leaderboard.
+
+    Args:
+        directory: that the results lie in, `glue` in the run that they began from.
+        command: that made them.
+    """
+    run = _run_of(directory, results)
+    name = run.name if run else str(directory)
+    series = summarize(name, results)
+    leaderboard.add(board, leaderboard.line_of(name, run, series, results, command))
 
 
-_REPORTS: dict[str, Report] = {RUN: _report_runs, RESULTS: _report_results}
+def _run_of(directory: Path, results: Sequence[Result]) -> RecordedRun | None:
+    """Return the run that the results began from, if its records are still there."""
+    starts = [Path(result["checkpoint"]) for result in results if not result.get("start_task")]
+    for place in (directory.resolve().parent, *starts):
+        if (place / CONFIG_NAME).is_file() and (place / LOG_NAME).is_file():
+            try:
+                return load_runs([place])[0]
+            except UserError:
+                continue
+    return None
+
+
+def _report_comparison(wanted: Wanted, left_out: list[str], without: Sequence[Path]) -> str:
+    [directory] = wanted.directories
+    return equal_time.write(wanted.output or directory, equal_time.runs_in(directory))
+
+
+_REPORTS: dict[str, Callable[..., str]] = {
+    RUN: _report_runs,
+    RESULTS: _report_results,
+    COMPARISON: _report_comparison,
+}

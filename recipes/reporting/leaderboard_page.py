@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from recipes.reporting.figures import COLORS, in_legend, panels
 from recipes.reporting.html_page import Markup, drawing, folded, joined, listed, paragraph, table
@@ -89,18 +90,27 @@ def figure(lines: Sequence[Line]) -> Figure:
     for axes, key, label in zip(
         cells, ("gpu_hours", "dollars"), ("GPU-hours", "dollars"), strict=True
     ):
-        points = [(line, x) for line in lines if (x := finite(line.get(key))) is not None and x > 0]
-        for line, x in sorted(points, key=lambda point: point[1]):
-            _draw_point(axes, line, x)
+        points = [(x, line) for line in lines if (x := finite(line.get(key))) is not None and x > 0]
         axes.set_xscale("log")
+        # Room for the names, which stand beside the points.
+        axes.margins(x=0.3, y=0.15)
+        middle = math.sqrt(min(x for x, _ in points) * max(x for x, _ in points)) if points else 0
+        for x, line in points:
+            _draw_point(axes, line, x, left=x > middle or "series" in line)
+        for name in {line["series"] for _, line in points if "series" in line}:
+            joined_ = sorted((x, line["score"]) for x, line in points if line.get("series") == name)
+            axes.plot(*zip(*joined_, strict=True), color=COLORS[0], linewidth=0.8, zorder=1)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if key == "dollars" else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.margins(x=0.25, y=0.15)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label)
     cells[0].set_ylabel("GLUE average, dev")
     return drawn
 
 
-def _draw_point(axes: Axes, line: Line, x: float) -> None:
+def _draw_point(axes: Axes, line: Line, x: float, *, left: bool) -> None:
+    """Draw a point; names of a series and of the file's own lines are above, others below."""
+    above = "series" in line or not line.get("published")
     published = bool(line.get("published"))
     axes.plot(
         [x],
@@ -113,7 +123,9 @@ def _draw_point(axes: Axes, line: Line, x: float) -> None:
     axes.annotate(
         in_legend(str(line["name"])),
         (x, line["score"]),
-        xytext=(6, -11 if published else 6),
+        xytext=(-6 if left else 6, 6 if above else -6),
         textcoords="offset points",
+        ha="right" if left else "left",
+        va="bottom" if above else "top",
         fontsize=8,
     )

@@ -48,9 +48,11 @@ def _column(run: RecordedRun) -> dict[str, str]:
     }
 
 
-def report(runs: Sequence[RecordedRun]) -> str:
-    """Return the report as Markdown."""
-    lines = ["# Pretraining report", "", markdown(table(runs))]
+def report(runs: Sequence[RecordedRun], left_out: Sequence[str] = ()) -> str:
+    """Return the report as Markdown; `left_out` says what could not be read."""
+    lines = ["# Pretraining report", "", markdown(table(runs)), ""]
+    lines += [f"- {run.name} is not finished: {run.unfinished}" for run in runs if run.unfinished]
+    lines += [f"- left out: {line}" for line in left_out]
     lines += ["", "![loss](loss.png)", "", "![throughput](throughput.png)"]
     for run in runs:
         settings = {
@@ -66,11 +68,11 @@ def report(runs: Sequence[RecordedRun]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(runs: Sequence[RecordedRun], output: Path) -> Path:
+def write_report(runs: Sequence[RecordedRun], output: Path, left_out: Sequence[str] = ()) -> Path:
     """Write `report.md`, `loss.png` and `throughput.png` into a directory; return the report."""
     make_directory(output)
     write_png(output / "loss.png", loss_figure(runs))
     write_png(output / "throughput.png", throughput_figure(runs))
     path = output / "report.md"
-    write_whole(path, report(runs).encode())
+    write_whole(path, report(runs, left_out).encode())
     return path

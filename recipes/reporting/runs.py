@@ -41,6 +41,7 @@ class RecordedRun:
     """One run's records; `steps` and `evals` are those of `log.jsonl`, in order."""
 
     name: str
+    directory: Path
     config: dict[str, Any]
     steps: list[dict[str, Any]]
     evals: list[dict[str, Any]]
@@ -175,6 +176,7 @@ def _load_run(directory: Path, name: str, needed: Sequence[str]) -> RecordedRun:
     faults.stop()
     return RecordedRun(
         name=name,
+        directory=directory,
         config=config,
         steps=[record for record in records if "loss/train" in record],
         evals=[record for record in records if "loss/eval" in record],

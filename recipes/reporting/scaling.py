@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,19 @@ from matplotlib.ticker import (
 
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
-from recipes.reporting.figures import COLORS, add_legend, stacked_panels, write_png
+from recipes.reporting.figures import add_legend, look, stacked_panels, write_png
+from recipes.reporting.html_page import (
+    NOTHING,
+    Markup,
+    Section,
+    document,
+    drawing,
+    joined,
+    listed,
+    paragraph,
+    subheading,
+)
+from recipes.reporting.html_page import table as html_table
 from recipes.reporting.output import make_directory
 from recipes.reporting.runs import RecordedRun, load_runs
 from recipes.reporting.tables import aligned, shown
@@ -43,6 +54,12 @@ NEEDED = (
 NOTE = (
     "Medians over the windows of each run, without the first, which warms up. Efficiency: real "
     "tokens/s per device against the fewest devices that ran the same global batch."
+)
+
+PAPER = (
+    "The paper, of RapidBERT-Large on 8 to 200 A100s: with a constant global batch throughput "
+    "does not grow linearly with the GPUs, at 4,096 sequences on 64 GPUs each multiplies matrices "
+    "of 64 sequences; with the batch grown to 65,536 it does better. It prints no numbers."
 )
 
 
@@ -140,10 +157,12 @@ def figure(sweep: Sweep) -> Figure:
     """Draw real tokens per second, of all devices and of each, against the global batch."""
     drawn, (speed, each) = stacked_panels(2, f"Throughput scaling of {sweep.model}")
     sizes = sorted({point.devices for point in sweep.points})
-    for color, marker, devices in zip(cycle(COLORS), cycle("os^Dv"), sizes, strict=False):
+    for index, devices in enumerate(sizes):
         own = [point for point in sweep.points if point.devices == devices]
         batches = [point.batch for point in own]
-        style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5}
+        seen = look(index)
+        style: dict[str, Any] = {"color": seen.color, "marker": seen.marker, "markersize": 5}
+        style["linestyle"] = seen.dashes
         label = f"{devices} x {sweep.unit}"
         speed.plot(batches, [point.speed for point in own], label=label, **style)
         each.plot(batches, [point.speed / devices for point in own], **style)
@@ -182,8 +201,24 @@ def markdown(sweep: Sweep, image: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def part(sweep: Sweep, key: str) -> Markup:
+    """Return figure and table of a sweep, with what the paper says of its own.
+
+    Args:
+        key: as for `drawing`.
+    """
+    heading = f"Figure S1: throughput scaling of {sweep.model}, device: {sweep.device}"
+    return joined(
+        subheading(heading),
+        paragraph(PAPER),
+        drawing(figure(sweep), NOTE, key),
+        html_table(table(sweep)),
+        listed([f"Without a speed: {line}" for line in sweep.missing]),
+    )
+
+
 def write_reports(sweeps: Sequence[Sweep], output: Path) -> list[Path]:
-    """Write `scaling-<model>.md` and `.png` for each sweep; return the reports."""
+    """Write `scaling-<model>.md`, `.png` and `.html` for each sweep; return the first of each."""
     make_directory(output)
     written = []
     for sweep in sweeps:
@@ -192,6 +227,10 @@ def write_reports(sweeps: Sequence[Sweep], output: Path) -> list[Path]:
         path = output / f"scaling-{sweep.model}{device}.md"
         write_png(path.with_suffix(".png"), figure(sweep))
         write_whole(path, markdown(sweep, path.with_suffix(".png").name).encode())
+        title = f"Throughput scaling of {sweep.model}"
+        body = [Section("Scaling", part(sweep, "sweep"))]
+        page = document(title, f"device: {sweep.device}", NOTHING, body)
+        write_whole(path.with_suffix(".html"), page)
         written.append(path)
     return written
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,12 +26,10 @@ def figure(all_series: Sequence[Series]) -> Figure:
         scores = _by_name(series)
         shift = (index - (len(all_series) - 1) / 2) * width
         places = {name: place + shift for place, name in enumerate(present) if name in scores}
+        label = in_legend(series.name)
         for name, place in places.items():
-            _draw_task(axes, scores[name], place, width, style)
-        # The bar in the legend tells the series apart where there is no colour.
-        axes.bar(
-            0, 0, color=style.color, alpha=0.45, hatch=style.hatch, label=in_legend(series.name)
-        )
+            _draw_task(axes, scores[name], place, width, style, label)
+            label = ""  # once is enough
         axes.axhline(
             series.average,
             color=style.color,
@@ -60,9 +59,17 @@ def _draw_chance(axes: Axes, all_series: Sequence[Series], present: Sequence[str
             label = ""  # once is enough
 
 
-def _draw_task(axes: Axes, task: TaskScores, place: float, width: float, style: Look) -> None:
+def _draw_task(
+    axes: Axes, task: TaskScores, place: float, width: float, style: Look, label: str
+) -> None:
     """Draw a task's bar at `place` on the x-axis, its seeds and its mean in figures."""
-    axes.bar(place, task.mean, width=0.9 * width, color=style.color, alpha=0.45, hatch=style.hatch)
+    bar: dict[str, Any] = {
+        "color": style.color,
+        "alpha": 0.45,
+        "hatch": style.hatch,
+        "label": label,
+    }
+    axes.bar(place, task.mean, width=0.9 * width, **bar)
     values = list(task.scores.values())
     # Side by side within the bar, in the order of the seeds: equal scores stay visible.
     spread = [0.6 * width * ((k + 0.5) / len(values) - 0.5) for k in range(len(values))]

@@ -74,7 +74,7 @@ def rows(series: Series, control: Series | None) -> list[tuple[str, ...]]:
             shown(other.get(task.task), "{:.1f}", absent),
             task.start,
             duration(task.seconds),
-            f"${task.dollars:,.2f}",
+            _dollars(task.dollars),
         )
         for task in series.tasks
     ]
@@ -85,9 +85,13 @@ def rows(series: Series, control: Series | None) -> list[tuple[str, ...]]:
         f"{control.average:.1f}" if control and same else "",
         "",
         duration(sum(task.seconds for task in series.tasks)),
-        f"${sum(task.dollars for task in series.tasks):,.2f}",
+        _dollars(sum(task.dollars for task in series.tasks)),
     )
     return [(*header, "start", "time", "cost"), *lines, average]
+
+
+def _dollars(spent: float) -> str:
+    return f"${spent:,.2f}" if spent else "no GPU"
 
 
 def write_page(

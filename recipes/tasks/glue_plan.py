@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from recipes.common.errors import Faults, UserError
-from recipes.common.files import why_no_directory
+from recipes.common.files import why_no_directory, why_no_file
 from recipes.common.numbers import whole
 from recipes.common.settings import Count, claimed, number_in, parse
 from recipes.tasks import finetune_settings
@@ -60,6 +60,9 @@ class Settings:
     """Jobs at a time; one per GPU, or on the CPU one per core up to 4, if not given."""
     from_scratch: bool = False
     """Start from random weights of the same architecture, for comparison."""
+    leaderboard: Path | None = None
+    """File that gets a line with score, cost and what repeats them; leaderboard.json in --output if
+    not given. Runs that are to stand beside each other share one."""
     dry_run: bool = False
     """Print the jobs and end."""
 
@@ -108,6 +111,8 @@ def resolve(
         output = settings.checkpoint / ("glue-from-scratch" * settings.from_scratch or "glue")
     if refusal := why_no_directory(output):
         faults.append(f"--output {output}: {refusal}")
+    if settings.leaderboard and (refusal := why_no_file(settings.leaderboard)):
+        faults.append(f"--leaderboard {settings.leaderboard}: {refusal}")
     _check_jobs(settings, output, handed_on, faults)
     faults.stop()
     jobs = plan(

@@ -28,7 +28,7 @@ def test_the_command_writes_the_report_beside_the_first_run(tmp_path, program):
         timeout=120,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.splitlines()[-1] == str(tmp_path / "base" / "report.md")
+    assert ended.stdout.splitlines()[-1] == str(tmp_path / "base" / "report.html")
     assert "300 of 50" in ended.stdout
     for name in ("loss.png", "throughput.png"):
         pixels = imread(tmp_path / "base" / name)
@@ -55,7 +55,7 @@ def test_results_of_finetuning_become_a_score_table(tmp_path, capsys):
     assert report.main([str(base), str(control)]) == 0
     shown = capsys.readouterr().out
     assert "average of 1 task" in shown and "70.0" in shown and "50.0" in shown
-    assert shown.splitlines()[-1] == str(base / "scores.md")
+    assert shown.splitlines()[-1] == str(base / "scores.html")
     for name in ("scores.md", "scores.json", "scores.png"):
         assert (base / name).exists() and not (control / name).exists()
 
@@ -70,7 +70,7 @@ def test_the_directory_of_cram_becomes_a_comparison(tmp_path, capsys):
     # Its runs by themselves are runs.
     models = [str(tmp_path / name) for name in ("rapidbert-tiny", "bert-tiny")]
     assert report.main([*models, "--output", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "report.md")
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "report.html")
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from report_scenarios import write_run
 
-from recipes.reporting.curves import bin_means, loss_figure, throughput_figure
+from recipes.reporting.curves import bin_means, loss_figure, losses_figure, throughput_figure
+from recipes.reporting.figures import look
 from recipes.reporting.runs import load_runs
 
 
@@ -60,6 +63,49 @@ def test_one_entropy_line_for_runs_on_the_same_text(tmp_path):
 
 def test_the_throughput_figure_shows_what_was_logged(tmp_path):
     figure = throughput_figure(load_runs([write_run(tmp_path / "base", evals=False)]))
-    speed, lost = figure.axes
-    assert np.asarray(speed.lines[0].get_ydata()).tolist() == [1e6 + step for step in range(1, 41)]
-    assert [np.asarray(line.get_ydata())[0] for line in lost.lines] == [0.02, 0.01]
+    drawn = {
+        axes.get_title(loc="left"): np.asarray(axes.lines[0].get_xydata()) for axes in figure.axes
+    }
+    speed = drawn.pop("real tokens/s, all devices")
+    assert speed[:, 1].tolist() == [1e6 + step for step in range(1, 41)]
+    assert speed[:, 0].tolist() == list(range(1, 41))  # seconds: the run is shorter than 2 minutes
+    assert {title: points[0, 1] for title, points in drawn.items()} == {
+        "MFU (6N)": 0.4,
+        "padding, of the tokens computed": 0.02,
+        "waiting for data, of the time": 0.01,
+    }
+
+
+def test_losses_stand_against_steps_tokens_and_time(tmp_path):
+    figure = losses_figure(load_runs([write_run(tmp_path / "base", steps=200)]))
+    ends = {axes.get_xlabel(): np.asarray(axes.lines[0].get_xydata())[-1] for axes in figure.axes}
+    assert set(ends) == {"step", "tokens", "minutes of wall time"}
+    last = {label: (float(x), float(y)) for label, (x, y) in ends.items()}
+    assert last["step"] == pytest.approx((200, -10))
+    assert last["tokens"] == pytest.approx((200 * 450_000, -10))
+    assert last["minutes of wall time"] == pytest.approx((200 / 60, -10))
+
+
+def test_restarts_are_marked_where_they_were(tmp_path):
+    """The second start began after 25 seconds, from step 20: its records say so."""
+    run = write_run(tmp_path / "base")
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        late = line["step"] > 20
+        line |= {"seconds": line["step"] + 10 * late, "time/earlier_seconds": 25.0 * late}
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    loaded = load_runs([run])
+    assert loaded[0].restarts == [(20, 25.0)]
+    for axes in throughput_figure(loaded).axes:
+        marks = [line for line in axes.lines if line.get_label() == "restart"]
+        assert [np.asarray(mark.get_xydata()).tolist() for mark in marks] == [[[25.0, 0.0]]]
+
+
+def test_runs_are_told_apart_without_colour(tmp_path):
+    paths = [write_run(tmp_path / name) for name in "abcd"]
+    speed = throughput_figure(load_runs(paths)).axes[0]
+    assert len({(line.get_linestyle(), line._unscaled_dash_pattern) for line in speed.lines}) == 4
+    loss = losses_figure(load_runs(paths)).axes[0]
+    evaluations = [line for line in loss.lines if "evaluation" in str(line.get_label())]
+    assert len({line.get_marker() for line in evaluations}) == 4
+    assert len({(look(n).color, look(n).dashes, look(n).marker) for n in range(140)}) == 140

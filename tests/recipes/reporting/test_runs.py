@@ -20,7 +20,7 @@ def test_torn_lines_are_counted_and_said(tmp_path, capsys):
 def test_all_faults_of_all_runs_at_once(tmp_path):
     (tmp_path / "empty").mkdir()
     unlogged = write_run(tmp_path / "unlogged", steps=0)
-    lacking = write_run(tmp_path / "lacking", data={}, device=None)
+    lacking = write_run(tmp_path / "lacking", model={})
     broken = write_run(tmp_path / "broken")
     (broken / "config.json").write_text("{")
     with pytest.raises(UserError) as caught:
@@ -31,7 +31,7 @@ def test_all_faults_of_all_runs_at_once(tmp_path):
         "empty: no config.json, so no run of recipes/pretrain.py",
         "empty: no log.jsonl, nothing was logged",
         "unlogged/log.jsonl: no training step among 0 records and 0 torn lines",
-        "lacking/config.json: lacks device, data.unigram_entropy_nats",
+        "lacking/config.json: lacks model.name",
     ]
     assert faults[5].startswith("broken/config.json: not JSON (")
     assert len(faults) == 6

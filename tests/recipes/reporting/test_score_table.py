@@ -81,14 +81,15 @@ def test_the_table_by_hand():
             "-",
             "85.0",
             "1",
+            "-",
             "pretrained",
             "matched/accuracy 90.0, mismatched/accuracy 80.0",
             "1h00m",
             "$1.50",
         ),
-        ("SST-2", "accuracy", "92.0", "1.4", "93.0", "2", "pretrained", "-", "3m00s", "$0.50"),
-        ("MRPC", "accuracy", "70.0", "-", "70.0", "1", "MNLI", "f1 75.0", "1m30s", "$0.25"),
-        ("average of 3 tasks", "", "82.3", "", "", "4", "", "", "1h04m", "$2.25"),
+        ("SST-2", "accuracy", "92.0", "1.4", "93.0", "2", "-", "pretrained", "-", "3m00s", "$0.50"),
+        ("MRPC", "accuracy", "70.0", "-", "70.0", "1", "-", "MNLI", "f1 75.0", "1m30s", "$0.25"),
+        ("average of 3 tasks", "", "82.3", "", "", "4", "-", "", "", "1h04m", "$2.25"),
     ]
     assert series.notes == ["fewer seeds than published: sst2 2 of 3, mrpc 1 of 5"]
 
@@ -131,7 +132,7 @@ def test_the_figure_has_a_bar_per_task_a_dot_per_seed_and_the_averages():
     series = [summarize("base", all_eight(0.8)), summarize("scratch", all_eight(0.5))]
     (axes,) = figure(series).axes
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([80] * 8 + [50] * 8)
-    dots = sum(len(line.get_ydata()) for line in axes.lines if line.get_marker() == "o")
+    dots = sum(len(line.get_ydata()) for line in axes.lines if line.get_marker() != "None")
     assert dots == 2 * (1 + 1 + 1 + 5 + 4 + 3 + 5 + 5)
     levels = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "None"]
     assert levels == pytest.approx([80, 50])
@@ -175,3 +176,15 @@ def test_every_damaged_result_is_named(tmp_path):
     with pytest.raises(UserError) as caught:
         load_results(tmp_path)
     assert len(caught.value.faults) == 6
+
+
+def test_the_chance_level_of_each_task_is_in_table_and_figure():
+    chance = {"score": 0.684, "metrics": {"accuracy": 0.684}}
+    series = summarize("base", [result("mrpc", 17, 0.8, chance=chance), result("cola", 17, 0.5)])
+    assert [row[6] for row in table(series)] == ["chance", "-", "68.4", "-"]
+    assert series.chance is None, "one of two is not known"
+    (axes,) = figure([series]).axes
+    (level,) = [path for lines in axes.collections for path in lines.get_segments()]
+    assert level[:, 1].tolist() == pytest.approx([68.4, 68.4])
+    both = summarize("base", all_eight(chance={"score": 0.5, "metrics": {}}))
+    assert both.chance == pytest.approx(50)
