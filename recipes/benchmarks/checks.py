@@ -84,6 +84,7 @@ def run_checks(
             check.words,
             logs / f"{check.name.replace(' ', '-')}.log",
             min(check.seconds, seconds),
+            check.says,
         )
         for check in listed
     ]

@@ -27,6 +27,8 @@ class Job:
     log: Path
     seconds: float
     """Limit, after which it is killed with all that it started."""
+    says: str = ""
+    """What it does, for the table."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Ended:
     """What it measured, where it measures."""
     lines: tuple[str, ...] = ()
     """The last lines of its output; one where all is well."""
+    says: str = ""
 
     def describe(self) -> dict[str, object]:
         """Return what the record of the bench holds of it."""
@@ -79,7 +82,9 @@ def run_at_once(jobs: Sequence[Job], signals: Sequence[int]) -> list[Ended]:
                 del running[name]
                 print(f"{name}: {said} after {passed:.0f} s", flush=True)
                 lines = last_lines(job.log, 1 if said == DONE else LINES_KEPT)
-                ended[name] = Ended(name, said, said != DONE, passed, job.log, lines=lines)
+                ended[name] = Ended(
+                    name, said, said != DONE, passed, job.log, None, lines, job.says
+                )
             if running:
                 time.sleep(LOOK_SECONDS)
     finally:

@@ -33,7 +33,7 @@ def result(end: Ended, mode_of: Callable[[str], Mode[Any]]) -> list[tuple[str, s
         return [("", f"NOT MEASURED: {end.status}", "")]
     lines: list[tuple[str, str, str]] = []
     if end.record is None:  # a check
-        lines = [("check", (end.lines or ("no output",))[-1] if not end.failed else "", "")]
+        lines = [(end.says, (end.lines or ("no output",))[-1] if not end.failed else "", "")]
     else:
         try:
             lines = measured(json.loads(end.record.read_bytes()), mode_of(end.name))
@@ -42,7 +42,8 @@ def result(end: Ended, mode_of: Callable[[str], Mode[Any]]) -> list[tuple[str, s
     if end.status != DONE:
         lines = [line for line in lines if any(line[1:])]
         why = f": {end.lines[-1]}" if end.lines and end.record is None else ""
-        lines.append(("", f"FAILED: {end.status}{why}", ""))
+        what = end.says if end.record is None else ""
+        lines.append((what, f"FAILED: {end.status}{shortened(why)}", ""))
     return lines or [("", "nothing to show", "")]
 
 

@@ -106,13 +106,7 @@ def parse(
 
 
 def explain(settings: type[DataclassInstance]) -> None:
-    """End with the explanation of the options if this process is asked for it.
-
-    For the head of a command whose other imports take seconds.
-
-    Raises:
-        SystemExit: after `--help`, with status 0.
-    """
+    """End with the explanation of the options if it is asked for, before imports that take long."""
     if {"-h", "--help"}.intersection(sys.argv):
         parse(settings)
 
