@@ -45,7 +45,7 @@ from recipes.tasks.finetune_result import (
 from recipes.tasks.finetune_settings import Settings
 from recipes.tasks.finetuning import resolve
 from recipes.tasks.work import Finetuning
-from recipes.training.run_log import shown_measure
+from recipes.training.console import shown_measure
 
 
 def main(words: Sequence[str] | None = None) -> int:

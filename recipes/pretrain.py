@@ -137,7 +137,7 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
     check_ending(done, books.evaluated.get("loss/eval", 0.0))
     exported = books.export(done, output)
     if world.rank == 0:
-        print(f"finished {done.step} steps, {done.sequences:,} sequences; exported to {exported}")
+        print(f"{books.summary(done)}\n    exported to {exported}")
     return 0
 
 

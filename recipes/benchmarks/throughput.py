@@ -113,7 +113,8 @@ class Settings(DataSettings):
 def measure(settings: Settings, record: Record) -> None:
     rows = [parse_row(word) for word in settings.rows] or (ROWS if record.gpu else TOY_ROWS)
     setups = {model: recommended(model, record) for model, *_ in rows}
-    print(describe_peak(record["device"]))
+    if said := describe_peak(record["device"]):
+        print(said)
     with training_data(settings.data, record) as shards, one_process() as world:
         record["settings"] = {
             "data": str(settings.data) if settings.data else "synthetic",

@@ -59,9 +59,17 @@ def peak_flops(device_name: str) -> float | None:
     return PEAK_BF16_FLOPS.get(device_name)
 
 
-def describe_peak(device_name: str) -> str:
-    """The line with which a run says which peak its MFU stands on, or that it will have none."""
+def describe_peak(device_name: str) -> str | None:
+    """The line with which a run says which peak its MFU stands on, or why it will have none.
+
+    None for a CPU, of which nobody expects one.
+    """
     peak = peak_flops(device_name)
+    if device_name == "cpu":
+        return None
     if peak is None:
-        return f"peak of {device_name} unknown: no MFU"
+        return (
+            f"{device_name}: not among the peaks of recipes/common/gpus.py, so there is no MFU; "
+            "a line there gives one"
+        )
     return f"peak of {device_name}: {peak / 1e12:g} TFLOP/s (dense bf16)"

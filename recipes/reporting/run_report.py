@@ -11,7 +11,7 @@ from recipes.reporting.figures import write_png
 from recipes.reporting.output import make_directory
 from recipes.reporting.runs import RecordedRun
 from recipes.reporting.tables import markdown, shown
-from recipes.training.run_log import duration
+from recipes.training.console import duration
 
 
 def table(runs: Sequence[RecordedRun]) -> list[tuple[str, ...]]:

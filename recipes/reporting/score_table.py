@@ -19,7 +19,7 @@ from recipes.reporting.tables import aligned, shown
 from recipes.reporting.tables import markdown as markdown_table
 from recipes.tasks.glue_tasks import TASKS
 from recipes.tasks.results import Result
-from recipes.training.run_log import duration
+from recipes.training.console import duration
 
 EXPLAINED = (
     "Metrics times 100 on the development sets; ± is the sample standard deviation over the seeds; "

@@ -10,6 +10,7 @@ from recipes.common.errors import UserError
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import ClassificationBatch
 from recipes.tasks.work import WARMUP_FRACTION, Finetuning, Metrics
+from recipes.training.curves import SCORE
 from recipes.training.run_log import RunLog
 from recipes.training.schedule import learning_rate
 
@@ -29,7 +30,11 @@ class FinetuneLog:
         self.step = self.examples = self.tokens = 0
         self._logged_at, self._logged_tokens = time.perf_counter(), 0
         self._log = RunLog(
-            work.directory, total_steps=total_steps, rank=world.rank, hparams=work.identity
+            work.directory,
+            total_steps=total_steps,
+            rank=world.rank,
+            config=work.identity,
+            task=work.task.name,
         )
 
     def __enter__(self) -> FinetuneLog:
@@ -64,6 +69,7 @@ class FinetuneLog:
         self.step += 1
         self.examples += batch.global_examples
         self.tokens += batch.global_tokens
+        self._log.step(self.step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(self._not_finite(loss, norm))
         if self.step % self.work.settings.log_every == 0 or self.step == self.total_steps:
@@ -89,11 +95,19 @@ class FinetuneLog:
         )
 
     def evaluated(self, metrics: Metrics) -> None:
-        """Log the metrics of an epoch; after the last one also beside the settings."""
-        scalars = by_set(metrics)
-        self._log.eval(self.step, self.examples, self.tokens, self.seconds, scalars)
+        """Log the metrics of an epoch; after the last one the score, also beside the settings."""
+        position = self.step, self.examples, self.tokens, self.seconds
+        self._log.eval(*position, by_set(metrics))
         if self.step == self.total_steps:
-            self._log.summarize(self.work.identity, scalars)
+            score = self.work.score(metrics)
+            self._log.summarize(position, self._chosen(), {SCORE: score})
+
+    def _chosen(self) -> dict[str, object]:
+        """What one chooses, of all that decides the result."""
+        names = ("task", "seed", "from_scratch", "learning_rate", "weight_decay", "epochs")
+        more = ("batch_size", "max_length", "train_examples", "precision")
+        model = self.work.config.name
+        return {"model": model} | {name: self.work.identity[name] for name in (*names, *more)}
 
 
 def by_set(metrics: Metrics) -> dict[str, float]:

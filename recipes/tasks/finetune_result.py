@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from model.pretrained import WEIGHTS
@@ -120,7 +119,7 @@ def _record(work: Finetuning, metrics: Metrics) -> dict[str, Any]:
     return {
         "task": task.name,
         "seed": settings.seed,
-        "score": float(np.mean([of[task.score] for of in metrics.values()])),
+        "score": work.score(metrics),
         "score_metric": task.score,
         "metrics": _by_set(metrics),
         "chance": _chance(work),

@@ -27,7 +27,7 @@ from recipes.tasks.finetune_settings import Settings
 from recipes.tasks.finetuning import resolve
 from recipes.tasks.glue_tasks import Task
 from recipes.tasks.results import Result, describe, read_result
-from recipes.training.run_log import duration
+from recipes.training.console import duration
 
 CPU_JOBS = 4
 POLL_SECONDS = 0.2

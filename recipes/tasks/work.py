@@ -138,6 +138,10 @@ class Finetuning:
     def predictions(self) -> Path:
         return self.directory / "predictions"
 
+    def score(self, metrics: Metrics) -> float:
+        """Return the mean over the development sets of the metric that counts."""
+        return sum(of[self.task.score] for of in metrics.values()) / len(metrics)
+
     @property
     def saves_model(self) -> bool:
         # Other tasks start from MNLI's; and a model on one's own data is what one came for.

@@ -13,11 +13,11 @@ from torch import Tensor
 from model.config import training_flops
 from recipes.common.errors import SaveError
 from recipes.common.gpus import describe_peak
-from recipes.common.settings import flat
 from recipes.engine.engine import Update, check_replicas
 from recipes.engine.world import World
 from recipes.training import run_record
 from recipes.training.checkpoints.store import Checkpoints
+from recipes.training.console import duration, shown_measure
 from recipes.training.export import export
 from recipes.training.interruption import StopRequests, Watchdog
 from recipes.training.progress import Progress
@@ -25,7 +25,7 @@ from recipes.training.run import Run
 from recipes.training.run_log import RunLog
 from recipes.training.step import evaluate
 from recipes.training.stragglers import RankTimes
-from recipes.training.throughput import ThroughputMeter
+from recipes.training.throughput import ThroughputMeter, mfu
 
 
 class Bookkeeping:
@@ -57,7 +57,7 @@ class Bookkeeping:
             budget_seconds=run.budget_seconds,
             resume_step=resumed.step,
             rank=world.rank,
-            hparams=flat(run.settings),
+            config=run_record.recorded(run.places.output) if world.rank == 0 else None,
         )
         self._earlier = max(resumed.seconds, self._log.earlier_seconds)
         self._meter = _throughput_meter(run, world, resumed, self._earlier)
@@ -88,6 +88,7 @@ class Bookkeeping:
         """Count a step that held so much and waited so many seconds for its batches."""
         self._meter.step(**counts, data_wait_seconds=waited)
         self.times.step(waited)
+        self._log.step(done.step + 1)
         return done.after_step(
             counts,
             applied=update.applied,
@@ -146,6 +147,23 @@ class Bookkeeping:
             "time/earlier_seconds": self._earlier,
         }
 
+    def summary(self, done: Progress) -> str:
+        """Return what the run came to, starts before this one included, in two lines."""
+        measured = {name.removesuffix("/eval"): value for name, value in self.evaluated.items()}
+        parts = [f"{name} {shown_measure(value)} held out" for name, value in measured.items()]
+        if done.training_seconds > 0:
+            speed = done.tokens / done.training_seconds
+            parts.append(f"{speed:,.0f} tokens/s")
+            if self._meter.peak is not None:
+                devices = self._meter.devices
+                share = mfu(self._meter.parameters, speed, devices, self._meter.peak)
+                parts.append(f"MFU {share:.1%}")
+        parts.append(f"{duration(done.training_seconds)} of training in {duration(done.seconds)}")
+        if price := self._meter.dollars_per_device_hour:
+            parts.append(f"${price * self._meter.devices * done.seconds / 3600:,.2f}")
+        counted = f"{done.step} steps, {done.sequences:,} sequences, {done.tokens:,} tokens"
+        return f"finished {counted}\n    {', '.join(parts)}"
+
     def _wait(self, must: bool) -> None:
         try:
             self.checkpoints.wait()
@@ -164,8 +182,8 @@ def due(step: int, every: int) -> bool:
 def _throughput_meter(
     run: Run, world: World, resumed: Progress, earlier_seconds: float
 ) -> ThroughputMeter:
-    if world.rank == 0:
-        print(describe_peak(run.device_name))
+    if world.rank == 0 and (said := describe_peak(run.device_name)):
+        print(said)
     on_gpu = world.device.type == "cuda"
     return ThroughputMeter(
         parameters=run.model.parameters(),

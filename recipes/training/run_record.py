@@ -191,6 +191,11 @@ def _start_facts(run: Run) -> dict[str, Any]:
     return {"started_from": run.initial.facts()} if run.initial else {}
 
 
+def recorded(output: Path) -> dict[str, Any]:
+    """Return what `config.json` says to people: without the checksums of every shard."""
+    return {name: value for name, value in _read(output / CONFIG).items() if name != "identity"}
+
+
 def facts(run: Run, world: World) -> dict[str, str]:
     """What a checkpoint says about who wrote it, and a resume announces when it has changed."""
     stage = run.deepspeed.get("zero_optimization", {}).get("stage", 0)

@@ -294,7 +294,7 @@ def test_killed_and_started_again_through_the_launcher(data, tmp_path):
     assert all(torch.equal(state[name], state_again[name]) for name in state)
     events = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 101))
+    assert [event.step for event in events.Scalars("1 loss/train")] == list(range(1, 101))
 
 
 def test_the_loss_falls_far_below_the_unigram_entropy(data, tmp_path):

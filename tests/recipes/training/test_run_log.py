@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipes.training.run_log import LOG_NAME, RunLog, duration, read_records
+from recipes.training.run_log import LOG_NAME, RunLog, read_records
 
-AXES = ("", "by_sequences", "by_tokens")
 SEQUENCES, TOKENS = 16, 1234  # per step
 
 
@@ -33,7 +32,7 @@ def train(
     every: int = 1,
 ) -> None:
     """Steps first..last, with an evaluation at each tenth step."""
-    log = RunLog(directory, total_steps=100, resume_step=resume_step, hparams={"lr": 5e-4})
+    log = RunLog(directory, total_steps=100, resume_step=resume_step, config={"run": {"lr": 5e-4}})
     for step in range(first, last + 1):
         where = (step, step * SEQUENCES, step * TOKENS, 0.5 * step)
         if step % every == 0:
@@ -46,15 +45,14 @@ def train(
     log.close()
 
 
-def events(directory: Path, axis: str) -> EventAccumulator:
+def events(directory: Path) -> EventAccumulator:
     return EventAccumulator(
-        str(directory / "tensorboard" / axis), size_guidance={"scalars": 0, "tensors": 0}
+        str(directory / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
     ).Reload()
 
 
-def curve(directory: Path, axis: str, tag: str) -> list[tuple[int, float]]:
-    tag = f"{axis}/{tag}" if axis else tag
-    return [(event.step, event.value) for event in events(directory, axis).Scalars(tag)]
+def curve(directory: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events(directory).Scalars(tag)]
 
 
 def test_a_record_per_logged_step_in_order(tmp_path):
@@ -74,16 +72,18 @@ def test_a_record_per_logged_step_in_order(tmp_path):
     assert records[-1]["accuracy/eval"] == 0.25
 
 
-def test_key_curves_stand_against_steps_sequences_and_tokens(tmp_path):
+def test_loss_and_throughput_come_first_and_nothing_is_there_twice(tmp_path):
     train(tmp_path, 1, 3)
-    assert curve(tmp_path, "", "loss/train") == [(1, 5.0), (2, 5.0), (3, 5.0)]
-    assert curve(tmp_path, "by_sequences", "loss/train") == [(16, 5.0), (32, 5.0), (48, 5.0)]
-    assert curve(tmp_path, "by_tokens", "throughput/tokens_per_sec") == [
-        (1234, 2468.0),
-        (2468, 2468.0),
-        (3702, 2468.0),
+    assert curve(tmp_path, "1 loss/train") == [(1, 5.0), (2, 5.0), (3, 5.0)]
+    assert curve(tmp_path, "4 progress/tokens") == [(1, 1234), (2, 2468), (3, 3702)]
+    assert sorted(events(tmp_path).Tags()["scalars"]) == [
+        "1 loss/train",
+        "2 throughput/tokens_per_sec",
+        "4 progress/sequences",
+        "4 progress/tokens",
+        "5 optimizer/lr",
     ]
-    assert "by_tokens/optimizer/lr" not in events(tmp_path, "by_tokens").Tags()["scalars"]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
 @pytest.mark.parametrize("resume_step", [10, 13, 20])
@@ -99,9 +99,9 @@ def test_after_a_resume_no_x_has_two_values(tmp_path, resume_step, every):
     evaluated = [(r["step"], r["loss/eval"]) for r in records if "loss/eval" in r]
     assert evaluated == [(s, 4.5 if s <= resume_step else 3.5) for s in (10, 20, 30, 40)]
 
-    for axis, unit in zip(AXES, (1, SEQUENCES, TOKENS), strict=True):
-        assert curve(tmp_path, axis, "loss/train") == [(s * unit, v) for s, v in trained]
-        assert curve(tmp_path, axis, "loss/eval") == [(s * unit, v) for s, v in evaluated]
+    assert curve(tmp_path, "1 loss/train") == trained
+    assert curve(tmp_path, "1 loss/eval") == evaluated
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
 def test_two_resumes_in_a_row(tmp_path):
@@ -110,25 +110,41 @@ def test_two_resumes_in_a_row(tmp_path):
     train(tmp_path, 5, 6, resume_step=4, loss=3.0)
     expected = [5.0] * 4 + [3.0] * 2
     assert [r["loss/train"] for r in read_records(tmp_path / "log.jsonl")[0]] == expected
-    for axis in AXES:
-        assert [value for _, value in curve(tmp_path, axis, "loss/train")] == expected
+    assert [value for _, value in curve(tmp_path, "1 loss/train")] == expected
 
 
 def test_a_start_from_zero_drops_everything(tmp_path):
     train(tmp_path, 1, 9, loss=5.0)
     train(tmp_path, 1, 3, loss=4.0)
     assert [r["loss/train"] for r in read_records(tmp_path / "log.jsonl")[0]] == [4.0] * 3
-    for axis in AXES:
-        assert [value for _, value in curve(tmp_path, axis, "loss/train")] == [4.0] * 3
+    assert curve(tmp_path, "1 loss/train") == [(1, 4.0), (2, 4.0), (3, 4.0)]
+
+
+def test_curves_of_an_earlier_version_are_drawn_anew(tmp_path):
+    train(tmp_path, 1, 6)
+    for copies in ("by_sequences", "by_tokens"):
+        (tmp_path / "tensorboard" / copies).mkdir()
+    for old in (tmp_path / "tensorboard").glob("events*"):
+        old.write_bytes(b"")
+    train(tmp_path, 6, 9, resume_step=5, loss=4.0)
+    assert [value for _, value in curve(tmp_path, "1 loss/train")] == [5.0] * 5 + [4.0] * 4
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_time_goes_on_where_an_earlier_start_ended(tmp_path):
+    train(tmp_path, 1, 6)
+    train(tmp_path, 6, 9, resume_step=5)
+    times = [event.wall_time for event in events(tmp_path).Scalars("1 loss/train")]
+    assert [late - early for early, late in itertools.pairwise(times)] == pytest.approx([0.5] * 8)
 
 
 def test_layout_and_settings_are_written_once(tmp_path):
     train(tmp_path, 1, 9)
     train(tmp_path, 6, 9, resume_step=5)
-    tensors = events(tmp_path, "")
+    tensors = events(tmp_path)
     counts = Counter({tag: len(tensors.Tensors(tag)) for tag in tensors.Tags()["tensors"]})
-    assert counts == {"custom_scalars__config__": 1, "hparams/text_summary": 1}
-    assert b"0.0005" in tensors.Tensors("hparams/text_summary")[0].tensor_proto.string_val[0]
+    assert counts == {"custom_scalars__config__": 1, "config/text_summary": 1}
+    assert b"0.0005" in tensors.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
 
 def test_what_is_not_finite_is_null_in_valid_json(tmp_path):
@@ -191,57 +207,6 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
     assert log.earlier_seconds == 0.0
 
 
-def test_the_console_line(tmp_path, capsys):
-    log = RunLog(tmp_path, total_steps=1000)
-    scalars = {
-        "loss/train": 6.12345,
-        "optimizer/lr": 5e-4,
-        "optimizer/grad_norm": 1.2345,
-        "throughput/tokens_per_sec": 1234567.8,
-        "throughput/padding_share": 0.0123,
-        "throughput/device/mfu": 0.4567,
-        "time/step_seconds": 10.0,
-        "cost/dollars": 3.456,
-    }
-    log.log(7, 112, 999, 70.0, scalars)
-    log.log(640, 112, 999, 70.0, {"loss/train": math.nan})
-    log.eval(640, 112, 999, 70.0, {"loss/eval": 4.5, "accuracy/eval": 0.234, "loss/train": 9})
-    log.eval(650, 112, 999, 70.0, {"dev/pearson": 0.5, "dev/rmse": 5186.4799})  # as finetuning does
-    log.close()
-    full, bare, evaluation, finetuned = capsys.readouterr().out.splitlines()
-    assert (
-        full.split()
-        == (
-            "step 7/1000 loss 6.1235 lr 5.00e-04 grad 1.23 tok/s 1,234,568"
-            " pad 1.2% MFU 45.7% ETA 2h45m $ 3.46"
-        ).split()
-    )
-    assert bare.split() == (
-        "step 640/1000 loss nan lr - grad - tok/s - pad - MFU - ETA - $ -".split()
-    )
-    assert len(full) == len(bare), "columns stay where they are"
-    assert evaluation == "step  640/1000  evaluation: loss 4.5000  accuracy 0.2340"
-    assert finetuned == "step  650/1000  evaluation: dev/pearson 0.5000  dev/rmse 5186.48"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0s"),
-        (59.4, "59s"),
-        (59.6, "1m00s"),
-        (187, "3m07s"),
-        (3599.7, "1h00m"),
-        (18_240, "5h04m"),
-        (86_399, "23h59m"),
-        (183_600, "2d03h"),
-        (math.inf, "-"),
-    ],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
-
-
 def test_records_wait_for_space_on_a_full_disk(tmp_path, capsys):
     log = RunLog(tmp_path, total_steps=9)
     log.log(1, 8, 80, 1.0, {"loss/train": 1.0})
@@ -276,10 +241,10 @@ def test_curves_that_meet_a_full_disk_do_not_end_the_run(tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert "points are missing there, log.jsonl has them" in capsys.readouterr().out
+    assert "made anew from log.jsonl when there is space" in capsys.readouterr().out
     log.log(3, 24, 240, 3.0, {"loss/train": 0.8})
     log.close()
     records, broken = read_records(tmp_path / LOG_NAME)
     assert ([record["step"] for record in records], broken) == ([1, 2, 3], 0)
-    drawn = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss/train")
-    assert [point.step for point in drawn] == [1, 3]
+    drawn = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("1 loss/train")
+    assert [point.step for point in drawn] == [1, 2, 3]
