@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ class Console:
         self._shown = 0.0
         self._streams: tuple[TextIO, TextIO] = sys.stdout, sys.stderr
         self._bar: tqdm[None] | None = None
-        if sys.stdout.isatty():
+        if _is_screen(sys.stdout):
             self._bar = tqdm(
                 total=total_steps or 1,
                 file=sys.stdout,
@@ -122,6 +123,8 @@ class Console:
         fields.append(("ETA", "-" if eta is None else duration(eta), 6))
         if scalars.get("cost/dollars"):
             fields.append(("$", f"{scalars['cost/dollars']:.2f}", 5))
+        if not scalars:  # live, before the first of them
+            fields = [field for field in fields if field[0] == "ETA"]
         values = (f"{name} {value:>{width}}" for name, value, width in fields)
         return "  ".join([self._position(step, scalars), *values])
 
@@ -132,6 +135,16 @@ class Console:
             for tag, value in (measured or scalars).items()
         )
         return f"{self._position(step, scalars)}  evaluation: {'  '.join(shown)}"
+
+
+def _is_screen(stream: TextIO) -> bool:
+    """Whether it is a terminal with a size; without one tqdm would show nothing there."""
+    if not stream.isatty():
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).lines > 0
+    except OSError:
+        return True
 
 
 def duration(seconds: float) -> str:
