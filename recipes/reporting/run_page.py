@@ -34,7 +34,7 @@ from recipes.reporting.score_page import NOT_GLUE, scores_part
 from recipes.reporting.scores import Series
 from recipes.reporting.tables import shown
 from recipes.tasks.glue_tasks import TASKS
-from recipes.training.run_log import duration
+from recipes.training.console import duration
 
 NO_SWEEP = (
     "Figure S1, throughput against global batch and number of GPUs: not measured. These lines "

@@ -23,7 +23,7 @@ from recipes.reporting.score_table import EXPLAINED
 from recipes.reporting.scores import STAND_IN, Series, title
 from recipes.reporting.tables import shown
 from recipes.tasks.glue_tasks import TASKS
-from recipes.training.run_log import duration
+from recipes.training.console import duration
 
 NOT_GLUE = (
     f"{STAND_IN}. These tasks have GLUE's format and were made from the text that comes with "

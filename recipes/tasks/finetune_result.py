@@ -146,7 +146,7 @@ def _chance(work: Finetuning) -> dict[str, Any] | None:
     metrics = work.kind.chance(work)
     if metrics is None:
         return None
-    score = float(np.mean([of[work.task.score] for of in metrics.values()]))
+    score = work.score(metrics)
     return {"score": score, "metrics": _by_set(metrics)}
 
 
