@@ -11,11 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import PLAIN, ModelConfig, ModelOptions
 from .kernels.hashed_dropout import row_keys as dropout_row_keys
-from .kernels.operations import dropout
+from .kernels.operations import dropout, embedding
 from .layer import EMBEDDING_SITE, PackedSequences, layer_spec
 from .megatron import VocabParallelEmbedding, build_module
 from .megatron_config import MegatronConfig, megatron_config
 from .padding import pack, sequence_of_row
+from .parallel import parallel_size
 from .pretrained import read_export
 
 
@@ -44,16 +45,23 @@ class Embedding(nn.Module):
         self, input_ids: Tensor, token_type_ids: Tensor | None, packed: PackedSequences
     ) -> Tensor:
         """Embed int64 [T] as [T, 1, hidden]. Without `token_type_ids` every token is of type 0."""
-        hidden = self.word_embeddings(input_ids)
+
+        def rows(table: Tensor, ids: Tensor) -> Tensor:
+            return embedding(table, ids, packed.offsets[-1], self.kernels)
+
+        if parallel_size() > 1:  # each rank has a part of the vocabulary
+            hidden = self.word_embeddings(input_ids)
+        else:
+            hidden = rows(self.word_embeddings.weight, input_ids)
         if token_type_ids is None:
             hidden = hidden + self.token_type_embeddings.weight[0]
         else:
-            hidden = hidden + self.token_type_embeddings(token_type_ids)
+            hidden = hidden + rows(self.token_type_embeddings.weight, token_type_ids)
         if self.position_embeddings is not None:
             sequence, position = sequence_of_row(packed.offsets, input_ids.shape[0])
             # Rows behind the last sequence may count past the table; what they hold is not used.
             position = position.masked_fill(sequence >= packed.offsets.shape[0] - 1, 0)
-            hidden = hidden + self.position_embeddings(position)
+            hidden = hidden + rows(self.position_embeddings.weight, position)
         hidden = dropout(
             self.layernorm(hidden),
             self.dropout if self.training else 0.0,

@@ -7,9 +7,10 @@ is how often a tensor is read and written. Worth a kernel of their own are
     gated_gelu       dropout(gelu(gate) * value)
     cross_entropy    log-softmax over the vocabulary and the picked label
     dropout          by itself, behind the embedding
+    embedding        the gradient of a table, summed by id in a fixed order
     attention        softmax(q k^T + ALiBi) v of packed sequences, short and tiled
 
-`operations` has the first four as functions with a choice of
+`operations` has all but attention as functions with a choice of
 
     torch      plain PyTorch, one pass over memory for each operator; what the others must equal
     compile    the same functions through torch.compile

@@ -16,6 +16,21 @@ from torch import Tensor
 from . import hashed_dropout as plain
 
 
+def embedding(table: Tensor, ids: Tensor, real: Tensor, kernels: str) -> Tensor:
+    """Look up rows of `table` [V, N]: int64 [T] to [T, N].
+
+    Args:
+        real: integer scalar; the rows behind so many belong to no sequence, and have no part in the
+            gradient of the table.
+    """
+    if kernels == "triton":
+        from .embedding import Embedding
+
+        rows: Tensor = Embedding.apply(table, ids, real)
+        return rows
+    return F.embedding(ids, table)
+
+
 def residual_norm(
     x: Tensor,
     bias: Tensor,

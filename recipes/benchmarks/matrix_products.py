@@ -213,5 +213,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _compiled_cast() -> Any:
-    # One pass for the largest value and one for the cast, as a training step in fp8 would have.
+    # One pass for the largest value and one for the cast, as a training step in fp8 would have. Of
+    # each layer, pass and operand a graph: past the default limit of 8 they would run uncompiled.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     return torch.compile(_cast, dynamic=False)

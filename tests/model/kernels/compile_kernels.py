@@ -180,6 +180,11 @@ def main() -> None:
         around(*SIZES[0][::2], 0.0)
         labels = torch.zeros(64, dtype=torch.long)
         ops.cross_entropy(leaf(64, 30528), labels, -100, "triton").backward()
+        real = torch.tensor(60, dtype=torch.int32)
+        for dtype in (torch.bfloat16, torch.float32):
+            for rows in (512, 30528, 40960):  # 40,960 ids do not fit 16 bits
+                table = leaf(rows, 768, dtype=dtype)
+                ops.embedding(table, labels, real, "triton").sum().backward()
     for code in found:
         print(json.dumps(asdict(code)), flush=True)
 
