@@ -1,12 +1,12 @@
 """Plan a pretraining run: the micro-batch that fits, and what a number of GPUs makes of it.
 
-    python recipes/plan.py --model rapidbert-large --gpus 8 16 32 64 128 200 --gpu-memory-gb 80
-    python recipes/plan.py --model rapidbert-base --gpus 8 64 --tokens-per-second-per-gpu 500000
+    python recipes/plan.py --model rapidbert-large --gpu h200 --gpus 8 16 32 64 128 200
+    python recipes/plan.py --model rapidbert-base --gpu a100-40 --global-batch 16384 --tokens 1e10
+    python recipes/plan.py --simulate
 
 Batches and memory are arithmetic (`planning/memory.py`). Times are predictions (`planning/
-forecast.py`) and stand on a measurement: `throughput.json` of `benchmark.py throughput` if it is of
-this GPU, or a rate that you have seen in a run's log. Without one there is only a ceiling, which no
-run reaches.
+forecast.py`), with an interval: from a record of `benchmark.py throughput` where there is one of
+this GPU, else from data sheets and what Table S2 of the paper says about the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from recipes.common.errors import Faults
 from recipes.common.files import write_whole
 from recipes.common.settings import parse
 from recipes.planning.forecast import forecast
-from recipes.planning.settings import Settings, resolve
+from recipes.planning.settings import SIMULATED, Settings, resolve
 from recipes.reporting.plan_page import page, record
 
 
@@ -35,6 +35,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Forecast the run on each number of GPUs and print the plan; returns the exit code."""
     faults = Faults()
     settings = parse(Settings, words, faults=faults)
+    if settings.simulate:
+        return simulate(settings, faults)
     question = resolve(settings, faults)
     found = [faults.attempt(partial(forecast, question, count)) for count in settings.hardware.gpus]
     faults.stop()
@@ -44,6 +46,16 @@ def main(words: Sequence[str] | None = None) -> int:
         settings.json.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps(record(question, forecasts), indent=1) + "\n"
         write_whole(settings.json, content.encode())
+    return 0
+
+
+def simulate(settings: Settings, faults: Faults) -> int:
+    """Draw and tabulate the models on all numbers of GPUs; returns the exit code."""
+    from recipes.reporting.plan_figure import write
+
+    models = [settings.run.model] if settings.run.model else SIMULATED
+    questions = [resolve(settings, faults, model) for model in models]
+    print(write(questions, settings.output))
     return 0
 
 

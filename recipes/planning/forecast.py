@@ -1,65 +1,86 @@
 """What a number of GPUs makes of a run: the micro-batch that fits, then times, then cost.
 
-Batches and memory are arithmetic. Times are predictions and stand on a measurement on one GPU: a
-row of `throughput.json`, or a rate that was given. Without one there is only a ceiling, which no
-run reaches.
-
-A step takes as long as its sequences took where they were measured. The network comes on top, once,
-as if none of it were hidden behind the backward pass: the all-reduce of the gradients and ZeRO's
-gathering of the weights. Each of n GPUs sends
-
-    (n - 1) / n x parameters x (2 x bytes of a gradient + bytes of a weight)
-
-bytes. Latency, stragglers and input are left out. From the 8 GPUs of the paper's Table S2, at 200
-Gbit/s, 16, 32 and 64 GPUs are predicted 15, 10 and 3% too slow (`test_forecast.py`); the published
-code hides part of its communication.
+A step is the micro-batches one after the other (`compute.py`), the exchange between the GPUs, none
+of which DeepSpeed hides behind the backward pass (`network.py`), the update, and the wait for the
+slowest node. How near these come to data sheets is fitted to Table S2 (`calibration.py`). Batches
+and memory are arithmetic; times are predictions, with an interval.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from model.config import ModelConfig, training_flops
 from recipes.common.errors import UserError
-from recipes.common.gpus import MEMORY_BANDWIDTH, peak_flops
+from recipes.common.gpus import SHORT_NAMES
 from recipes.engine.batch_plan import BatchPlan, plan_batches
 from recipes.engine.ds_config import precision
+from recipes.planning.calibration import BACKWARD_SHARE, best, expected, fit, worst
+from recipes.planning.compute import Curve, MeasuredCurve, Rates, TabulatedCurve, work
 from recipes.planning.memory import MemoryEstimate, state_bytes
+from recipes.planning.network import (
+    STAGED_BYTES,
+    collective_seconds,
+    deepspeed_collectives,
+    fabric,
+    waiting_seconds,
+)
+from recipes.planning.records import MeasuredRow
 from recipes.planning.settings import Question
 from recipes.training.throughput import mfu
 
-GPUS_PER_NODE = 8
-NODE_GBPS = 2400.0
-"""Gbit/s of each GPU inside a node, in one direction: NVLink of the A100 data sheet, 600 GB/s in
-both directions together. That of an H100 or H200 is half as fast again."""
+UPDATE_BYTES = 28
+"""AdamW reads and writes two moments and the fp32 weight, and reads the gradient; per parameter of
+a rank's share."""
+WHOLE_BYTES = 16
+"""Of every parameter on every rank: the norm, zeroing, copies to and from bf16."""
+CALIBRATED_GPUS = 64
+"""Table S2 ends there."""
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """A step that was timed on one GPU."""
+class StepTime:
+    """Seconds of a step by what they are spent on."""
 
-    seconds: float
-    sequences: float
-    tokens_per_sequence: float
-    """Real tokens, without padding."""
-    source: str
+    compute: float
+    exchange: float
+    """Of gradients and weights, as far as nothing hides it."""
+    update: float
+    waiting: float
+    """For the slowest node."""
+
+    @property
+    def total(self) -> float:
+        """The whole step."""
+        return self.compute + self.exchange + self.update + self.waiting
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of some length takes."""
+
+    length: str
+    steps: int
+    hours: float
+    dollars: float
 
 
 @dataclass(frozen=True)
 class Times:
-    """What follows for a run from a measurement."""
+    """What is predicted of a run on a number of GPUs."""
 
-    step_seconds: float
+    step: StepTime
+    fast: float
+    slow: float
+    """Ends of the interval of a step, seconds."""
     tokens_per_second: float
     """Real tokens, all GPUs together."""
-    mfu: float | None
-    """None for a GPU whose peak is not known."""
-    hours: float
-    dollars: float
-    measured: str
-    """Where the measurement is from."""
+    mfu: float
+    efficiency: float
+    """Tokens/s per GPU, as a share of those on one node with the same global batch."""
+    costs: tuple[Cost, ...]
+    extrapolated: tuple[str, ...]
+    """In what the prediction leaves the range that it was fitted or measured in."""
 
 
 @dataclass(frozen=True)
@@ -68,65 +89,153 @@ class Forecast:
 
     gpus: int
     plan: BatchPlan
-    steps: int
     memory_gb: float
-    communication_seconds: float
-    """Of each step, on the network."""
-    ceiling_tokens_per_second: float | None
-    """None for a GPU that is not in the tables."""
-    ceiling_hours: float | None
     times: Times | None
-    """None where nothing was measured."""
+    """None where nothing is known: fp32, whose rates are in no table here."""
 
 
 def forecast(question: Question, gpus: int) -> Forecast:
     """Predict the run on `gpus` GPUs.
 
     Raises:
-        UserError: it does not fit, or there are more GPUs than sequences.
+        UserError: it does not fit, or there are more GPUs than sequences; with what would do.
     """
-    run, hardware = question.settings.run, question.settings.hardware
-    largest = largest_micro_batch(question, gpus, hardware.gpu_memory_gb)
+    largest = largest_micro_batch(question, gpus, question.memory_gb)
     if not largest:
         raise UserError(
-            f"{gpus} GPUs: not one sequence fits into {hardware.gpu_memory_gb:g} GB: "
-            f"{memory(question, gpus, 1)}; use more GPUs, ZeRO, or --recompute"
+            f"{gpus} GPUs: not one sequence fits into {question.memory_gb:g} GB: "
+            f"{memory(question, gpus, 1)}; {what_would_fit(question, gpus)}"
         )
     plan = best_plan(question.global_batch, largest, gpus)
-    steps = math.ceil(question.sequences / plan.global_batch)
-    limit = ceiling(question.model, hardware.gpu, run.sequence_length, run.mask_probability)
-    tokens = steps * plan.global_batch * run.sequence_length
     return Forecast(
         gpus=gpus,
         plan=plan,
-        steps=steps,
         memory_gb=memory(question, gpus, plan.micro_batch).total / 1e9,
-        communication_seconds=communication_seconds(question, plan),
-        ceiling_tokens_per_second=limit and gpus * limit,
-        ceiling_hours=limit and tokens / (gpus * limit) / 3600,
-        times=predict(question, plan, steps),
+        times=predict(question, plan),
     )
 
 
-def predict(question: Question, plan: BatchPlan, steps: int) -> Times | None:
-    """Return the times of a run, None where nothing was measured."""
-    timed = measurement(question, plan)
-    if timed is None:
+def predict(question: Question, plan: BatchPlan) -> Times | None:
+    """Return the times of a run, None where neither a measurement nor a table says anything."""
+    curve = curve_of(question, expected())
+    if curve is None:
         return None
-    hardware, gpus = question.settings.hardware, plan.data_parallel
-    share = plan.micro_batch * plan.accumulation
-    seconds = timed.seconds * share / timed.sequences + communication_seconds(question, plan)
-    rate = plan.global_batch * timed.tokens_per_sequence / seconds
-    peak = peak_flops(hardware.gpu)
-    hours = steps * seconds / 3600
+    gpu, step = question.gpu, step_time(question, plan, expected())
+    tokens = plan.global_batch * tokens_per_sequence(question)
+    rate = tokens / step.total
+    residual = fit().residual
+    costs = []
+    for length in question.lengths:
+        steps = math.ceil(length.sequences / plan.global_batch)
+        hours = steps * step.total / 3600
+        dollars = hours * plan.data_parallel * (gpu.dollars_per_hour or 0.0)
+        costs.append(Cost(length.name, steps, hours, dollars))
     return Times(
-        step_seconds=seconds,
+        step=step,
+        fast=step_time(question, plan, best()).total * (1 - residual),
+        slow=step_time(question, plan, worst()).total * (1 + residual),
         tokens_per_second=rate,
-        mfu=peak and mfu(question.model.parameters(), rate, gpus, peak),
-        hours=hours,
-        dollars=hours * gpus * hardware.price_per_gpu_hour,
-        measured=timed.source,
+        mfu=mfu(question.model.parameters(), rate, plan.data_parallel, gpu.peak_bf16_tflops * 1e12),
+        efficiency=rate / plan.data_parallel / one_node_rate(question),
+        costs=tuple(costs),
+        extrapolated=tuple(_extrapolated(question, plan, curve)),
     )
+
+
+def _extrapolated(question: Question, plan: BatchPlan, curve: Curve) -> list[str]:
+    found = []
+    if plan.data_parallel > CALIBRATED_GPUS:
+        found.append(f"more than the {CALIBRATED_GPUS} GPUs of Table S2")
+    if isinstance(curve, MeasuredCurve) and not curve.is_measured(plan.micro_batch):
+        found.append("a micro-batch beyond those measured")
+    return found
+
+
+def step_time(question: Question, plan: BatchPlan, rates: Rates) -> StepTime:
+    """Predict a step of a run of which something is known."""
+    gpu, parameters, ranks = question.gpu, question.model.parameters(), plan.data_parallel
+    curve = curve_of(question, rates)
+    assert curve and gpu.network_gbit_per_s
+    links = fabric(gpu, gpu.network_gbit_per_s, rates.link_share)
+    micro_batch = curve.seconds(plan.micro_batch)
+    exchange = 0.0
+    zero = question.deepspeed.get("zero_optimization", {})
+    for collective in deepspeed_collectives(parameters, question.deepspeed, plan.accumulation):
+        seconds = collective_seconds(collective, ranks, links)
+        # Only stage 2 can reduce beside the backward pass, and only if it is told to.
+        if zero.get("stage") == 2 and zero.get("overlap_comm") and collective.kind == "all-reduce":
+            behind = BACKWARD_SHARE * micro_batch * plan.accumulation
+            seconds = max(seconds / max(1, collective.calls), seconds - behind)
+        exchange += seconds
+    return StepTime(
+        compute=plan.accumulation * micro_batch,
+        exchange=exchange,
+        update=update_seconds(question, ranks, rates),
+        waiting=waiting_seconds(rates.waiting_seconds, links.nodes(ranks)),
+    )
+
+
+def update_seconds(question: Question, ranks: int, rates: Rates) -> float:
+    """Predict the update of the weights: the host's part, and the memory that is moved."""
+    assert question.gpu.memory_gb_per_s
+    stage = question.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    each = UPDATE_BYTES / (ranks if stage else 1) + WHOLE_BYTES + (STAGED_BYTES if ranks > 1 else 0)
+    bandwidth = question.gpu.memory_gb_per_s * 1e9 * rates.memory_share
+    return rates.update_seconds + each * question.model.parameters() / bandwidth
+
+
+def one_node_rate(question: Question) -> float:
+    """Predict real tokens/s of each GPU on one node, with the same global batch."""
+    gpus = min(question.gpu.gpus_per_node, question.global_batch)
+    largest = largest_micro_batch(question, gpus, question.memory_gb)
+    # Where it does not fit on one node, the rate that a single sequence at a time would have.
+    plan = best_plan(question.global_batch, max(1, largest), gpus)
+    seconds = step_time(question, plan, expected()).total
+    return plan.global_batch * tokens_per_sequence(question) / seconds / gpus
+
+
+def curve_of(question: Question, rates: Rates) -> Curve | None:
+    """Return how long a micro-batch takes: as given, as measured, or as tabulated.
+
+    Args:
+        rates: `best()` and `worst()` take the fastest and slowest steps that were measured.
+    """
+    run = question.settings.run
+    given = question.settings.evidence.tokens_per_second_per_gpu
+    if given is not None:
+        return MeasuredCurve(((1, run.sequence_length / given),))
+    if question.record is not None:
+        return _measured_curve(question, rates)
+    if precision(question.deepspeed) != "bf16":
+        return None
+    asked = work(question.model, run.sequence_length, run.mask_probability, recompute=run.recompute)
+    return TabulatedCurve(asked, question.gpu, rates)
+
+
+def _measured_curve(question: Question, rates: Rates) -> MeasuredCurve:
+    """Take the predicted update off the measured steps; the rest is their micro-batches."""
+    assert question.record
+    update = update_seconds(question, 1, expected())
+    points: dict[int, tuple[int, float]] = {}
+    for row in question.record.rows:
+        seconds = _seconds(row, rates)
+        each = max(seconds - update, 0.5 * seconds) / row.accumulation
+        # Of several rows the longest accumulation says most about a micro-batch.
+        if row.micro_batch not in points or row.accumulation > points[row.micro_batch][0]:
+            points[row.micro_batch] = (row.accumulation, each)
+    return MeasuredCurve(tuple((size, each) for size, (_, each) in sorted(points.items())))
+
+
+def _seconds(row: MeasuredRow, rates: Rates) -> float:
+    return {best(): row.fastest, worst(): row.slowest}.get(rates, row.seconds)
+
+
+def tokens_per_sequence(question: Question) -> float:
+    """Return real tokens: those of the measured rows, or all where nothing was measured."""
+    if question.settings.evidence.tokens_per_second_per_gpu is None and question.record:
+        rows = question.record.rows
+        return sum(row.tokens_per_sequence for row in rows) / len(rows)
+    return question.settings.run.sequence_length
 
 
 def memory(question: Question, gpus: int, micro_batch: int) -> MemoryEstimate:
@@ -141,104 +250,47 @@ def largest_micro_batch(question: Question, gpus: int, capacity_gb: float) -> in
     return max(0, free // question.activations)
 
 
+def what_would_fit(question: Question, gpus: int) -> str:
+    """Return the ways out where not one sequence fits."""
+    ways = []
+    others = [
+        name
+        for name, gpu in SHORT_NAMES.items()
+        if gpu.memory_gb and largest_micro_batch(question, gpus, gpu.memory_gb)
+    ]
+    if others:
+        ways.append(f"it fits on {', '.join(others)}")
+    counts = [2**power for power in range(14) if 2**power > gpus]
+    more = [n for n in counts if largest_micro_batch(question, n, question.memory_gb)]
+    if more:
+        ways.append(f"on {more[0]} GPUs of this memory")
+    stage = question.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    for higher in range(stage + 1, 3):
+        zero = {**question.deepspeed.get("zero_optimization", {}), "stage": higher}
+        tried = replace(question, deepspeed={**question.deepspeed, "zero_optimization": zero})
+        if largest_micro_batch(tried, gpus, question.memory_gb):
+            ways.append(f"at ZeRO stage {higher}")
+            break
+    return " or ".join(ways) or "no GPU of the table has room for it: --tensor-parallel splits it"
+
+
 def best_plan(global_batch: int, largest: int, gpus: int) -> BatchPlan:
     """Cut a global batch evenly, in micro-batches as large as possible but of at most `largest`.
 
-    A batch that the GPUs do not divide is rounded as pretraining rounds it.
+    A batch that the GPUs do not divide, or only into small pieces, is rounded as pretraining rounds
+    it.
 
     Raises:
         UserError: there are more GPUs than sequences.
     """
+    rounded = plan_batches(global_batch, largest, gpus)
+    # Its micro-batch becomes the limit in the JSON, from which pretraining cuts the batch anew.
+    while (again := plan_batches(global_batch, rounded.micro_batch, gpus)) != rounded:
+        rounded = again
     share, rest = divmod(global_batch, gpus)
     if rest or not share:
-        return plan_batches(global_batch, largest, gpus)
+        return rounded
     micro_batch = max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
+    if 2 * micro_batch <= rounded.micro_batch:
+        return rounded
     return BatchPlan(global_batch, micro_batch, share // micro_batch, gpus)
-
-
-def communication_bytes(parameters: int, deepspeed: dict[str, Any], plan: BatchPlan) -> float:
-    """Return what each GPU sends per step: gradients in a ring, and the weights that ZeRO gathers.
-
-    DeepSpeed 0.19 reduces gradients with an all-reduce at every ZeRO stage; at stage 2 it does so
-    after every micro-batch, otherwise once per step.
-    """
-    stage = deepspeed.get("zero_optimization", {}).get("stage", 0)
-    weight = 2 if precision(deepspeed) == "bf16" else 4
-    gradient = {"fp32": 4, "bf16": 2}.get(deepspeed.get("communication_data_type", ""), weight)
-    all_reduces = plan.accumulation if stage == 2 else 1
-    each = 2 * gradient * all_reduces + (weight if stage else 0)
-    return (plan.data_parallel - 1) / plan.data_parallel * parameters * each
-
-
-def communication_seconds(question: Question, plan: BatchPlan) -> float:
-    """Return the time of one step on the network, nothing of it hidden behind computation."""
-    inside = plan.data_parallel <= GPUS_PER_NODE
-    gbps = NODE_GBPS if inside else question.settings.hardware.network_gbps
-    sent = communication_bytes(question.model.parameters(), question.deepspeed, plan)
-    return 8 * sent / (gbps * 1e9)
-
-
-def ceiling(
-    model: ModelConfig, device: str, sequence_length: int, mask_probability: float
-) -> float | None:
-    """Return tokens per second of one GPU that reaches its data sheet's numbers.
-
-    Matrix products run at the sheet's peak, values between them move at the sheet's bandwidth, in
-    as few passes as fused kernels need, and nothing else takes time.
-
-    Returns:
-        None for a device that is not in the tables.
-    """
-    peak, bandwidth = peak_flops(device), MEMORY_BANDWIDTH.get(device)
-    if peak is None or bandwidth is None:
-        return None
-    flops = training_flops(
-        model,
-        tokens=sequence_length,
-        masked_tokens=round(mask_probability * sequence_length),
-        token_pairs=sequence_length**2,
-    )
-    # Values of 2 bytes read and written per token and layer, forward and backward: attention moves
-    # 12 widths, the two residual sums with their norms 12 as well, the activation 8 inner widths
-    # where it is gated and 5 where it is not.
-    inner = (5 if model.feed_forward == "standard" else 8) * model.ffn_size
-    moved = 2 * model.num_layers * (24 * model.hidden_size + inner) * sequence_length
-    return sequence_length / (flops / peak + moved / bandwidth)
-
-
-def measurement(question: Question, plan: BatchPlan) -> Measurement | None:
-    """Return what the prediction for `plan` stands on: the given rate, or a row of the record.
-
-    That row is nearest in sequences per step and, among equals, in sequences per micro-batch.
-    """
-    given = question.settings.evidence.tokens_per_second_per_gpu
-    if given is not None:
-        tokens = question.settings.run.sequence_length
-        return Measurement(tokens / given, 1, tokens, "the rate given")
-    rows = _rows(question)
-    if not rows:
-        return None
-    share = plan.micro_batch * plan.accumulation
-
-    def distance(row: dict[str, Any]) -> tuple[float, float]:
-        pairs = (row["global_batch"], share), (row["micro_batch"], plan.micro_batch)
-        first, second = (abs(math.log(a / b)) for a, b in pairs)
-        return first, second
-
-    row = min(rows, key=distance)
-    return Measurement(
-        row["step_seconds"]["median"],
-        row["sequences_per_step"],
-        row["real_tokens_per_step"] / row["sequences_per_step"],
-        f"{row['micro_batch']} x {row['global_batch'] // row['micro_batch']} on 1 GPU",
-    )
-
-
-def _rows(question: Question) -> list[dict[str, Any]]:
-    """Return the record's rows of this model that were computed in the same way."""
-    record, name = question.record, question.model.name
-    if record is None:
-        return []
-    setup = record["settings"]["setups"].get(name, {})
-    same = setup.get("recompute") == question.settings.run.recompute
-    return [row for row in record["rows"] if same and row["model"] == name]

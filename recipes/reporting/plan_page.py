@@ -1,193 +1,233 @@
-"""A plan in words: tables of the forecasts, which line to change, what the numbers stand on."""
+"""A plan in words: a table of the forecasts, the lines to paste, then what the numbers stand on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recipes.common.gpus import PEAK_BF16_FLOPS, peak_flops
 from recipes.common.settings import flat
-from recipes.engine.batch_plan import plan_batches
 from recipes.engine.ds_config import precision
-from recipes.planning.forecast import (
-    GPUS_PER_NODE,
-    NODE_GBPS,
-    Forecast,
-    largest_micro_batch,
-)
-from recipes.planning.settings import ROOT, Question
-from recipes.reporting.tables import markdown, shown
+from recipes.planning.calibration import best, expected, fit, worst
+from recipes.planning.commands import lines_to_paste
+from recipes.planning.compute import TabulatedCurve
+from recipes.planning.forecast import Forecast, Times, curve_of
+from recipes.planning.published import inconsistencies
+from recipes.planning.settings import Question
+from recipes.reporting.tables import markdown
+from recipes.training.schedule import STEP_SEQUENCES
 
-MICRO_BATCH_KEY = "train_micro_batch_size_per_gpu"
-CARDS_GB = (40, 80, 94, 141)
+DEARER = 1.5
+"""How many times the lowest cost a faster run may be to be called a good exchange."""
 
 
 def page(question: Question, forecasts: Sequence[Forecast]) -> str:
     """Return the plan for a console."""
-    cards = markdown(card_table(question), to_the_right=True)
-    parts = [heading(question)]
-    if peak_flops(gpu := question.settings.hardware.gpu) is None:
-        known = ", ".join(PEAK_BF16_FLOPS)
-        parts.append(f"peak of {gpu} unknown: no MFU, no ceiling; known: {known}")
-    parts += [markdown(forecast_table(forecasts), to_the_right=True)]
-    parts += [f"Largest micro-batch that fits, in sequences:\n\n{cards}"]
-    parts += [advice(question, forecasts)]
-    parts += ["\n".join(f"- {line}" for line in explanation(question, forecasts))]
-    return "\n\n".join(parts)
+    parts = [heading(question), markdown(forecast_table(question, forecasts), to_the_right=True)]
+    parts += ["\n".join([*notes(question, forecasts), *recommendation(forecasts)])]
+    pasted = "\n".join(f"    {line}" for line in lines_to_paste(question, forecasts))
+    parts += [f"To start it, from the repository's root (data in data/c4):\n\n{pasted}"]
+    if any(each.times for each in forecasts):
+        parts += [f"A step in ms:\n\n{markdown(step_table(forecasts), to_the_right=True)}"]
+    parts += ["\n".join(f"- {line}" for line in explanation(question))]
+    return "\n\n".join(part for part in parts if part)
 
 
 def heading(question: Question) -> str:
-    """Return in one line what is planned."""
-    model, deepspeed, hardware = question.model, question.deepspeed, question.settings.hardware
+    """Return what is planned, and on what."""
+    model, deepspeed, gpu = question.model, question.deepspeed, question.gpu
     stage = deepspeed.get("zero_optimization", {}).get("stage", 0)
     return (
         f"{model.name}, {model.parameters() / 1e6:.1f}M parameters, {precision(deepspeed)}, ZeRO "
-        f"stage {stage}, {question.settings.run.sequence_length} tokens per sequence, "
-        f"{question.sequences:,} sequences, on {hardware.gpu} of {hardware.gpu_memory_gb:g} GB at "
-        f"${hardware.price_per_gpu_hour:g} an hour"
+        f"stage {stage}, {question.settings.run.sequence_length} tokens per sequence, global batch "
+        f"{question.global_batch:,}\n"
+        f"on {gpu.name}: {gpu.memory_gb:g} GB, {gpu.peak_bf16_tflops:g} TFLOP/s, NVLink "
+        f"{gpu.nvlink_gb_per_s:g} GB/s, network {gpu.network_gbit_per_s:g} Gbit/s per GPU, "
+        f"${gpu.dollars_per_hour:.2f} an hour\n"
+        f"{basis(question)}"
     )
 
 
-def forecast_table(forecasts: Sequence[Forecast]) -> list[tuple[str, ...]]:
+def basis(question: Question) -> str:
+    """Return in one line where the times are from."""
+    given = question.settings.evidence.tokens_per_second_per_gpu
+    if given is not None:
+        return f"Times are PREDICTED from the rate given, {given:,.0f} tokens/s per GPU."
+    if question.record is not None:
+        return f"Times are PREDICTED from {question.record.path}, measured on one such GPU."
+    if curve_of(question, expected()) is None:
+        return "No times: the JSON is in fp32, and rates of fp32 are not in the tables."
+    return "Times are PREDICTED from data sheets: nothing was measured on this GPU."
+
+
+def forecast_table(question: Question, forecasts: Sequence[Forecast]) -> list[tuple[str, ...]]:
     """Return a header, then a row for each number of GPUs."""
-    measured = any(each.times for each in forecasts)
-    times = ("ms a step", "tokens/s", "MFU", "hours", "dollars", "measured") if measured else ()
-    header = (
-        *("GPUs", "micro-batch", "accumulation", "global batch", "steps", "GB per GPU"),
-        *("network ms", *(times or ("time",)), "ceiling tokens/s", "ceiling hours"),
-    )
-    return [header, *(_row(each, measured) for each in forecasts)]
-
-
-def _row(each: Forecast, measured: bool) -> tuple[str, ...]:
-    plan, times = each.plan, each.times
-    known: tuple[str, ...] = ("not measured",)
-    if times:
-        known = (
-            f"{1e3 * times.step_seconds:,.0f}",
-            f"{times.tokens_per_second:,.0f}",
-            shown(times.mfu, "{:.1%}", "unknown"),
-            f"{times.hours:,.2f}",
-            f"{times.dollars:,.2f}",
-            times.measured,
-        )
-    elif measured:
-        known = (*["unknown"] * 5, *known)
-    return (
-        *map(str, (each.gpus, plan.micro_batch, plan.accumulation)),
-        f"{plan.global_batch:,}",
-        f"{each.steps:,}",
-        f"{each.memory_gb:.1f}",
-        f"{1e3 * each.communication_seconds:.0f}",
-        *known,
-        shown(each.ceiling_tokens_per_second, "{:,.0f}", "unknown"),
-        shown(each.ceiling_hours, "{:,.2f}", "unknown"),
-    )
-
-
-def card_table(question: Question) -> list[tuple[str, ...]]:
-    """Return the largest micro-batch for GPUs of other sizes, whether it divides a batch or not."""
-    gpus = question.settings.hardware.gpus
-    sizes = {card: [largest_micro_batch(question, n, card) for n in gpus] for card in CARDS_GB}
-    return [
-        ("GB", *(f"{count} GPUs" for count in gpus)),
-        *((str(card), *map(str, fitting)) for card, fitting in sizes.items()),
-    ]
-
-
-def advice(question: Question, forecasts: Sequence[Forecast]) -> str:
-    """Return which line of which file to change to which micro-batch."""
-    path = question.config_path
-    lines = path.read_text("utf-8").splitlines()
-    number = next(n for n, line in enumerate(lines, 1) if f'"{MICRO_BATCH_KEY}"' in line)
-    where = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    now = question.deepspeed[MICRO_BATCH_KEY]
-    # The file sets an upper limit. The largest of all is right for every number of GPUs, if
-    # pretraining then cuts each batch as planned.
-    one = max(each.plan.micro_batch for each in forecasts)
-    sizes = {one}
-    for each in forecasts:
-        plan = plan_batches(question.global_batch, one, each.gpus)
-        if (plan.micro_batch, plan.accumulation) != (each.plan.micro_batch, each.plan.accumulation):
-            sizes = {each.plan.micro_batch for each in forecasts}
-    if sizes == {now}:
-        return f'{where}, line {number}: "{MICRO_BATCH_KEY}": {now} is right'
-    said = []
-    for size in sorted(sizes, reverse=True):
-        counts = [str(each.gpus) for each in forecasts if each.plan.micro_batch == size]
-        who = "" if len(sizes) == 1 else f" on {', '.join(counts)} GPUs"
-        said.append(f"{size}{who}")
-    return f'{where}, line {number}: "{MICRO_BATCH_KEY}": {now}, better {"; ".join(said)}'
-
-
-def explanation(question: Question, forecasts: Sequence[Forecast]) -> list[str]:
-    """Return what the numbers stand on, line by line."""
-    hardware, evidence = question.settings.hardware, question.settings.evidence
-    lines = ["Memory is an estimate, for full sequences."]
-    fits = ((question.record or {}).get("largest_micro_batch") or {}).get(question.model.name)
-    if fits:
-        lines[0] += (
-            f" Measured on {hardware.gpu}: micro-batches of {fits['micro_batch']} sequences fit, "
-            f"of {2 * fits['micro_batch']} do not."
-        )
+    header = ["GPUs", "micro-batch x accum.", "GB per GPU"]
     if any(each.times for each in forecasts):
-        given = evidence.tokens_per_second_per_gpu is not None
-        source = "the rate given" if given else str(evidence.record)
-        lines.append(f"Times are predictions from {source}, not measurements.")
-    else:
-        lines.append(
-            f"Times: not measured. {evidence.record} has no {question.model.name} on "
-            f"{hardware.gpu}; benchmark.py throughput makes it, or give "
-            "--tokens-per-second-per-gpu."
+        header += ["ms a step", "between", "tokens/s", "MFU", "efficiency"]
+        for length in question.lengths:
+            header += [f"hours to {length.name}", "dollars"]
+    return [tuple(header), *(_row(each) for each in forecasts)]
+
+
+def _row(each: Forecast) -> tuple[str, ...]:
+    plan, times = each.plan, each.times
+    batch = f"{plan.micro_batch} x {plan.accumulation}"
+    cells = [f"{each.gpus}{'*' if times and times.extrapolated else ''}"]
+    cells += [batch, f"{each.memory_gb:.1f}"]
+    if times:
+        cells += [
+            milliseconds(times.step.total),
+            f"{milliseconds(times.fast)}-{milliseconds(times.slow)}",
+            f"{times.tokens_per_second:,.0f}",
+            f"{times.mfu:.1%}",
+            f"{times.efficiency:.0%}",
+        ]
+        for cost in times.costs:
+            cells += [f"{cost.hours:,.2f}", f"{cost.dollars:,.2f}"]
+    return tuple(cells)
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time in ms with as many digits as it deserves."""
+    return f"{1e3 * seconds:,.0f}" if seconds >= 0.01 else f"{1e3 * seconds:.1f}"
+
+
+def step_table(forecasts: Sequence[Forecast]) -> list[tuple[str, ...]]:
+    """Return what a step is spent on, a row for each number of GPUs."""
+    rows: list[tuple[str, ...]]
+    rows = [("GPUs", "micro-batches", "exchange", "update", "waiting", "sum")]
+    for each in forecasts:
+        if times := each.times:
+            parts = (*asdict(times.step).values(), times.step.total)
+            rows.append((str(each.gpus), *(f"{1e3 * part:,.1f}" for part in parts)))
+    return rows
+
+
+def notes(question: Question, forecasts: Sequence[Forecast]) -> list[str]:
+    """Return what has to be known to read the table."""
+    lines = []
+    if question.global_batch != STEP_SEQUENCES and question.settings.run.tokens is None:
+        lines += [
+            f"{length.name}: {length.sequences:,} sequences, here "
+            f"{math.ceil(length.sequences / question.global_batch):,} steps."
+            for length in question.lengths
+        ]
+    reasons = dict.fromkeys(
+        reason for each in forecasts if each.times for reason in each.times.extrapolated
+    )
+    if reasons:
+        lines.append(f"* extrapolated: {'; '.join(reasons)}.")
+    for each in forecasts:
+        plan = each.plan
+        if plan.global_batch != plan.requested:
+            below = plan.requested // each.gpus * each.gpus
+            nearest = [f"{size:,}" for size in (below, below + each.gpus) if size]
+            lines.append(
+                f"{plan.requested:,} sequences / {each.gpus} GPUs = "
+                f"{plan.requested / each.gpus:.4g}: pretraining takes {plan.global_batch:,} = "
+                f"{plan.micro_batch} x {plan.accumulation} x {each.gpus}. Batches that "
+                f"{each.gpus} GPUs divide: {', '.join(nearest)}."
+            )
+    return lines
+
+
+def recommendation(forecasts: Sequence[Forecast]) -> list[str]:
+    """Return which number of GPUs is cheapest, and which is faster at little more."""
+    known = [(each.gpus, each.times.costs[0]) for each in forecasts if each.times]
+    if len(known) < 2:
+        return []
+    gpus, cheapest = min(known, key=lambda pair: pair[1].dollars)
+    affordable = [pair for pair in known if pair[1].dollars <= DEARER * cheapest.dollars]
+    more, fastest = min(affordable, key=lambda pair: pair[1].hours)
+    said = f"Cheapest: {gpus} GPUs, {cheapest.hours:,.1f} h and ${cheapest.dollars:,.2f}"
+    if more != gpus:
+        said += (
+            f"; fastest for at most {DEARER:g} times that: {more} GPUs, {fastest.hours:,.1f} h and "
+            f"${fastest.dollars:,.2f}"
         )
-    lines.append(
-        f"Network: ring all-reduce and all-gather at {hardware.network_gbps:g} Gbit/s per GPU "
-        f"({NODE_GBPS:g} inside a node of {GPUS_PER_NODE}), nothing of it hidden; latency, "
-        "stragglers and input left out. Checked on Table S2: up to 15% too slow."
-    )
-    lines.append(
-        "Ceiling: a bound, not a prediction. Matrix products at the peak of the GPU's data sheet, "
-        "fused memory traffic at its bandwidth, nothing else, no network."
-    )
+    return [f"{said} ({cheapest.length})."]
+
+
+def explanation(question: Question) -> list[str]:
+    """Return what the numbers stand on, line by line."""
+    lines = ["Memory is an estimate, for full sequences."]
+    record = question.record
+    if record and record.largest_micro_batch:
+        lines[0] += (
+            f" Measured on {question.gpu.name}: micro-batches of {record.largest_micro_batch} "
+            f"sequences fit, of {2 * record.largest_micro_batch} do not."
+        )
+    lines.append(f"{question.gpu.name}: {question.gpu.source}.")
+    curve = curve_of(question, expected())
+    if curve is None:
+        return lines
+    return [*lines, *_assumptions(question, isinstance(curve, TabulatedCurve))]
+
+
+def _assumptions(question: Question, tabulated: bool) -> list[str]:
+    now, low, high, found = expected(), worst(), best(), fit()
+    lines = []
+    if tabulated:
+        lines.append(
+            f"Micro-batches: matrix products at {now.matmul_share:.0%} of the peak (between: "
+            f"{low.matmul_share:.0%} and {high.matmul_share:.0%}), other passes at "
+            f"{now.memory_share:.0%} of the memory's bandwidth ({low.memory_share:.0%}, "
+            f"{high.memory_share:.0%}), and no less than the host's "
+            f"{1e3 * now.host_seconds_per_layer:.1f} ms per layer ("
+            f"{1e3 * low.host_seconds_per_layer:.1f}, {1e3 * high.host_seconds_per_layer:.1f}). "
+            f"benchmark.py throughput replaces this by a measurement."
+        )
+    errors = ", ".join(f"{row} {found.error(row):+.1%}" for row in found.held_out)
+    lines += [
+        f"Fitted to Table S2 ({', '.join(map(str, found.used))}): matrix products at "
+        f"{found.matmul_share:.0%} of the peak, {found.published_token_bytes / 1e6:.1f} MB moved "
+        f"per token by the published code, a mean delay of "
+        f"{1e3 * found.waiting_seconds:.0f} ms per node, for the slowest of which a step waits. "
+        f"Rows held out: {errors}.",
+        "Exchange: all gradients once per step (ZeRO 2: per micro-batch), then the weights; none "
+        f"of it beside the backward pass, as DeepSpeed does it; links at {now.link_share:.0%} of "
+        "their speed. Between: waiting none to 1.25 times the fitted, links at "
+        f"{low.link_share:.0%} to {high.link_share:.0%}. The waiting is what is known least: "
+        "the step times of a run on two nodes beside one tell yours.",
+        "Left out: input that is too slow, evaluation, checkpoints (below 0.5% as measured on a "
+        "CPU), restarts. Efficiency: tokens/s per GPU against one node, same global batch.",
+        *(f"The paper's own numbers: {line}." for line in inconsistencies()),
+    ]
     return lines
 
 
 def record(question: Question, forecasts: Sequence[Forecast]) -> dict[str, Any]:
     """Return the plan as JSON types."""
-    gpus = question.settings.hardware.gpus
     options = flat(question.settings)
     return {
         "model": question.model.name,
         "parameters": question.model.parameters(),
+        "gpu": asdict(question.gpu),
         "deepspeed": question.deepspeed,
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
-        "forecasts": [_forecast_record(each) for each in forecasts],
-        "largest_micro_batch": [
-            {"gb": card, "gpus": n, "sequences": largest_micro_batch(question, n, card)}
-            for card in CARDS_GB
-            for n in gpus
-        ],
-        "stands_on": explanation(question, forecasts),
+        "predicted_from": basis(question),
+        "forecasts": [forecast_record(each) for each in forecasts],
+        "commands": lines_to_paste(question, forecasts),
+        "stands_on": explanation(question),
     }
 
 
-_TIMES = ("step_seconds", "tokens_per_second", "mfu", "hours", "dollars", "measured")
-
-
-def _forecast_record(each: Forecast) -> dict[str, Any]:
+def forecast_record(each: Forecast) -> dict[str, Any]:
+    """Return one number of GPUs as JSON types; seconds, fractions, dollars."""
     plan = each.plan
-    times = asdict(each.times) if each.times else dict.fromkeys(_TIMES)
     return {
         "gpus": each.gpus,
         "micro_batch": plan.micro_batch,
         "accumulation": plan.accumulation,
         "global_batch": plan.global_batch,
-        "steps": each.steps,
+        "requested_global_batch": plan.requested,
         "memory_gb": each.memory_gb,
-        "ceiling_tokens_per_second": each.ceiling_tokens_per_second,
-        "ceiling_hours": each.ceiling_hours,
-        "communication_seconds": each.communication_seconds,
-        **times,
+        "times": None if each.times is None else _times_record(each.times),
     }
+
+
+def _times_record(times: Times) -> dict[str, Any]:
+    return {**asdict(times), "step_seconds": times.step.total}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model.config import preset, training_flops
-from recipes.common.gpus import PEAK_BF16_FLOPS
+from recipes.common.gpus import peak_flops
 from recipes.training.throughput import ThroughputMeter, executed_flops_utilization, mfu
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def count(meter: ThroughputMeter, **changes) -> None:
     ],
 )
 def test_mfu_gives_the_rows_of_the_paper(tokens_per_second, devices, percent):
-    peak = PEAK_BF16_FLOPS["NVIDIA A100-SXM4-40GB"]
+    peak = peak_flops("NVIDIA A100-SXM4-40GB")
     assert 100 * mfu(137_000_000, tokens_per_second, devices, peak) == pytest.approx(
         percent, abs=0.05
     )

@@ -1,0 +1,106 @@
+"""The lines to paste that start the planned run: a DeepSpeed JSON where none fits, and the job."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.engine.batch_plan import BatchPlan, plan_batches
+from recipes.engine.ds_config import read_config
+from recipes.planning.forecast import Forecast
+from recipes.planning.settings import ROOT, Question
+from recipes.training import settings as training
+
+BATCH_KEY = "train_batch_size"
+MICRO_BATCH_KEY = "train_micro_batch_size_per_gpu"
+JOBS = {"rapidbert-base": "pretrain_base", "rapidbert-large": "pretrain_large"}
+"""Scripts in slurm/ by the model that they train unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A DeepSpeed JSON that makes pretraining cut the batch as planned."""
+
+    path: str
+    """As seen from the repository's root."""
+    made_by: str | None
+    """The line that writes it, None where the file is there."""
+
+
+def config_for(question: Question, plan: BatchPlan) -> Config:
+    """Return the file that there is, if it is right, or a copy with other batch sizes."""
+    path = question.config_path
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    limit, batch = question.deepspeed[MICRO_BATCH_KEY], question.global_batch
+    same = read_config(path)[BATCH_KEY] == batch
+    if same and plan_batches(batch, limit, plan.data_parallel) == plan:
+        return Config(str(shown), None)
+    other = Path("runs/plan") / f"{path.stem}-{batch}-{plan.micro_batch}.json"
+    edits = "; ".join(
+        rf's/("{key}": *)[0-9]+/\1{value}/'
+        for key, value in ((BATCH_KEY, batch), (MICRO_BATCH_KEY, plan.micro_batch))
+    )
+    line = f"mkdir -p {other.parent} && sed -E '{edits}' {shlex.quote(str(shown))} > {other}"
+    return Config(str(other), line)
+
+
+def job_line(question: Question, plan: BatchPlan) -> str:
+    """Return the sbatch line of the run on so many GPUs."""
+    model, config = question.model.name, config_for(question, plan)
+    script = JOBS.get(model, "pretrain_base" if model.endswith("base") else "pretrain_large")
+    settings = {}
+    if model not in JOBS:
+        settings["MODEL"] = model
+    if config.path != f"ds_configs/{script.removeprefix('pretrain_')}.json":
+        settings["DEEPSPEED_CONFIG"] = config.path
+    if options := pretrain_options(question):
+        settings["PRETRAIN_OPTIONS"] = shlex.join(options)
+    nodes, per_node = node_shape(plan.data_parallel, question.gpu.gpus_per_node)
+    words = [f"--nodes={nodes}"]
+    if per_node != 8:  # what the scripts say
+        words += [f"--ntasks-per-node={per_node}", f"--gpus-per-node={per_node}"]
+    if model not in JOBS:
+        words.append(f"--job-name=pretrain-{model}")
+    before = "".join(f"{name}={shlex.quote(value)} " for name, value in settings.items())
+    return f"{before}sbatch {' '.join(words)} slurm/{script}.sh"
+
+
+def node_shape(gpus: int, per_node: int) -> tuple[int, int]:
+    """Return nodes, and GPUs on each: the fewest nodes that share them evenly."""
+    nodes = math.ceil(gpus / per_node)
+    while gpus % nodes:
+        nodes += 1
+    return nodes, gpus // nodes
+
+
+def pretrain_options(question: Question) -> list[str]:
+    """Return what pretrain.py has to be told of the plan beyond its defaults."""
+    run, words = question.settings.run, []
+    if run.duration is not None and run.duration != training.DEFAULT_DURATION:
+        words += ["--duration", run.duration]
+    if run.tokens is not None:
+        words += ["--duration", str(question.lengths[0].sequences)]
+    if run.sequence_length != 128:
+        words += ["--sequence-length", str(run.sequence_length)]
+    if run.mask_probability != training.DEFAULT_MASK_PROBABILITY:
+        words += ["--mask-probability", f"{run.mask_probability:g}"]
+    if run.recompute:
+        words.append("--recompute")
+    price = question.gpu.dollars_per_hour
+    if price is not None and price != 2.5:
+        words += ["--price-per-gpu-hour", f"{price:g}"]
+    return words
+
+
+def lines_to_paste(question: Question, forecasts: Sequence[Forecast]) -> list[str]:
+    """Return the lines for every number of GPUs; files that they need first."""
+    made = dict.fromkeys(config_for(question, each.plan).made_by for each in forecasts)
+    jobs = [(job_line(question, each.plan), each.gpus) for each in forecasts]
+    width = max(len(line) for line, _ in jobs)
+    return [
+        *(line for line in made if line),
+        *(f"{line:{width}}  # {gpus} GPU{'s' * (gpus > 1)}" for line, gpus in jobs),
+    ]

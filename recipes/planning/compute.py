@@ -1,0 +1,163 @@
+"""How long one GPU takes for a micro-batch: a curve over the micro-batch's size.
+
+Where `benchmark.py throughput` has measured this GPU, the curve runs through what it measured.
+Where it has not, the curve is tabulated: matrix products at a share of the data sheet's peak, all
+other passes at a share of its memory bandwidth, and two things that make small micro-batches less
+efficient (appendix C). The last wave of a matrix product's tiles fills half of the multiprocessors
+on average; and the host needs its time to launch the kernels, whatever their size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.config import ModelConfig, training_flops
+from recipes.common.gpus import Gpu
+
+TILE = 128 * 256
+"""Values of an output tile of a large matrix product."""
+ACCUMULATION_BYTES = 10
+"""Moved per parameter and micro-batch: a bf16 gradient is read, its fp32 sum read and written."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How near to the data sheets a run comes, and what it pays beside."""
+
+    matmul_share: float
+    """Of the peak, in matrix products that fill the GPU."""
+    memory_share: float
+    """Of the memory bandwidth, in all other kernels."""
+    host_seconds_per_layer: float
+    """Time that the host needs to launch a layer's kernels, forward and backward."""
+    update_seconds: float
+    """Of each step, whatever its size: the host's part of the update, and waiting for the norm."""
+    link_share: float
+    """Of NVLink and of the network, in large collectives."""
+    waiting_seconds: float
+    """Mean delay of a node in a step; each step waits for the slowest node."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a micro-batch asks of a GPU, forward and backward."""
+
+    sequence_flops: float
+    """Of the matrix products, for a sequence."""
+    sequence_bytes: float
+    """Read and written by all other kernels, for a sequence."""
+    micro_batch_bytes: float
+    """The same for a micro-batch, whatever its size."""
+    half_waves: float
+    """Sum over the matrix products of half the products' inner width: times 2 x `TILE` x
+    multiprocessors, the FLOPs that the unfilled last waves could have done."""
+    layers: int
+
+
+def work(
+    model: ModelConfig,
+    sequence_length: int,
+    mask_probability: float,
+    *,
+    recompute: bool = False,
+    token_bytes: float | None = None,
+) -> Work:
+    """Count what full sequences ask of a GPU.
+
+    Args:
+        recompute: whether layers are computed twice.
+        token_bytes: moved per token by other kernels; as few passes as fused ones need if not
+            given.
+    """
+    n, h, f = sequence_length, model.hidden_size, model.ffn_size
+    gated = model.feed_forward != "standard"
+    flops = training_flops(
+        model, tokens=n, masked_tokens=round(mask_probability * n), token_pairs=n * n
+    )
+    # Values of 2 bytes read and written per token and layer, forward and backward: attention moves
+    # 12 widths, the two residual sums with their norms 12 as well, the activation 8 inner widths
+    # where it is gated and 5 where it is not.
+    values = model.num_layers * (24 * h + (8 if gated else 5) * f)
+    # Inner widths of a layer's products with the weights whose number of tiles grows with the
+    # micro-batch: QKV, projection, into and out of the feed-forward; then their input gradients.
+    up = 2 * f if gated else f
+    inner = (h + h + h + f) + (3 * h + h + up + h)
+    again = 4 / 3 if recompute else 1.0
+    return Work(
+        sequence_flops=flops * again,
+        sequence_bytes=n * (2 * values * again if token_bytes is None else token_bytes),
+        micro_batch_bytes=0 if token_bytes is not None else ACCUMULATION_BYTES * model.parameters(),
+        half_waves=model.num_layers * inner / 2,
+        layers=model.num_layers,
+    )
+
+
+class Curve(Protocol):
+    """Seconds that a GPU takes for a micro-batch of so many sequences."""
+
+    def seconds(self, sequences: int) -> float:
+        """Return the time of forward and backward pass."""
+        ...
+
+    def is_measured(self, sequences: int) -> bool:
+        """Whether this size lies within what was measured."""
+        ...
+
+
+@dataclass(frozen=True)
+class TabulatedCurve:
+    """Predicted from data sheets."""
+
+    work: Work
+    gpu: Gpu
+    rates: Rates
+
+    def device_seconds(self, sequences: int) -> float:
+        """Return the time of the GPU alone."""
+        assert self.gpu.multiprocessors and self.gpu.memory_gb_per_s
+        flops = sequences * self.work.sequence_flops
+        flops += self.work.half_waves * 2 * TILE * self.gpu.multiprocessors
+        moved = sequences * self.work.sequence_bytes + self.work.micro_batch_bytes
+        return flops / (self.gpu.peak_bf16_tflops * 1e12 * self.rates.matmul_share) + moved / (
+            self.gpu.memory_gb_per_s * 1e9 * self.rates.memory_share
+        )
+
+    def host_seconds(self) -> float:
+        """Return the time that the host takes to launch it all."""
+        return self.rates.host_seconds_per_layer * self.work.layers
+
+    def seconds(self, sequences: int) -> float:
+        """Return the longer of both: host and GPU work side by side."""
+        return max(self.device_seconds(sequences), self.host_seconds())
+
+    def is_measured(self, sequences: int) -> bool:
+        """Never."""
+        return False
+
+
+@dataclass(frozen=True)
+class MeasuredCurve:
+    """Through measured points, straight between them.
+
+    Beyond the largest one a sequence costs what it cost there. Below the smallest one the time goes
+    down no further: what is left is mostly the host's.
+    """
+
+    points: tuple[tuple[int, float], ...]
+    """Sequences of a micro-batch and its seconds, by size."""
+
+    def seconds(self, sequences: int) -> float:
+        """Return the time of a micro-batch."""
+        sizes = [size for size, _ in self.points]
+        if sequences <= sizes[0]:
+            return self.points[0][1]
+        if sequences >= sizes[-1]:
+            return self.points[-1][1] * sequences / sizes[-1]
+        above = next(place for place, size in enumerate(sizes) if size >= sequences)
+        (left, low), (right, high) = self.points[above - 1 : above + 1]
+        return low + (high - low) * (sequences - left) / (right - left)
+
+    def is_measured(self, sequences: int) -> bool:
+        """Whether it lies between the smallest and the largest point."""
+        return self.points[0][0] <= sequences <= self.points[-1][0]

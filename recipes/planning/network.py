@@ -1,0 +1,135 @@
+"""How long ranks exchange data: latency and bandwidth of a ring or a tree, whichever is faster.
+
+The form and the latencies are those of NCCL's own model (src/graph/tuning.cc, protocol Simple). The
+time of a collective is
+
+    base + steps x latency of a step + bytes sent / bandwidth
+
+Rings run through all GPUs of a node and leave it once, each by another network card, so that the
+cards of a node add up; inside it NVLink limits them. Which collectives there are is what DeepSpeed
+0.19 does with our settings: one all-reduce of all gradients behind the last micro-batch, in one
+piece up to 500 million of them, then the update, then one all-gather of the weights. Nothing of it
+runs beside the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from recipes.common.gpus import Gpu
+from recipes.engine.batch_plan import BatchPlan
+from recipes.engine.ds_config import precision
+
+BASE_SECONDS = 8.4e-6
+"""Of any collective."""
+RING_SECONDS = {"nvlink": 3.4e-6, "network": 14e-6}
+"""Of a step around the ring, inside a node and between two."""
+TREE_SECONDS = {"nvlink": 4.0e-6, "network": 14e-6}
+BUCKET = 500_000_000
+"""Values: DeepSpeed starts another all-reduce behind so many (`MEMORY_OPT_ALLREDUCE_SIZE`)."""
+STAGED_BYTES = 24
+"""Moved in the GPU's memory per fp32 gradient of an all-reduce: DeepSpeed copies the gradients into
+one tensor, divides it by the ranks, and copies them back."""
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind of exchange of a step."""
+
+    kind: Literal["all-reduce", "all-gather"]
+    bytes: float
+    """Of the whole tensor, in all calls together."""
+    calls: int
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """What joins the GPUs of a run."""
+
+    nvlink: float
+    """Bytes/s of a GPU to the others of its node, in one direction, as collectives reach it."""
+    network: float
+    """Bytes/s of a GPU to other nodes, likewise."""
+    gpus_per_node: int
+
+    def nodes(self, ranks: int) -> int:
+        """Return how many nodes so many ranks fill."""
+        return -(-ranks // self.gpus_per_node)
+
+    def bandwidth(self, ranks: int) -> float:
+        """Return the bytes/s that pass a point of the rings."""
+        if self.nodes(ranks) == 1:
+            return self.nvlink
+        return min(self.nvlink, self.network * min(ranks, self.gpus_per_node))
+
+
+def fabric(gpu: Gpu, network_gbit_per_s: float, link_share: float) -> Fabric:
+    """Return the links as collectives reach them."""
+    assert gpu.nvlink_gb_per_s
+    network = network_gbit_per_s * 1e9 / 8 * link_share
+    return Fabric(gpu.nvlink_gb_per_s * 1e9 * link_share, network, gpu.gpus_per_node)
+
+
+def collective_seconds(collective: Collective, ranks: int, links: Fabric) -> float:
+    """Return the time of an exchange between `ranks` GPUs."""
+    if ranks == 1 or not collective.calls:
+        return 0.0
+    nodes = links.nodes(ranks)
+    passes = 2 if collective.kind == "all-reduce" else 1
+    between = nodes if nodes > 1 else 0
+    inside = max(0, ranks - 1 - between)
+    ring = inside * RING_SECONDS["nvlink"] + between * RING_SECONDS["network"]
+    sent = passes * (ranks - 1) / ranks * collective.bytes / links.bandwidth(ranks)
+    ways = [collective.calls * (BASE_SECONDS + passes * ring) + sent]
+    if collective.kind == "all-reduce":
+        # Down and up again. Each value leaves a node and comes back once, as in a ring of many.
+        local = -(-ranks // nodes) - 1
+        depth = local * TREE_SECONDS["nvlink"] + math.log2(nodes) * TREE_SECONDS["network"]
+        moved = 2 * collective.bytes / links.bandwidth(ranks)
+        ways.append(collective.calls * (BASE_SECONDS + 2 * depth) + moved)
+    return min(ways)
+
+
+def deepspeed_collectives(
+    parameters: int, deepspeed: dict[str, Any], accumulation: int
+) -> list[Collective]:
+    """List the exchanges of a step: gradients, and with ZeRO the weights.
+
+    DeepSpeed reduces gradients with an all-reduce at every ZeRO stage; at stage 2 it does so after
+    every micro-batch, otherwise once per step.
+    """
+    zero = deepspeed.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    weight = 2 if precision(deepspeed) == "bf16" else 4
+    gradient = {"fp32": 4, "bf16": 2}.get(deepspeed.get("communication_data_type", ""), weight)
+    fp32_sums = deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    whole = stage == 0 or (stage == 1 and weight == 2 and fp32_sums)
+    bucket = BUCKET if whole else zero.get("reduce_bucket_size", BUCKET)
+    times = accumulation if stage == 2 else 1
+    calls = times * math.ceil(parameters / bucket)
+    found = [Collective("all-reduce", times * gradient * parameters, calls)]
+    if stage:
+        # BF16_Optimizer gathers in one call; the others have buckets as well.
+        gathered = 1 if whole else math.ceil(parameters / zero.get("allgather_bucket_size", BUCKET))
+        found.append(Collective("all-gather", weight * parameters, gathered))
+    return found
+
+
+def sent_bytes(collectives: list[Collective], plan: BatchPlan) -> float:
+    """Return what each GPU sends in a step, in rings."""
+    ranks = plan.data_parallel
+    return sum(
+        (2 if each.kind == "all-reduce" else 1) * (ranks - 1) / ranks * each.bytes
+        for each in collectives
+    )
+
+
+def waiting_seconds(mean_delay: float, nodes: int) -> float:
+    """Return how much longer a step of several nodes takes because it waits for the slowest.
+
+    Where a node's delay has an exponential tail of that mean, the largest of k delays is
+    mean x (1 + 1/2 + ... + 1/k) on average. One node's own delay is in what it was measured to do.
+    """
+    return mean_delay * sum(1 / k for k in range(2, nodes + 1))

@@ -1,0 +1,79 @@
+"""The time of a micro-batch: against a model of every kernel, by hand, and through measurements."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.config import PRESETS
+from recipes.common.gpus import SHORT_NAMES
+from recipes.planning.calibration import best, expected, worst
+from recipes.planning.compute import MeasuredCurve, TabulatedCurve, work
+
+H200 = SHORT_NAMES["h200"]
+
+
+def curve(model: str, rates=None) -> TabulatedCurve:
+    return TabulatedCurve(work(PRESETS[model], 128, 0.3), H200, rates or expected())
+
+
+@pytest.mark.parametrize(
+    ("model", "sequences", "low", "high"),
+    [("rapidbert-base", 512, 0.528, 0.573), ("rapidbert-large", 256, 0.525, 0.565)],
+)
+def test_mfu_is_that_of_a_model_of_every_kernel(model, sequences, low, high):
+    """Bytes and instructions of each compiled kernel gave these for an H200, before and after
+    kernels were mended; nothing of it was measured."""
+
+    def mfu(rates):
+        flops = 6 * PRESETS[model].parameters() * 128 * sequences
+        return flops / curve(model, rates).seconds(sequences) / 989e12
+
+    assert 0.98 * low < mfu(expected()) < high
+    assert mfu(worst()) < low and high < mfu(best())
+
+
+def test_work_by_hand():
+    """Per token: Base has 736 MFLOP and moves 1.0 MB, Large 2,512 MFLOP and 2.8 MB.
+
+    That leaves out what the last layer saves by seeing only the tokens to predict.
+    """
+    for name, flops, moved in (
+        ("rapidbert-base", 736e6, 1.0e6),
+        ("rapidbert-large", 2512e6, 2.8e6),
+    ):
+        asked = work(PRESETS[name], 128, 0.30)
+        assert 0.95 < asked.sequence_flops / 128 / flops < 1
+        assert 0.96 < asked.sequence_bytes / 128 / moved < 1.04
+        again = work(PRESETS[name], 128, 0.30, recompute=True)
+        assert again.sequence_flops == pytest.approx(4 / 3 * asked.sequence_flops)
+
+
+def test_small_micro_batches_are_less_efficient():
+    """Appendix C: the same sequences in smaller pieces take longer, at last because of the host."""
+    for model in ("rapidbert-base", "rapidbert-large"):
+        made = curve(model)
+        each = [made.seconds(size) / size for size in (16, 64, 128, 256, 512)]
+        assert each == sorted(each, reverse=True) and each[0] > 2 * each[-1]
+        assert made.seconds(1) == made.host_seconds() == 2e-3 * PRESETS[model].num_layers
+        assert made.seconds(512) == made.device_seconds(512) > made.host_seconds()
+    # Without the host it is the last wave of tiles: half a wave, in each of the layer's products.
+    device = curve("rapidbert-base", replace(expected(), memory_share=1e9)).device_seconds
+    unfilled = 2 * device(64) - device(128)
+    inner = 768 + 768 + 768 + 3072 + 2304 + 768 + 6144 + 768
+    tiles = 0.5 * 132 * 128 * 256 * 2 * inner * 12 / (989e12 * expected().matmul_share)
+    assert unfilled == pytest.approx(tiles, rel=1e-3)
+
+
+@given(st.integers(1, 5000))
+def test_a_measured_curve_runs_through_its_points(size):
+    points = ((8, 0.10), (64, 0.2), (512, 1.1))
+    made = MeasuredCurve(points)
+    assert all(made.seconds(at) == pytest.approx(seconds) for at, seconds in points)
+    assert made.seconds(size) <= made.seconds(size + 1)
+    assert made.is_measured(size) == (8 <= size <= 512)
+    assert made.seconds(288) == pytest.approx(0.65)  # half way
+    assert made.seconds(1024) == pytest.approx(2.2) and made.seconds(1) == 0.10

@@ -1,0 +1,102 @@
+"""Exchanges: what is sent, against a ring that is walked step by step; how long it takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from recipes.common.gpus import SHORT_NAMES
+from recipes.engine.batch_plan import BatchPlan
+from recipes.planning.network import (
+    Collective,
+    Fabric,
+    collective_seconds,
+    deepspeed_collectives,
+    fabric,
+    sent_bytes,
+    waiting_seconds,
+)
+
+BF16 = {
+    "bf16": {"enabled": True},
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "communication_data_type": "fp32",
+    "zero_optimization": {"stage": 1, "reduce_bucket_size": 50_000_000},
+}
+
+
+class Ring:
+    """Every rank sends one of n parts to its neighbour, n - 1 times; twice for a reduction."""
+
+    def __init__(self, ranks: int, size: int):
+        part = size / ranks
+        self.gather = sum(part for _ in range(ranks - 1))
+        self.reduce = 2 * self.gather
+
+
+def test_bytes_on_the_network_are_those_of_a_ring():
+    for ranks in (2, 8, 200):
+        made = BatchPlan(ranks * 12, 3, 4, ranks)
+        fp32, bf16 = Ring(ranks, 4 * 1000), Ring(ranks, 2 * 1000)
+        zero = {"zero_optimization": {"stage": 1}}
+        two = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}
+        mixed = {**zero, "bf16": {"enabled": True}, "communication_data_type": "fp32"}
+        sent = [
+            sent_bytes(deepspeed_collectives(1000, config, 4), made)
+            for config in ({}, zero, mixed, two)
+        ]
+        assert sent == pytest.approx(
+            [
+                fp32.reduce,
+                fp32.reduce + fp32.gather,
+                fp32.reduce + bf16.gather,
+                4 * bf16.reduce + bf16.gather,
+            ]
+        )
+    assert sent_bytes(deepspeed_collectives(1000, {}, 1), BatchPlan(8, 8, 1, 1)) == 0
+
+
+def test_collectives_are_those_that_deepspeed_was_seen_to_start():
+    """docs/log.md: the real engine on fake CUDA tensors sent one all-reduce of 550 MB and one
+    all-gather of 275 MB a step, whatever the buckets of the JSON and the accumulation."""
+    for accumulation in (1, 8):
+        reduce, gather = deepspeed_collectives(137_400_384, BF16, accumulation)
+        assert (reduce.calls, round(reduce.bytes / 1e6)) == (1, 550)
+        assert (gather.calls, round(gather.bytes / 1e6)) == (1, 275)
+    large, _ = deepspeed_collectives(1_290_000_000, BF16, 8)
+    assert large.calls == 3  # behind every 500 million
+    two = {**BF16, "zero_optimization": {"stage": 2, "reduce_bucket_size": 50_000_000}}
+    reduce, _ = deepspeed_collectives(137_400_384, two, 8)
+    assert reduce.calls == 8 * 3 and reduce.bytes == pytest.approx(8 * 4 * 137_400_384)
+
+
+def test_time_is_latency_then_bandwidth():
+    links = fabric(SHORT_NAMES["h100"], 400, 0.8)
+    # Large: 2 x 7/8 x 1 GB at 360 GB/s on NVLink; 2 x 63/64 at 8 x 40 GB/s between nodes.
+    large = Collective("all-reduce", 1e9, 1)
+    assert collective_seconds(large, 8, links) == pytest.approx(2 * 7 / 8 / 360, rel=0.02)
+    assert collective_seconds(large, 64, links) == pytest.approx(2 * 63 / 64 / 320, rel=0.1)
+    # Small: nothing but latency. A ring of 8 takes 14 steps of 3.4 us, a tree 14 of 4.0.
+    assert collective_seconds(Collective("all-reduce", 1, 1), 8, links) == pytest.approx(
+        8.4e-6 + 14 * 3.4e-6, rel=1e-3
+    )
+    # Of many nodes the tree is lower: 2 x (7 x 4.0 + log2(25) x 14) us beside 398 steps.
+    assert collective_seconds(Collective("all-reduce", 1, 1), 200, links) == pytest.approx(
+        8.4e-6 + 2 * (7 * 4.0e-6 + 4.644 * 14e-6), rel=1e-3
+    )
+    assert collective_seconds(Collective("all-gather", 1, 2), 8, links) == pytest.approx(
+        2 * (8.4e-6 + 7 * 3.4e-6), rel=1e-3
+    )
+    assert collective_seconds(large, 1, links) == 0
+    # Two cards of two nodes: each has one network card.
+    assert links.bandwidth(2) == pytest.approx(360e9)
+    one_each = Fabric(360e9, 40e9, 1)
+    assert collective_seconds(large, 2, one_each) == pytest.approx(1 / 40, rel=0.01)
+
+
+def test_a_step_waits_for_the_slowest_of_its_nodes():
+    """Against draws: the mean of the largest of k exponential delays, one node's own taken off."""
+    delays = np.random.default_rng(0).exponential(0.02, size=(200_000, 8))
+    for nodes in (1, 2, 8):
+        drawn = delays[:, :nodes].max(axis=1).mean() - 0.02
+        assert waiting_seconds(0.02, nodes) == pytest.approx(drawn, rel=0.02, abs=2e-4)
