@@ -12,6 +12,7 @@ is in the record.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -26,7 +27,13 @@ from model.padding import sequence_of_row
 from recipes.benchmarks.mode import Mode, ModeSettings
 from recipes.benchmarks.presentation import panels, shown
 from recipes.benchmarks.records import Json, NotHere, Record, Rows
-from recipes.benchmarks.timing import alternate, release_memory, seconds_per_call, spread
+from recipes.benchmarks.timing import (
+    alternate,
+    release_memory,
+    seconds_per_call,
+    spread,
+    synchronize,
+)
 from recipes.benchmarks.training_step import check_attention_timed
 from recipes.common.numbers import whole
 from recipes.common.settings import number_in
@@ -35,6 +42,7 @@ from recipes.reporting.figures import COLORS
 FLEX = "FlexAttention"
 REPEATS = 7
 TURN_SECONDS = 0.01
+PASSES = ("forward", "backward")
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,15 @@ def measure(settings: Settings, record: Record) -> None:
     names = [
         name for name in (*BACKENDS, FLEX) if record.here(name, check_contender, record.device)
     ]
-    for length in lengths:
-        if record.out_of_time(f"{length} tokens"):
-            continue
-        record["points"] += measure_length(record, sizes, names, length)
-        release_memory()
-        record.save()
+    # FlexAttention behind all others: it compiles for longer than they take.
+    for group in (
+        [name for name in names if name != FLEX],
+        [name for name in names if name == FLEX],
+    ):
+        for length in lengths if group else ():
+            if not record.out_of_time(f"{length} tokens" + (f", {FLEX}" if FLEX in group else "")):
+                measure_length(record, sizes, group, length)
+                release_memory()
 
 
 def ceilings(sizes: Sizes, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
@@ -124,10 +135,8 @@ def ceilings(sizes: Sizes, device: torch.device) -> tuple[dict[str, float], dict
     )
 
 
-def measure_length(
-    record: Record, sizes: Sizes, names: list[str], length: int
-) -> list[dict[str, Any]]:
-    """Measure every contender at one length; return a point for each."""
+def measure_length(record: Record, sizes: Sizes, names: list[str], length: int) -> None:
+    """Measure contenders at one length; the record has a point for each after every round."""
     device, heads, dim = record.device, sizes.heads, sizes.head_dim
     sequences = max(1, sizes.tokens // length)
     tokens = sequences * length
@@ -140,36 +149,47 @@ def measure_length(
     facts: dict[str, dict[str, Any]] = {}
 
     def add(name: str) -> None:
+        began = time.perf_counter()
         attend, found = contender(name, qkv, offsets, length, slopes)
 
         def both() -> None:
             torch.autograd.grad(attend(), qkv, gradient)
 
         both()  # compiles, or fails, before anything of it counts
+        synchronize(device)
         passes[f"{name} forward"], passes[f"{name} both"] = attend, both
-        facts[name] = found
+        facts[name] = found | {"first_call_seconds": time.perf_counter() - began}
 
     for name in names:
         record.attempt(f"{name} at {length} tokens", add, name)
-    times = alternate(passes, device, repeats=REPEATS, seconds=TURN_SECONDS)
+    if not passes:
+        return
     floors = floor_seconds(record, tokens, length, heads, dim, sizes.dtype.itemsize)
-    points = []
-    for name, found in facts.items():
-        forward = times[f"{name} forward"]
-        backward = [both - once for both, once in zip(times[f"{name} both"], forward, strict=True)]
-        point = {
-            "backend": name,
-            "sequence_length": length,
-            "tokens": tokens,
-            "forward_seconds": spread(forward),
-            "backward_seconds": spread(backward),
-            "forward_floor_seconds": floors[0],
-            "backward_floor_seconds": floors[1],
-            **found,
-        }
-        points.append(point)
-        print(f"{name} at {length}: {text(point)}", flush=True)
-    return points
+    before = list(record["points"])
+    shared: dict[str, float] = {"sequence_length": length, "tokens": tokens}
+    shared |= {f"{which}_floor_seconds": floor for which, floor in zip(PASSES, floors, strict=True)}
+
+    def go_on(times: dict[str, list[float]]) -> bool:
+        record["points"] = before + [
+            {"backend": name, **shared, **pass_seconds(times, name), **found}
+            for name, found in facts.items()
+        ]
+        record.save()
+        rounds = len(next(iter(times.values())))
+        return rounds == REPEATS or not record.out_of_time(
+            f"rounds after {rounds} at {length} tokens"
+        )
+
+    alternate(passes, device, repeats=REPEATS, seconds=TURN_SECONDS, go_on=go_on)
+    for point in record["points"][len(before) :]:
+        print(f"{point['backend']} at {length}: {text(point)}", flush=True)
+
+
+def pass_seconds(times: dict[str, list[float]], name: str) -> dict[str, Any]:
+    """Compute the times of the forward and the backward pass from those of forward and both."""
+    forward = times[f"{name} forward"]
+    backward = [both - once for both, once in zip(times[f"{name} both"], forward, strict=True)]
+    return {"forward_seconds": spread(forward), "backward_seconds": spread(backward)}
 
 
 def floor_seconds(

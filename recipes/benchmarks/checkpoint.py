@@ -27,7 +27,7 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,33 +82,46 @@ def seconds_since_start() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
-def measure_saving(training: Trainer, directory: Path) -> dict[str, Any]:
-    """Measure stall, write and whole cost of a checkpoint; the last one stays in `directory`."""
+@dataclass
+class Passes:
+    """What the saves and the loads so far have taken, on this rank."""
+
+    steps: list[float] = field(default_factory=list)
+    lost: list[float] = field(default_factory=list)
+    work: list[float] = field(default_factory=list)
+    timings: list[dict[str, float]] = field(default_factory=list)
+    loads: list[float] = field(default_factory=list)
+
+    def saving(self) -> dict[str, Any]:
+        """Compute stall, write and whole cost of a checkpoint; of rank 0, which has the timings."""
+        gigabytes = self.timings[0]["checkpoint/gigabytes"]
+        writes = [timing["checkpoint/write_seconds"] for timing in self.timings]
+        return {
+            "gigabytes": gigabytes,
+            "step_seconds": spread(self.steps),
+            "stall_seconds": spread(
+                [timing["checkpoint/stall_seconds"] for timing in self.timings]
+            ),
+            "write_seconds": spread(writes),
+            "write_mb_per_second": spread([1000 * gigabytes / seconds for seconds in writes]),
+            "processor_seconds": spread(self.work),
+            "lost_seconds": spread(self.lost),
+        }
+
+
+def measure_pass(training: Trainer, directory: Path, passes: Passes) -> None:
+    """Measure one save, and one load of what it wrote; the checkpoint stays in `directory`."""
     checkpoints = Checkpoints(directory, training.world, keep=1)
-    steps, lost, work, timings = [], [], [], []
-    for _ in range(REPEATS):
-        before = _stretch(training)
-        during = _stretch(training, checkpoints)
-        after = _stretch(training)
-        usual = (before + after) / 2 / STEPS  # of one step
-        steps += [before[0] / STEPS, after[0] / STEPS]
-        lost.append(during[0] - during[2] * usual[0])
-        work.append(during[1] - during[2] * usual[1])
-        checkpoints.wait()
-        timings.append(checkpoints.timings)
-    if training.world.rank != 0:
-        return {}
-    gigabytes = timings[0]["checkpoint/gigabytes"]
-    writes = [timing["checkpoint/write_seconds"] for timing in timings]
-    return {
-        "gigabytes": gigabytes,
-        "step_seconds": spread(steps),
-        "stall_seconds": spread([timing["checkpoint/stall_seconds"] for timing in timings]),
-        "write_seconds": spread(writes),
-        "write_mb_per_second": spread([1000 * gigabytes / seconds for seconds in writes]),
-        "processor_seconds": spread(work),
-        "lost_seconds": spread(lost),
-    }
+    before = _stretch(training)
+    during = _stretch(training, checkpoints)
+    after = _stretch(training)
+    usual = (before + after) / 2 / STEPS  # of one step
+    passes.steps += [before[0] / STEPS, after[0] / STEPS]
+    passes.lost.append(during[0] - during[2] * usual[0])
+    passes.work.append(during[1] - during[2] * usual[1])
+    checkpoints.wait()
+    passes.timings.append(checkpoints.timings)
+    passes.loads.append(measure_loading(training, directory))
 
 
 def _stretch(training: Trainer, checkpoints: Checkpoints | None = None) -> np.ndarray:
@@ -130,18 +143,15 @@ def _stretch(training: Trainer, checkpoints: Checkpoints | None = None) -> np.nd
     return np.array([time.perf_counter() - began[0], time.process_time() - began[1], count])
 
 
-def measure_loading(training: Trainer, directory: Path) -> list[float]:
+def measure_loading(training: Trainer, directory: Path) -> float:
     """Measure the seconds to verify and load the checkpoint, its files read from the disk."""
-    seconds = []
-    for _ in range(REPEATS):
-        if training.world.rank == 0:
-            _forget_pages(directory)
-        dist.barrier()
-        began = time.perf_counter()
-        Checkpoints(directory, training.world).resume(training.engine, expected=True)
-        dist.barrier()
-        seconds.append(time.perf_counter() - began)
-    return seconds
+    if training.world.rank == 0:
+        _forget_pages(directory)
+    dist.barrier()
+    began = time.perf_counter()
+    Checkpoints(directory, training.world).resume(training.engine, expected=True)
+    dist.barrier()
+    return time.perf_counter() - began
 
 
 def _forget_pages(directory: Path) -> None:
@@ -298,7 +308,7 @@ def measure(settings: Settings, record: Record) -> None:
             dist.broadcast_object_list(place, src=0)
             directory = Path(place[0]) / "checkpoint-benchmark"
             try:
-                record.content |= _measure(settings, deepspeed, world, directory, start_up)
+                _measure(settings, record, deepspeed, world, directory, start_up)
             finally:
                 dist.barrier()
                 if world.rank == 0:
@@ -308,8 +318,13 @@ def measure(settings: Settings, record: Record) -> None:
 
 
 def _measure(
-    settings: Settings, deepspeed: dict[str, Any], world: World, directory: Path, start_up: float
-) -> Json:
+    settings: Settings,
+    record: Record,
+    deepspeed: dict[str, Any],
+    world: World,
+    directory: Path,
+    start_up: float,
+) -> None:
     load_average = os.getloadavg()[0]  # others on the machine make everything slower
     began = time.perf_counter()
     setup = Setup(preset(settings.model), deepspeed, "sdpa", "torch")
@@ -317,35 +332,43 @@ def _measure(
     training = Trainer(setup, SEQUENCES, SEQUENCES * world.world_size, [batch], world)
     built = time.perf_counter()
     training.step()
+    start = {"process_and_imports": start_up, "build": built - began}
     first_step = time.perf_counter() - built
-    saving = measure_saving(training, directory / "checkpoints")
-    loading = measure_loading(training, directory / "checkpoints")
-    if world.rank != 0:
-        return {}
+    record["settings"] = {
+        "model": settings.model,
+        "parameters": training.parameters,
+        "processes": world.world_size,
+        "zero_stage": deepspeed.get("zero_optimization", {}).get("stage", 0),
+        "precision": precision(deepspeed),
+        "repeats": REPEATS,
+        "load_average": load_average,
+    }
+    passes = Passes()
+    for done in range(REPEATS):
+        going = [done == 0 or not record.out_of_time(f"passes after {done}")]
+        dist.broadcast_object_list(going, src=0)  # the clocks of ranks differ
+        if not going[0]:
+            break
+        measure_pass(training, directory / "checkpoints", passes)
+        if world.rank == 0:
+            record.content |= results(passes, start, first_step, world.world_size)
+            record.save()
+
+
+def results(
+    passes: Passes, start: dict[str, float], first_step: float, processes: int
+) -> dict[str, Any]:
+    """Compute what the record holds after some passes."""
+    saving, loads = passes.saving(), passes.loads
     return {
-        "settings": {
-            "model": settings.model,
-            "parameters": training.parameters,
-            "processes": world.world_size,
-            "zero_stage": deepspeed.get("zero_optimization", {}).get("stage", 0),
-            "precision": precision(deepspeed),
-            "repeats": REPEATS,
-            "load_average": load_average,
-        },
         "saving": saving,
         "resuming": {
-            "load_seconds": spread(loading),
-            "load_mb_per_second": spread(
-                [1000 * saving["gigabytes"] / seconds for seconds in loading]
-            ),
-            "to_the_first_step": {
-                "process_and_imports": start_up,
-                "build": built - began,
-                "verify_and_load": spread(loading)["median"],
-                "first_step": first_step,
-            },
+            "load_seconds": spread(loads),
+            "load_mb_per_second": spread([1000 * saving["gigabytes"] / each for each in loads]),
+            "to_the_first_step": start
+            | {"verify_and_load": spread(loads)["median"], "first_step": first_step},
         },
-        "share_of_training": share_of_training(saving, world.world_size),
+        "share_of_training": share_of_training(saving, processes),
     }
 
 

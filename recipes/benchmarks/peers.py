@@ -174,6 +174,7 @@ def measure(settings: Settings, record: Record) -> None:
             name: {"parameters": contender.parameters, "micro_batch": contender.micro_batch}
             for name, contender in contenders.items()
         }
+        record.save()
         tokens = sum(batch.real_tokens for batch in batches) / len(batches)
         rows = sum(len(batch.input_ids) for batch in batches) / len(batches)
         record["settings"] |= {
@@ -190,7 +191,8 @@ def measure(settings: Settings, record: Record) -> None:
                     "ratio": ratios(seconds, times[ours]),
                 }
             record.save()
-            return not record.out_of_time(f"rounds after {len(times[ours])}")
+            done = len(times[ours])
+            return done == ROUNDS or not record.out_of_time(f"rounds after {done}")
 
         steps = {name: contender.step for name, contender in contenders.items()}
         alternate(steps, world.device, repeats=ROUNDS, go_on=go_on)

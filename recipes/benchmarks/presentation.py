@@ -22,13 +22,14 @@ def panels(
 
 
 def where(record: Mapping[str, Any]) -> str:
-    """Name device and date in one line; a toy says that it is one."""
+    """Name device and date in one line; a toy, or half a measurement, says that it is one."""
     device = record["device"]
     if device == "cpu":
         threads = record["threads"]
         device = f"CPU ({record['cpu']}, {threads} thread{'s' if threads > 1 else ''})"
     toy = ", TOY SIZE" if record.get("size") == "toy" else ""
-    return f"{device}{toy}, {record['date'][:10]}"
+    half = "" if record.get("complete", True) else ", ENDED BEFORE IT WAS DONE"
+    return f"{device}{toy}, {record['date'][:10]}{half}"
 
 
 def shown(values: Mapping[str, float], form: str = ",.1f", unit: float = 1.0) -> str:

@@ -1,5 +1,7 @@
 """Floors by hand, FlexAttention against the reference, and a record of the smallest."""
 
+import json
+
 import pytest
 import torch
 from benchmark_scenarios import run_benchmark
@@ -8,6 +10,8 @@ from torch.nn.attention import flex_attention as flex
 from model.attention import alibi_slopes, packed_attention
 from recipes.benchmarks import attention
 from recipes.benchmarks.attention import Sizes
+from recipes.benchmarks.presentation import where
+from recipes.benchmarks.records import Record
 
 
 def test_bytes_and_flops_by_hand():
@@ -54,3 +58,23 @@ def test_a_record_of_the_smallest_size(tmp_path):
     # Interpreted kernels are not timed; Flex cannot run its backward pass here.
     assert record["not_run"].keys() == {"triton", "flash", "FlexAttention"}
     assert record["copy_bytes_per_second"]["median"] > 0
+
+
+def test_every_round_is_on_the_disk_and_rounds_end_with_the_time(tmp_path, monkeypatch):
+    sizes = Sizes(64, (16,), 2, 16, torch.float32, 2**20, 64)
+    record = Record("attention", tmp_path)
+    record["copy_bytes_per_second"] = record["matmul_flops_per_second"] = {"median": 1e9}
+    record["points"] = []
+    seen = []
+
+    def out_of_time(what):
+        found = json.loads(record.path.read_bytes())
+        assert found["complete"] is False and "ENDED BEFORE" in where(found)
+        seen.append((what, [point["forward_seconds"]["repeats"] for point in found["points"]]))
+        return len(seen) == 3
+
+    monkeypatch.setattr(record, "out_of_time", out_of_time)
+    monkeypatch.setattr(attention, "TURN_SECONDS", 0.0)
+    attention.measure_length(record, sizes, ["reference", "sdpa"], 16)
+    assert seen == [(f"rounds after {n} at 16 tokens", [n, n]) for n in (1, 2, 3)]
+    assert all(point["first_call_seconds"] > 0 for point in record["points"])

@@ -11,6 +11,7 @@ from pretrain_scenarios import run_world, values
 
 from recipes import benchmark
 from recipes.benchmarks import checkpoint as benchmark_checkpoint
+from recipes.benchmarks.records import Record
 from recipes.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,6 +48,29 @@ def test_the_record_of_two_processes(tmp_path):
     assert outcomes[1].output == ""
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == [".lock", "checkpoint_cpu.json", "checkpoint_cpu.png"]
+
+
+def stopped_early(output: Path) -> None:
+    """No time is left after the first pass, by the clock of the first rank alone."""
+    asked = []
+
+    def out_of_time(record: Record, what: str) -> bool:
+        asked.append(what)
+        if not record.of_another_rank:
+            record["not_run"][what] = "no time left"
+        return not record.of_another_rank
+
+    Record.out_of_time = out_of_time  # in the fork of this test
+    measured(output)
+    assert asked == ["passes after 1"]
+
+
+def test_no_pass_begins_without_time_left(tmp_path):
+    values(run_world(2, stopped_early, tmp_path))
+    record = json.loads((tmp_path / "checkpoint_cpu.json").read_text())
+    assert record["not_run"] == {"passes after 1": "no time left"} and record["complete"]
+    assert record["saving"]["write_seconds"]["repeats"] == 1
+    assert record["resuming"]["load_seconds"]["repeats"] == 1
 
 
 def test_the_share_of_the_training_time_by_hand():

@@ -59,3 +59,14 @@ def test_the_predictions_are_of_rows_devices_and_classes_that_exist_and_add_up()
             assert row["milliseconds"].keys() <= {*CLASSES, IDLE, predictions.ALL_ELSE}
             total = row["micro_batch_milliseconds"]
             assert sum(row["milliseconds"].values()) == pytest.approx(total, abs=0.3)
+
+
+def test_the_page_on_the_first_call_holds_measurements_against_the_same_predictions():
+    page = (predictions.PREDICTIONS.parents[1] / "first-gpu-call.md").read_text()
+    for rows in json.loads(predictions.PREDICTIONS.read_text())["throughput"].values():
+        for row in rows:
+            low, middle, high = row["mfu"]
+            assert f"{middle:.1%} ({low:.1%} to {high:.1%})" in page
+            assert f"{row['micro_batch_milliseconds']} ms" in page
+            assert f"{row['real_tokens_per_micro_batch']:,} real tokens" in page
+            assert " / ".join(map(str, row["milliseconds"].values())) in page
