@@ -33,12 +33,14 @@ from model.masked_lm import RapidBertForMaskedLM
 from recipes.common import entry
 from recipes.common.errors import Faults, UserError
 from recipes.common.settings import parse
+from recipes.engine.cuda_graphs import CudaGraphs
 from recipes.engine.engine import (
     build_engine,
     set_full_precision_parameters,
     set_learning_rate,
     update_weights,
 )
+from recipes.engine.micro_steps import MicroSteps, why_not
 from recipes.engine.rendezvous import launched_world_size
 from recipes.engine.world import World, initialize_world, shut_down
 from recipes.planning import memory
@@ -90,6 +92,7 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
     checkpoints = checkpoints_of(run, world)
     engine = build(run, world, start=not checkpointed)
     done = checkpoints.resume(engine, expected=checkpointed)
+    micro_steps = micro_steps_of(run, world, engine)
     budget = run.budget(done.step, done.training_seconds)
     if world.rank == 0 and done.step:
         where = "finished already" if budget.spent else f"resumed at step {done.step}"
@@ -110,7 +113,9 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
             budget.begin_step(1e-6 * batch.asked["clock"])
             lr = budget.learning_rate(**run.schedule)
             set_learning_rate(engine, lr)
-            loss = compute_gradients(engine, batch, seed=seed, step=done.step, times=books.times)
+            loss = compute_gradients(
+                micro_steps, batch, seed=seed, step=done.step, times=books.times
+            )
             coming = following()  # while the device computes
             update = update_weights(engine)
             done = books.count(done, batch.counts, update, batch.waited)
@@ -139,6 +144,23 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
     if world.rank == 0:
         print(f"{books.summary(done)}\n    exported to {exported}")
     return 0
+
+
+def micro_steps_of(run: Run, world: World, engine: Any) -> MicroSteps:
+    """Return what does the passes, with CUDA graphs where they are wanted and possible."""
+
+    def tell(line: str) -> None:
+        print(f"rank {world.rank}: {line}", flush=True)
+
+    use = run.adjustable.cuda_graphs
+    if use == "off" or world.device.type != "cuda":
+        return MicroSteps(engine)
+    reason = why_not(run.model, run.deepspeed, run.identity.tensor_parallel)
+    if reason:
+        if world.rank == 0:
+            tell(f"CUDA graphs: not used, since {reason}")
+        return MicroSteps(engine)
+    return MicroSteps(engine, use, CudaGraphs(), tell)
 
 
 def checkpoints_of(run: Run, world: World) -> Checkpoints:

@@ -34,6 +34,7 @@ from recipes.engine.batch_plan import plan_batches
 from recipes.engine.ds_config import precision, read_config
 from recipes.engine.engine import build_engine, set_learning_rate, update_weights
 from recipes.engine.kernel_choice import KernelChoice
+from recipes.engine.micro_steps import MicroSteps
 from recipes.engine.rendezvous import launched_world_size
 from recipes.engine.world import World, initialize_world, shut_down
 from recipes.training.run import adamw
@@ -183,6 +184,7 @@ class Trainer:
         """Optimizer steps."""
         self._times = RankTimes(world)
         self._coming: GlobalBatch | None = None
+        self.micro_steps = MicroSteps(self.engine)
 
     def __enter__(self) -> Trainer:
         return self
@@ -206,7 +208,7 @@ class Trainer:
         batch = self._coming or self._fetch()
         set_learning_rate(self.engine, self.learning_rate / 100)  # random tokens teach nothing
         loss = compute_gradients(
-            self.engine, batch, seed=self.identity.seed, step=self.done, times=self._times
+            self.micro_steps, batch, seed=self.identity.seed, step=self.done, times=self._times
         )
         self._coming = self._fetch()
         update = update_weights(self.engine)

@@ -81,6 +81,10 @@ class PackedBatch:
         """Copy the batch, its tensors to `device`."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def copy(self) -> PackedBatch:
+        """Copy the batch to memory of its own."""
+        return self._with_tensors(Tensor.clone)
+
     def pin_memory(self) -> PackedBatch:
         """Copy the batch to page-locked memory (the DataLoader calls this)."""
         return self._with_tensors(Tensor.pin_memory)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +15,7 @@ from model.labels import IGNORED_LABEL
 from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import seed_dropout
 from recipes.corpus.mlm_batches import EvaluationBatches, MlmBatches, PackedBatch, mlm_loader
+from recipes.engine.micro_steps import MicroSteps
 from recipes.engine.world import World
 from recipes.training.run import Run
 from recipes.training.stragglers import RankTimes
@@ -100,14 +100,14 @@ def _exchange(
 
 
 def compute_gradients(
-    engine: Any, batch: GlobalBatch, *, seed: int, step: int, times: RankTimes
+    micro_steps: MicroSteps, batch: GlobalBatch, *, seed: int, step: int, times: RankTimes
 ) -> Tensor:
     """Do the forward and backward passes of an optimizer step; `update_weights` comes after them.
 
     On a GPU they are only queued when this returns: nothing of them has been waited for.
 
     Args:
-        engine: DeepSpeed's, or what acts like it.
+        micro_steps: does them, with the engine or what acts like it.
         seed: the run's; together with the step it decides what dropout draws.
         step: optimizer steps done before.
 
@@ -121,21 +121,9 @@ def compute_gradients(
     scale = world.data_parallel_size / masked
     for number, micro_batch in enumerate(batch.micro_batches):
         if number:
-            engine.step()  # between two micro-batches: only counted
+            micro_steps.engine.step()  # between two micro-batches: only counted
         seed_dropout(seed, step, number, world.data_parallel_rank)  # of attention only
-        with times.forward():
-            loss = engine(
-                micro_batch.input_ids,
-                micro_batch.sequence_offsets,
-                micro_batch.max_sequence_length,
-                micro_batch.masked_positions,
-                micro_batch.labels,
-                sequence_keys=micro_batch.sequence_keys,
-            )
-        # 1, or not a number where the loss is not finite: the gradient must not be, either.
-        poison = loss.detach() * 0 + 1
-        engine.backward(loss * (scale * poison), scale_wrt_gas=False)
-        total += loss.detach()
+        total += micro_steps(micro_batch, scale, times.forward)
     dist.all_reduce(total, group=world.data_parallel_group)
     return total / masked
 

@@ -41,6 +41,7 @@ from recipes.engine.engine import (
     update_weights,
 )
 from recipes.engine.kernel_choice import KernelChoice
+from recipes.engine.micro_steps import MicroSteps
 from recipes.engine.world import World, initialize_world
 from recipes.training.run import Run, resolve
 from recipes.training.settings import Adjustable, Identity, Places, Rehearsal, Settings
@@ -278,7 +279,7 @@ def one_step(run: Run, world: World, engine: Any, step: int) -> float:
 def one_update(engine: Any, batch: GlobalBatch, times: RankTimes, seed: int, step: int) -> Tensor:
     """What the loop does with a batch; returns the loss."""
     set_learning_rate(engine, 1e-3)
-    loss = compute_gradients(engine, batch, seed=seed, step=step, times=times)
+    loss = compute_gradients(MicroSteps(engine), batch, seed=seed, step=step, times=times)
     update_weights(engine)
     return loss
 

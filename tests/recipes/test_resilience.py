@@ -208,9 +208,9 @@ def poisoned(arguments: list[str], rank: int, where: str, steps: list[int]) -> A
     """Pretrain; in some steps (from 1) one rank's loss is infinite, or only its gradient is."""
     compute_gradients = pretrain.compute_gradients
 
-    def bad(engine: Any, *args: Any, **named: Any) -> Any:
+    def bad(steps_of_engine: Any, *args: Any, **named: Any) -> Any:
         if named["step"] + 1 not in steps or int(os.environ["RANK"]) != rank:
-            return compute_gradients(engine, *args, **named)
+            return compute_gradients(steps_of_engine, *args, **named)
 
         def forward(module: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor | None:
             if where == "loss":
@@ -218,9 +218,9 @@ def poisoned(arguments: list[str], rank: int, where: str, steps: list[int]) -> A
             loss.register_hook(lambda gradient: gradient * torch.nan)
             return None
 
-        handle = engine.module.register_forward_hook(forward)
+        handle = steps_of_engine.engine.module.register_forward_hook(forward)
         try:
-            return compute_gradients(engine, *args, **named)
+            return compute_gradients(steps_of_engine, *args, **named)
         finally:
             handle.remove()
 

@@ -22,6 +22,7 @@ from pretrain_scenarios import (
 
 from recipes import pretrain
 from recipes.engine.engine import set_learning_rate, update_weights
+from recipes.engine.micro_steps import MicroSteps
 from recipes.engine.world import shut_down
 from recipes.training import step as steps
 from recipes.training.interruption import INTERRUPTED
@@ -101,7 +102,9 @@ def stepped(settings: Settings, count: int) -> list[tuple[float, float]]:
         budget.begin_step(0.0)
         set_learning_rate(engine, budget.learning_rate(**run.schedule))
         seed = run.identity.seed
-        loss = steps.compute_gradients(engine, batch, seed=seed, step=step, times=RankTimes(world))
+        loss = steps.compute_gradients(
+            MicroSteps(engine), batch, seed=seed, step=step, times=RankTimes(world)
+        )
         found.append((float(loss), float(update_weights(engine).norm)))
     shut_down()
     return found
