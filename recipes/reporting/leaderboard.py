@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def finetuning_command(results: Sequence[Result]) -> str:
         }
         if len(values) == 1 and values != {"null"}:
             handed_on += [f"--{name.replace('_', '-')}", *values]
-    return " ".join(words + (["--", *handed_on] if handed_on else []))
+    return shlex.join(words + (["--", *handed_on] if handed_on else []))
 
 
 def _of_table(task: str, name: str) -> object:

@@ -1,0 +1,90 @@
+"""The paper's tables: what stands here, against the task table and against arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+from report_scenarios import result, write_run
+
+from recipes.common.gpus import peak_flops
+from recipes.reporting.paper import (
+    TABLE_S1,
+    TABLE_S2,
+    TABLE_S3,
+    Spent,
+    cost_part,
+    finetuning_part,
+    throughput_part,
+)
+from recipes.reporting.runs import load_runs
+from recipes.reporting.scores import summarize
+from recipes.tasks.glue_tasks import TASKS
+
+PARAMETERS = {"bert-base": 110e6, "rapidbert-base": 137e6}
+
+
+def test_table_s1_is_what_the_tasks_are_finetuned_with():
+    assert set(TASKS) - set(TABLE_S1) == {"stsb"}
+    for name, row in TABLE_S1.items():
+        task = TASKS[name]
+        assert (row.learning_rate, row.betas, row.epsilon) == (
+            task.learning_rate,
+            task.betas,
+            task.eps,
+        )
+        assert (row.weight_decay, row.epochs) == (task.weight_decay, task.epochs)
+
+
+def test_table_s2_is_equation_3_but_for_the_row_that_is_named():
+    off = []
+    for row in TABLE_S2:
+        peak = peak_flops(row.devices[0])
+        assert peak is not None
+        mfu = 6 * PARAMETERS[row.model] * row.tokens_per_second / (row.gpus * peak)
+        if mfu != pytest.approx(row.mfu, abs=0.003):
+            off.append((row.mfu, round(mfu, 3)))
+    assert off == [(0.3997, 0.362)]
+    assert "39.97% does not fit" in throughput_part([]) and "are 36.2%" in throughput_part([])
+
+
+def test_table_s3_is_hours_times_price_but_for_the_cell_that_is_named():
+    off = []
+    for row in TABLE_S3:
+        for hours, dollars, price in (
+            (row.hours_80, row.dollars_80, 2.5),
+            (row.hours_40, row.dollars_40, 2.0),
+        ):
+            if hours * 8 * price != pytest.approx(dollars, abs=0.07):
+                off.append((dollars, round(hours * 8 * price, 2)))
+    assert off == [(20.0, 20.48)]
+    assert "$20.48, the table has $20.00" in cost_part([])
+
+
+def test_without_a_run_every_counterpart_is_not_measured():
+    assert finetuning_part([]).count("not measured") == len(TASKS)
+    assert throughput_part([]).count("not measured") == 2 * len(TABLE_S2)
+    assert cost_part([]).count("not measured") == len(TABLE_S3)
+
+
+def test_a_run_on_the_papers_hardware_stands_in_its_row(tmp_path):
+    same = write_run(tmp_path / "same", device="NVIDIA A100-SXM4-80GB")
+    other = write_run(tmp_path / "other")
+    text = throughput_part(load_runs([same, other]))
+    rows = [row for row in text.split("<tr>") if "1,000,02" in row]
+    assert len(rows) == 2
+    assert "RapidBERT-Base (paper)" in rows[0] and "1,100,000" in rows[0]
+    assert ">other<" in rows[1] and "NVIDIA H200" in rows[1]
+
+
+def test_a_score_is_reached_or_it_is_said_that_it_is_not():
+    text = cost_part([Spent("mine", 82.5, 1.5, 30.0, "8 × NVIDIA H200")])
+    assert text.count("mine: 82.5 after 1.50 h on 8 × NVIDIA H200, $30.00") == 2
+    assert text.count("mine: not reached (82.5)") == 1
+
+
+def test_other_finetuning_settings_stand_beside_the_papers():
+    settings = {"learning_rate": 4e-4, "betas": [0.9, 0.98], "eps": 1e-6, "epochs": 2}
+    series = summarize("mine", [result("cola", 17, 0.5, settings=settings)])
+    text = finetuning_part([series])
+    (row,) = [row for row in text.split("<tr>") if "0.0004" in row]
+    assert ">mine<" in row and "0.9, 0.98" in row
+    assert "not recorded" in row, "no weight decay in that record"
