@@ -46,9 +46,10 @@ def main(words: Sequence[str] | None = None, script: Path = FINETUNE) -> int:
             print(shlex.join(job.command) + (f"  # after {job.after.name}" if job.after else ""))
         print(f"{len(plan.jobs)} jobs, {len(places)} at a time, {places[0].threads} threads each")
         return 0
+    board = settings.leaderboard or plan.output / leaderboard.FILE
+    leaderboard.read(board)  # what is wrong with it is said before hours of work
     plan.output.mkdir(parents=True, exist_ok=True)
     lock(plan.output, "running GLUE's tasks or writing their table")
-    board = settings.leaderboard or plan.output / leaderboard.FILE
     given = sys.argv[1:] if words is None else words
     command = shlex.join(["python", "recipes/glue.py", *given])
     return run_to_the_end(plan.jobs, places) or report(plan, board, command)

@@ -14,7 +14,7 @@ from recipes.reporting import equal_time, leaderboard, run_page, run_report, sca
 from recipes.reporting.html_page import Section
 from recipes.reporting.leaderboard_page import leaderboard_part
 from recipes.reporting.output import make_directory
-from recipes.reporting.runs import CONFIG_NAME, RecordedRun, load_runs
+from recipes.reporting.runs import CONFIG_NAME, RecordedRun, load_runs, shown_name
 from recipes.reporting.score_page import write_page
 from recipes.reporting.scores import Series, load_results, result_files, summarize
 from recipes.reporting.tables import aligned
@@ -97,8 +97,7 @@ def _report_runs(wanted: Wanted, left_out: list[str], without: Sequence[Path]) -
         results = _results_beside(run.directory / "glue", left_out)
         if results:
             scores[run.name] = summarize(run.name, results)
-            line = leaderboard.line_of(run.name, run, scores[run.name], results)
-            leaderboard.add(board, line)
+            _record_line(board, run.directory / "glue", results, left_out)
         if control := _results_beside(run.directory / "glue-from-scratch", left_out):
             controls[run.name] = summarize(f"{run.name}, random weights", control)
     sweep = [path for path in named if path not in places]
@@ -107,7 +106,7 @@ def _report_runs(wanted: Wanted, left_out: list[str], without: Sequence[Path]) -
         scores,
         controls,
         sweeps=scaling.load_sweeps(sweep) if sweep else (),
-        lines=leaderboard.with_published(leaderboard.read(board)),
+        lines=_lines(board),
         records=wanted.records(),
         left_out=left_out,
     )
@@ -148,8 +147,8 @@ def _report_results(wanted: Wanted, left_out: list[str], without: Sequence[Path]
     board = wanted.board or output / leaderboard.FILE
     for name, results in named.items():
         if not any(result.get("from_scratch") for result in results):
-            record_line(board, Path(name), results)
-    lines = leaderboard.with_published(leaderboard.read(board))
+            _record_line(board, Path(name), results, left_out)
+    lines = _lines(board)
     all_series = [summarize(name, found) for name, found in named.items()]
     more = [Section("Leaderboard", leaderboard_part(lines))]
     page = write_page(all_series, output, more, left_out)
@@ -167,9 +166,28 @@ def record_line(
         command: that made them.
     """
     run = _run_of(directory, results)
-    name = run.name if run else str(directory)
+    name = shown_name(run.directory) if run else str(directory)
     series = summarize(name, results)
     leaderboard.add(board, leaderboard.line_of(name, run, series, results, command))
+
+
+def _record_line(
+    board: Path, directory: Path, results: Sequence[Result], left_out: list[str]
+) -> None:
+    """Likewise; a file that is no leaderboard is named, and is no reason to report nothing."""
+    try:
+        record_line(board, directory, results)
+    except UserError as error:
+        left_out += error.faults
+
+
+def _lines(board: Path) -> list[leaderboard.Line]:
+    """Return the lines of a leaderboard, none of a damaged one, with those published."""
+    try:
+        own = leaderboard.read(board)
+    except UserError:
+        own = []  # it is named already, if there was a line for it
+    return leaderboard.with_published(own)
 
 
 def _run_of(directory: Path, results: Sequence[Result]) -> RecordedRun | None:

@@ -1,9 +1,9 @@
 """GLUE per dollar: a file with a line for each run, beside what others have published.
 
 A line says what it takes to repeat it: the command, the revision, the hardware, dates, seeds and
-every score. It belongs to a run by what was pretrained and on what, so that the same command, run
-again, replaces its own line and no other, and so do more tasks or seeds. What other versions have
-put into other lines stays.
+every score. It belongs to a run by its directory's name, what was pretrained and on what: the same
+command, run again, replaces its own line and no other, and so do more tasks or seeds. What other
+versions have put into other lines stays.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def line_of(
     """Make the line of a run.
 
     Args:
+        name: of the run's directory.
         run: its pretraining; None where only an export is left, whose cost nobody knows.
         results: those that the series summarizes.
         command: that finetuned it; as the results say it if not given.
@@ -104,7 +105,7 @@ def line_of(
     revisions = {str(result.get("git_revision", "unknown")) for result in results}
     dates = sorted(str(result["date"]) for result in results if "date" in result)
     return {
-        "key": _key(run, results),
+        "key": _key(name, run, results),
         "name": name,
         "published": False,
         "benchmark": "stand-ins, not GLUE" if series.stand_in else "GLUE",
@@ -181,7 +182,7 @@ def _model(results: Sequence[Result]) -> str | None:
     return next((str(model["name"]) for model in models if model.get("name")), None)
 
 
-def _key(run: RecordedRun | None, results: Sequence[Result]) -> str:
+def _key(name: str, run: RecordedRun | None, results: Sequence[Result]) -> str:
     """Return what stays the same when the same is run again on the same hardware."""
     if run and run.config.get("identity"):
         start: Mapping[str, Any] = {
@@ -191,5 +192,5 @@ def _key(run: RecordedRun | None, results: Sequence[Result]) -> str:
     else:
         start = {"checkpoints": sorted({str(r.get("checkpoint_sha256")) for r in results})}
     stand_in = any(result["stand_in"] for result in results)
-    told = json.dumps([start, stand_in], sort_keys=True, default=str)
+    told = json.dumps([name, start, stand_in], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -92,11 +92,14 @@ def figure(lines: Sequence[Line]) -> Figure:
     ):
         points = [(x, line) for line in lines if (x := finite(line.get(key))) is not None and x > 0]
         axes.set_xscale("log")
-        # Room for the names, which stand beside the points.
-        axes.margins(x=0.3, y=0.15)
-        middle = math.sqrt(min(x for x, _ in points) * max(x for x, _ in points)) if points else 0
+        axes.margins(y=0.15)
+        if points:
+            low, high = (end(x for x, _ in points) for end in (min, max))
+            spread = max(2.0, high / low)
+            # Room for the names, which stand beside the points.
+            axes.set_xlim(low / spread**0.45, high * spread**0.1)
         for x, line in points:
-            _draw_point(axes, line, x, left=x > middle or "series" in line)
+            _draw_point(axes, line, x, left=x > math.sqrt(low * high) or "series" in line)
         for name in {line["series"] for _, line in points if "series" in line}:
             joined_ = sorted((x, line["score"]) for x, line in points if line.get("series") == name)
             axes.plot(*zip(*joined_, strict=True), color=COLORS[0], linewidth=0.8, zorder=1)

@@ -132,13 +132,17 @@ def _used(settings: Mapping[str, object]) -> tuple[str, ...]:
     )
 
 
-def throughput_part(runs: Sequence[RecordedRun]) -> Markup:
-    """Return Table S2 with the runs on the same hardware beside it, then the other runs."""
+def throughput_part(runs: Sequence[RecordedRun], swept: Sequence[RecordedRun] = ()) -> Markup:
+    """Return Table S2 with the runs on the same hardware beside it, then the other runs.
+
+    Args:
+        swept: those of a scaling sweep, which have a table of their own.
+    """
     header = ("", "tokens/s", "MFU", "hardware", "time to 79.6", "batch", "micro-batch")
     rows: list[tuple[str, ...]] = [(*header, "tokens/s here", "MFU here")]
     shown_runs: list[RecordedRun] = []
     for row in TABLE_S2:
-        mine = [run for run in runs if _same_hardware(run, row)]
+        mine = [run for run in (*runs, *swept) if _same_hardware(run, row)]
         shown_runs += mine
         speeds = [shown(run.median(_SPEED, skip=1), "{:,.0f}") for run in mine]
         shares = [shown(run.median(_MFU, skip=1), "{:.1%}") for run in mine]

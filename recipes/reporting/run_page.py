@@ -199,7 +199,12 @@ def _side_by_side(found: Found) -> list[tuple[str, ...]]:
     rows = [
         (
             label,
-            *(f"{tile.value}" + (f" ({tile.note})" if tile.note else "") for tile in tiles_),
+            *(
+                (f"{tile.label} " if label == "score" else "")
+                + tile.value
+                + (f" ({tile.note})" if tile.note else "")
+                for tile in tiles_
+            ),
         )
         for label, *tiles_ in zip(labels, *columns, strict=True)
     ]
@@ -276,7 +281,7 @@ def _cost(found: Found) -> Markup:
 
 
 def _beside_the_paper(found: Found) -> Markup:
-    measured = [*found.runs, *(point.run for sweep in found.sweeps for point in sweep.points)]
+    swept = [point.run for sweep in found.sweeps for point in sweep.points]
     spent = [
         paper.Spent(
             run.name,
@@ -290,7 +295,7 @@ def _beside_the_paper(found: Found) -> Markup:
     ]
     return joined(
         paper.finetuning_part(list(found.scores.values())),
-        paper.throughput_part(measured),
+        paper.throughput_part(found.runs, swept),
         paper.cost_part(spent),
         *(scaling.part(sweep, f"sweep-{n}") for n, sweep in enumerate(found.sweeps)),
         NOTHING if found.sweeps else joined(paragraph(NO_SWEEP), command(SWEEP)),

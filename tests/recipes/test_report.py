@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,52 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
     assert caught.value.faults[2].startswith(f"{tmp_path / 'empty'}: no config.json, so no run")
     with pytest.raises(UserError, match="name at least one directory"):
         report.main([])
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_reported(tmp_path, capsys):
+    """A damaged run, a damaged result, a torn log, a run that goes on, no GPU."""
+    run = write_run(tmp_path / "base", device="cpu")
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 41, "sequ')
+    write_results(run / "glue", rte=0.7)
+    (run / "glue" / "cola-seed17.json").write_text("{")
+    (run / "leaderboard.json").write_text("{")
+    broken = write_run(tmp_path / "broken", steps=0)
+    named = [str(run), str(broken), str(tmp_path / "none")]
+    assert report.main([*named, "--records", str(tmp_path / "no records")]) == 0
+    captured = capsys.readouterr()
+    page = (run / "report.html").read_text()
+    for said in (
+        f"{tmp_path / 'none'}: no such directory",
+        f"{broken}/log.jsonl: no training step among 0 records and 0 torn lines",
+        f"{run}/glue/cola-seed17.json: damaged result",
+        f"{run}/leaderboard.json: no leaderboard",
+    ):
+        assert f"left out: {said}" in captured.err
+        assert f"Left out: {said}" in page
+        assert f"- left out: {said}" in (run / "report.md").read_text()
+    assert f"{run}/log.jsonl: 1 torn line(s) left out" in captured.err
+    assert "1 torn line(s)" in page and "base is not finished: step 40 of 50" in page
+    assert "average of 1 task" in page and "no GPU" in page
+    assert (run / "leaderboard.json").read_text() == "{"
+
+
+def test_a_leaderboard_gets_a_line_for_each_run(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("base", "other")]
+    for run, score in zip(runs, (0.7, 0.8), strict=True):
+        write_results(run / "glue", rte=score, cola=score)
+    board = tmp_path / "shared" / "board.json"
+    words = ["--leaderboard", str(board), "--records", str(tmp_path)]
+    for run in (*runs, runs[0]):
+        report.main([str(run), *words])
+    report.main([str(runs[1] / "glue"), *words])
+    lines = json.loads(board.read_text())["lines"]
+    assert [(line["name"], line["score"]) for line in lines] == [
+        ("base", pytest.approx(70)),
+        ("other", pytest.approx(80)),
+    ]
+    for page in (runs[0] / "report.html", runs[1] / "glue" / "scores.html"):
+        assert "ModernBERT-base (published)" in page.read_text()
 
 
 def test_directories_of_two_kinds_have_no_report_in_common(tmp_path):

@@ -81,12 +81,18 @@ def test_the_same_again_replaces_its_line_and_others_do_not(tmp_path):
         line(run(tmp_path / "gpus", world_size=16), result("rte", 17, 0.7)),
         line(base, result("rte", 17, 0.7, stand_in=True)),
         line(None, result("rte", 17, 0.7)),
+        line_of(
+            "other name",
+            base,
+            summarize("mine", [result("rte", 17, 0.7)]),
+            [result("rte", 17, 0.7)],
+        ),
     ]
     board = tmp_path / "new" / "board.json"
     for one in (first, *others, again):
         add(board, one)
     assert [found["key"] for found in read(board)] == [first["key"], *(o["key"] for o in others)]
-    assert len({found["key"] for found in read(board)}) == 5
+    assert len({found["key"] for found in read(board)}) == 6
     assert len(read(board)[0]["tasks"]) == 8
 
 
