@@ -30,7 +30,7 @@ from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import check_kernels_timed, one_process
 from recipes.common.numbers import whole
 from recipes.common.settings import number_in
-from recipes.reporting.figures import COLORS
+from recipes.reporting.figures import look
 
 TOKENS_PER_SEQUENCE = 128
 # From the largest on, which is nearest to training: with --minutes, the small ones may find no
@@ -194,9 +194,9 @@ def figure(record: Json) -> Figure:
                         [batch for batch, _ in mine],
                         [slowdown for _, slowdown in mine],
                         linestyle=style,
-                        marker="o",
-                        markersize=3.5,
-                        color=COLORS[number],
+                        marker=look(number).marker,
+                        markersize=4,
+                        color=look(number).color,
                         label=f"{name} ({kernels})",
                     )
             panel.axhline(0, color="black", linewidth=0.8)

@@ -30,7 +30,7 @@ from recipes.benchmarks.training_step import (
 from recipes.common.settings import SequenceLength
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.world import World
-from recipes.reporting.figures import COLORS
+from recipes.reporting.figures import look
 
 # Both ends first: with --minutes, what lies between may find no time.
 LENGTHS = (128, 4096, 512, 2048, 256, 1024, 8192)
@@ -109,9 +109,9 @@ def figure(record: Json) -> Figure:
         points = [p for p in record["points"] if p["model"] == model]
         points.sort(key=lambda point: point["sequence_length"])
         lengths = [point["sequence_length"] for point in points]
-        color = COLORS[number]
+        color, marker = look(number).color, look(number).marker
         rates = [point["tokens_per_second"] for point in points]
-        tokens.plot(lengths, [r["median"] for r in rates], "o-", color=color, label=model)
+        tokens.plot(lengths, [r["median"] for r in rates], marker=marker, color=color, label=model)
         tokens.fill_between(
             lengths,
             [r["min"] for r in rates],
@@ -121,7 +121,7 @@ def figure(record: Json) -> Figure:
             linewidth=0,
         )
         per_second = [p["sequences_per_step"] / p["step_seconds"]["median"] for p in points]
-        sequences.plot(lengths, per_second, "o-", color=color, label=model)
+        sequences.plot(lengths, per_second, marker=marker, color=color, label=model)
     tokens.set_ylabel("real tokens/s")
     tokens.set_ylim(bottom=0)
     sequences.set_ylabel("sequences/s")

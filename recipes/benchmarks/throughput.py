@@ -42,7 +42,7 @@ from recipes.common.numbers import whole
 from recipes.common.settings import checked
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.world import World
-from recipes.reporting.figures import COLORS, add_legend
+from recipes.reporting.figures import COLORS, add_legend, look
 
 # model, micro-batch, global batch, in sequences. The most important first: with --minutes, those
 # at the end may find no time.
@@ -250,10 +250,16 @@ def stacked_bars(axes: Axes, parts: dict[str, tuple[dict[str, float], float]]) -
     """Draw one bar per model: device time per real token by kernel class."""
     names = list(parts)
     left = [0.0] * len(names)
-    for kind, color in CLASS_COLORS.items():
+    for number, (kind, color) in enumerate(CLASS_COLORS.items()):
         widths = [seconds[kind] / tokens for seconds, tokens in parts.values()]
         if any(widths):
-            axes.barh(names, widths, left=left, color=color, label=kind, height=0.6)
+            # Hatched, so that neighbours differ on a black and white page.
+            edges: dict[str, Any] = {
+                "hatch": look(number).hatch,
+                "edgecolor": "white",
+                "linewidth": 0.5,
+            }
+            axes.barh(names, widths, left=left, color=color, label=kind, height=0.6, **edges)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
