@@ -11,6 +11,7 @@ does not count; contenders take turns; records hold medians beside the slowest a
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
@@ -25,6 +26,7 @@ from recipes.common.settings import parse
 
 
 def main() -> int:
+    began = time.monotonic()  # of the budget: imports below take seconds
     name = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     if name is None:
         if not {"-h", "--help"}.intersection(sys.argv):
@@ -43,7 +45,7 @@ def main() -> int:
     mode_settings = parse(mode.settings, words, program=program)
     from recipes.benchmarks.running import run_mode
 
-    return run_mode(name, mode, mode_settings)
+    return run_mode(name, mode, mode_settings, began=began)
 
 
 def usage() -> str:

@@ -55,8 +55,8 @@ def checks(gpu: bool, scratch: Path) -> list[Check]:
         Check(
             "pretraining",
             "20 steps through the command, with a resume",
-            180,
-            first_step("pretraining"),
+            240,
+            first_step("pretraining", "rapidbert-base" if gpu else "rapidbert-tiny"),
         ),
     ]
     if gpu:

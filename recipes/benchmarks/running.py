@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from recipes.benchmarks.mode import Mode, Settings
 from recipes.benchmarks.records import Json, Record
-from recipes.common.errors import UserError
+from recipes.common.errors import UserError, refused
 from recipes.common.files import why_no_directory
 from recipes.common.locks import lock, unlock_if_alone
 from recipes.reporting.figures import in_style, write_png
 from recipes.reporting.tables import aligned
 
 
-def run_mode(name: str, mode: Mode[Settings], settings: Settings) -> int:
-    """Measure, write the record and the figure, print the table; 1 where something failed."""
+def run_mode(
+    name: str, mode: Mode[Settings], settings: Settings, *, began: float | None = None
+) -> int:
+    """Measure, write the record and the figure, print the table; 1 where something failed.
+
+    Args:
+        began: by the monotonic clock, when the minutes began to count, if that is not now:
+            imports can take a large part of a small budget.
+    """
     take_directory(settings.output)
-    record = Record(name, settings.output, settings.minutes, by_device=mode.by_device)
+    minutes = settings.minutes
+    if minutes is not None and began is not None:
+        minutes = max(1e-3, minutes - (time.monotonic() - began) / 60)
+    record = Record(name, settings.output, minutes, by_device=mode.by_device)
     try:
         mode.measure(settings, record)
     except UserError:
@@ -43,7 +54,10 @@ def take_directory(output: Path) -> None:
     """
     if refusal := why_no_directory(output):
         raise UserError(f"--output {output}: {refusal}")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # what nobody could see beforehand
+        raise refused(error, f"--output {output}") from None
     if os.environ.get("RANK", "0") == "0":  # the one that writes, where a launcher started several
         lock(output, "measuring into it")
 

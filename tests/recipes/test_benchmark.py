@@ -1,7 +1,9 @@
 """The command line of the measurements."""
 
+import errno
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from matplotlib.figure import Figure
 from recipes import benchmark
 from recipes.benchmarks import run_all
 from recipes.benchmarks.mode import MODES, AllSettings, Mode, ModeSettings, mode_of
-from recipes.benchmarks.running import run_mode
+from recipes.benchmarks.running import run_mode, take_directory
 from recipes.common import locks
 from recipes.common.errors import UserError
 from recipes.common.settings import help_of
@@ -135,6 +137,30 @@ def test_an_output_that_is_a_file_or_taken_is_refused(tmp_path, monkeypatch):
         pytest.raises(UserError, match="measuring into it right now"),
     ):
         run_all.run_all(AllSettings(tmp_path), mode_of)
+
+
+def test_what_was_imported_counts_as_time(tmp_path):
+    out_of_time = []
+
+    def measured(settings, record):
+        time.sleep(0.07)  # more than the least budget
+        assert not record.out_of_time("first")
+        out_of_time.append(record.out_of_time("anything"))
+
+    for seconds in (30.0, 61.0):
+        began = time.monotonic() - seconds
+        run_mode("sums", sums(measured), ModeSettings(tmp_path, 1.0), began=began)
+    assert run_mode("sums", sums(measured), ModeSettings(tmp_path), began=0.0) == 0
+    assert out_of_time == [False, True, False]  # without a budget there is no end
+
+
+def test_an_output_that_only_the_system_refuses_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match="--output .*out: No such file or directory"):
+        take_directory(tmp_path / "out")
 
 
 def test_a_refused_measurement_leaves_no_directory(tmp_path, monkeypatch):

@@ -69,7 +69,9 @@ def test_a_command_that_fails_ends_with_its_status_and_name(monkeypatch, tmp_pat
         raise subprocess.CalledProcessError(2, ["prepare_data.py"])
 
     monkeypatch.setattr(first_steps.subprocess, "run", fail)
-    monkeypatch.setattr(first_steps.sys, "argv", ["first_steps.py", "pretraining", str(tmp_path)])
+    monkeypatch.setattr(
+        first_steps.sys, "argv", ["", "pretraining", str(tmp_path), "rapidbert-tiny"]
+    )
     assert first_steps.main() == 1
     assert "prepare_data.py" in capsys.readouterr().err
 

@@ -50,3 +50,9 @@ def test_minutes_end(tmp_path, monkeypatch):
     assert record.out_of_time("second")
     assert record["not_run"] == {"second": "no time left"}
     assert not Record("probe", tmp_path).out_of_time("without a limit")
+
+
+def test_one_thing_is_measured_even_where_no_time_is_left(tmp_path):
+    record = Record("probe", tmp_path, minutes=1e-9)
+    assert [record.out_of_time(what) for what in ("first", "second")] == [False, True]
+    assert record["not_run"] == {"second": "no time left"}
