@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import warnings
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def initialize_world(tensor_parallel: int = 1) -> World:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
+        keep_freed_memory()
         # Otherwise every rank compiles a shared-memory all-reduce at the first start (a minute,
         # and an error where there is no C++ compiler). gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -90,6 +92,20 @@ def initialize_world(tensor_parallel: int = 1) -> World:
         tensor_parallel_size=tensor_parallel,
         host_group=host_group,
     )
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what is freed instead of giving it back to the system within every step.
+
+    glibc gives large blocks back at once. The next step asks for them again, and the system clears
+    each of their pages anew: thousands of page faults a step. Other C libraries are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(trim_threshold, 2**30)
+        # Some versions refuse more than half of an arena's heap.
+        mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
 
 
 def agree(fault: Exception | None, what: str) -> None:

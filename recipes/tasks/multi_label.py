@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import f1_score
 
 from model.classifier import RapidBertForSequenceClassification
 from recipes.common.errors import Faults, UserError
@@ -205,6 +204,8 @@ def measure(
 
 def label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Measure predictions [examples, labels]: a label's F1 is 0 where it is undefined."""
+    from sklearn.metrics import f1_score  # most of a second to import
+
     predicted = (logits > 0).astype(int)  # a probability above one half
     exact = float((predicted == labels).all(axis=1).mean())
     f1 = {

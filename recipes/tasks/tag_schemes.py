@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
+# seqeval is imported by what needs it: it takes a second, and other kinds of tasks do not.
 
 OUTSIDE = "O"
 _ENTITY = re.compile(r"([BIESLU])-(.+)")
@@ -70,6 +70,8 @@ def with_beginnings(tags: Sequence[str]) -> tuple[str, ...]:
 
 def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """Find the entities of a sentence: type, first and last word."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
     found: list[tuple[str, int, int]] = get_entities(_for_seqeval(tags))
     return found
 
@@ -82,6 +84,8 @@ def tag_metrics(
     Of tags that spell entities: precision, recall and F1 of entities whose type and both ends are
     right, 0 where there are none. Of all tags: how many are right.
     """
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+
     pairs = [p for each in zip(right, predicted, strict=True) for p in zip(*each, strict=True)]
     accuracy = sum(a == b for a, b in pairs) / len(pairs)
     if not spells_entities({a for a, _ in pairs} | {b for _, b in pairs}):
