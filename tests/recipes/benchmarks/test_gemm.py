@@ -10,7 +10,7 @@ import torch
 from model.config import preset
 from recipes.benchmarks import gemm, matrix_products
 from recipes.benchmarks.matrix_products import Layer, Operands, wave_arithmetic, ways
-from recipes.benchmarks.mode import run_mode
+from recipes.benchmarks.running import run_mode
 
 LAYER = Layer("glu_in", 48, 32, 64, 1)
 
