@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import PLAIN, ModelConfig, ModelOptions
 from .kernels.hashed_dropout import row_keys as dropout_row_keys
-from .kernels.operations import dropout, embedding
+from .kernels.operations import embedding, norm_dropout
 from .layer import EMBEDDING_SITE, PackedSequences, layer_spec
 from .megatron import VocabParallelEmbedding, build_module
 from .megatron_config import MegatronConfig, megatron_config
@@ -53,17 +53,22 @@ class Embedding(nn.Module):
             hidden = self.word_embeddings(input_ids)
         else:
             hidden = rows(self.word_embeddings.weight, input_ids)
-        if token_type_ids is None:
-            hidden = hidden + self.token_type_embeddings.weight[0]
-        else:
+        bias = None
+        if token_type_ids is not None:
             hidden = hidden + rows(self.token_type_embeddings.weight, token_type_ids)
+        elif self.position_embeddings is not None:
+            hidden = hidden + self.token_type_embeddings.weight[0]
+        else:  # the norm adds it
+            bias = self.token_type_embeddings.weight[0]
         if self.position_embeddings is not None:
             sequence, position = sequence_of_row(packed.offsets, input_ids.shape[0])
             # Rows behind the last sequence may count past the table; what they hold is not used.
             position = position.masked_fill(sequence >= packed.offsets.shape[0] - 1, 0)
             hidden = hidden + rows(self.position_embeddings.weight, position)
-        hidden = dropout(
-            self.layernorm(hidden),
+        hidden = norm_dropout(
+            hidden,
+            bias,
+            self.layernorm,
             self.dropout if self.training else 0.0,
             packed.row_keys,
             EMBEDDING_SITE,

@@ -6,7 +6,8 @@ is how often a tensor is read and written. Worth a kernel of their own are
     residual_norm    LayerNorm(residual + dropout(x + bias)), in places without the dropout
     gated_gelu       dropout(gelu(gate) * value)
     cross_entropy    log-softmax over the vocabulary and the picked label
-    dropout          by itself, behind the embedding
+    norm_dropout     dropout(LayerNorm(x + bias)), behind the embedding
+    dropout          by itself, before a classifier
     embedding        the gradient of a table, summed by id in a fixed order
     attention        softmax(q k^T + ALiBi) v of packed sequences, short and tiled
 

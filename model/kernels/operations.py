@@ -85,6 +85,33 @@ def _residual_norm(
     return F.layer_norm(residual + x, weight.shape, weight, norm_bias, eps)
 
 
+def norm_dropout(
+    x: Tensor,
+    bias: Tensor | None,
+    norm: torch.nn.LayerNorm,
+    probability: float,
+    keys: Tensor | None,
+    site: int,
+    kernels: str,
+) -> Tensor:
+    """Compute dropout(LayerNorm(x + bias)), the sum rounded to the dtype of `x`.
+
+    Args:
+        x: [T, N]; bias: [N], or None for none.
+        Others as in `residual_norm`.
+    """
+    if kernels == "triton":
+        from .norm_dropout import NormDropout
+
+        y: Tensor = NormDropout.apply(
+            x, bias, norm.weight, norm.bias, norm.eps, probability, keys, site
+        )
+        return y
+    x = x if bias is None else x + bias
+    x = F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    return dropout(x, probability, keys, site, kernels)
+
+
 def gated_gelu(
     gate_and_value: Tensor | tuple[Tensor, Tensor],
     probability: float,

@@ -19,6 +19,24 @@ from .hashed_dropout import threshold
 from .launch import FUSED, VARYING, accumulator, multiprocessors, triton_accumulator
 
 
+@triton.jit
+def norm_of_row(z, weight, norm_bias, eps, inside, COLUMNS: tl.constexpr):
+    """Compute LayerNorm of one row, and the mean and 1/deviation that it has used."""
+    mean = tl.sum(z) / COLUMNS
+    centred = tl.where(inside, z - mean, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred) / COLUMNS + eps)
+    return centred * rstd * weight + norm_bias, mean, rstd
+
+
+@triton.jit
+def through_norm(dy, z, mean, rstd, weight, inside, COLUMNS: tl.constexpr):
+    """Compute the gradient over z from that over LayerNorm(z), and z without mean and scale."""
+    normal = tl.where(inside, (z - mean) * rstd, 0.0)
+    dy *= weight
+    along = tl.sum(dy * normal) / COLUMNS
+    return (dy - tl.sum(dy) / COLUMNS - normal * along) * rstd, normal
+
+
 @triton.jit(do_not_specialize=VARYING)
 def _residual_norm_forward(
     X, Bias, Residual, Weight, NormBias, Keys, Z, Y, Mean, Rstd,
@@ -38,11 +56,8 @@ def _residual_norm_forward(
     z = (x + tl.load(Residual + at, inside, 0.0).to(ACC)).to(Z.dtype.element_ty)
     tl.store(Z + at, z, inside)
     # The backward pass has the rounded sum, so the statistics must be of the rounded one.
-    z = z.to(ACC)
-    mean = tl.sum(z) / COLUMNS
-    centred = tl.where(inside, z - mean, 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred) / COLUMNS + eps)
-    tl.store(Y + at, (centred * rstd * weight + norm_bias).to(Y.dtype.element_ty), inside)
+    y, mean, rstd = norm_of_row(z.to(ACC), weight, norm_bias, eps, inside, COLUMNS)
+    tl.store(Y + at, y.to(Y.dtype.element_ty), inside)
     tl.store(Mean + row, mean)
     tl.store(Rstd + row, rstd)
 
@@ -67,14 +82,11 @@ def _residual_norm_backward(
         dy = tl.load(DY1 + at, inside, 0.0).to(ACC)
         if TWO:
             dy += tl.load(DY2 + at, inside, 0.0).to(ACC)
-        rstd = tl.load(Rstd + row)
-        centred = tl.load(Z + at, inside, 0.0).to(ACC) - tl.load(Mean + row)
-        normal = tl.where(inside, centred * rstd, 0.0)
+        z = tl.load(Z + at, inside, 0.0).to(ACC)
+        mean, rstd = tl.load(Mean + row), tl.load(Rstd + row)
+        dz, normal = through_norm(dy, z, mean, rstd, weight, inside, COLUMNS)
         d_weight += dy * normal
         d_norm_bias += dy
-        dy *= weight
-        along = tl.sum(dy * normal) / COLUMNS
-        dz = (dy - tl.sum(dy) / COLUMNS - normal * along) * rstd
         tl.store(DZ + at, dz.to(DZ.dtype.element_ty), inside)
         if THRESHOLD:
             kept = kept_units(tl.load(Keys + row), site, columns, THRESHOLD)
@@ -87,7 +99,7 @@ def _residual_norm_backward(
     tl.store(partial + 2 * COLUMNS, d_bias, inside)
 
 
-def _warps_and_programs(columns: int) -> tuple[int, int]:
+def warps_and_programs(columns: int) -> tuple[int, int]:
     """Return the warps of a program of the backward pass, and the programs of a multiprocessor.
 
     One warp holds a whole row of up to 1,024 columns: it waits at no barrier, and eight of them, as
@@ -145,7 +157,7 @@ class ResidualNorm(torch.autograd.Function):
             return (None,) * 9
         dz = torch.empty_like(z)
         dx = torch.empty_like(z) if dropping else dz
-        warps, programs = _warps_and_programs(columns)
+        warps, programs = warps_and_programs(columns)
         programs = min(rows, programs * multiprocessors(z.device))
         partial = torch.empty(programs, 3, columns, dtype=mean.dtype, device=z.device)
         _residual_norm_backward[(programs,)](

@@ -7,7 +7,7 @@ import torch
 from plain_bert import PaddedBatch, layer_norm, randomise
 from torch import Tensor
 
-from model.config import ModelConfig, ModelOptions
+from model.config import ModelConfig, ModelOptions, preset
 from model.encoder import RapidBert
 from model.kernels.hashed_dropout import row_keys
 from model.layer import PackedSequences
@@ -150,3 +150,25 @@ def test_a_padded_batch_is_dropped_like_the_packed_one():
     found = encoder(**batch.padded_inputs, sequence_keys=keys)
     expected = encoder(**batch.packed_inputs, sequence_keys=keys)
     assert torch.equal(batch.pack(found), expected)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_tables_get_the_same_gradients_from_either_kernels(typed):
+    """Words, types and learned positions, with rows behind the last sequence."""
+    small: dict[str, Any] = dict(
+        num_layers=1, hidden_size=48, num_heads=3, ffn_size=64, vocab_size=128
+    )
+    config = preset("bert-base", **small, hidden_dropout=0.0, attention_dropout=0.0)
+    ids = torch.tensor([5, 6, 5, 9, 5, 7, 8, 5, 6, 9, 0, 0, 0, 0])
+    offsets = torch.tensor([0, 7, 10], dtype=torch.int32)
+    types = torch.arange(14) % 2 if typed else None
+    weights = torch.randn(10, 48)
+    found = []
+    for kernels in ("torch", "triton"):
+        torch.manual_seed(0)
+        model = RapidBert(config, ModelOptions(kernels=kernels)).train()
+        (model(ids, offsets, 7, types)[:10] * weights).sum().backward()
+        found.append({name: p.grad for name, p in model.embedding.named_parameters()})
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 5
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)

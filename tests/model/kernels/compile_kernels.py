@@ -164,6 +164,8 @@ def around(width: int, inner: int, dropout: float) -> None:
     one, two = ops.residual_norm(x, leaf(width), residual, norm, dropout, keys, 1, "triton")
     (one + two).sum().backward()
     ops.gated_gelu(leaf(tokens, 1, 2 * inner), dropout, keys, 1, 0, "triton").sum().backward()
+    for bias in (leaf(width), None):
+        ops.norm_dropout(x, bias, norm, dropout, keys, 0, "triton").sum().backward()
     ops.dropout(x, 0.1, keys, 0, "triton")
 
 

@@ -26,12 +26,13 @@ from model.kernels import (
     dropout,
     embedding,
     gated_gelu,
+    norm_dropout,
     residual_norm,
 )
 from model.masked_lm import RapidBertForMaskedLM
 
 ATTENTION = (attention_short, attention_tiled)
-AROUND = (column_sums, cross_entropy, dropout, embedding, gated_gelu, residual_norm)
+AROUND = (column_sums, cross_entropy, dropout, embedding, gated_gelu, norm_dropout, residual_norm)
 
 
 def launched(*modules: ModuleType) -> set[str]:
@@ -115,7 +116,7 @@ def test_kernels_compile_for_gpus(capability):
     assert done.returncode == 0, done.stderr[-3000:]
     found = list(map(json.loads, done.stdout.splitlines()))
     named = {code["name"] for code in found}
-    assert named == launched(*ATTENTION, *AROUND) and len(named) == 15
+    assert named == launched(*ATTENTION, *AROUND) and len(named) == 17
     for code in found:
         assert code["shared_bytes"] <= SHARED_BYTES[capability], code
         assert code["spilled_bytes"] <= SPILLED_BYTES, code
