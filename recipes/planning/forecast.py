@@ -106,7 +106,10 @@ def forecast(question: Question, gpus: int) -> Forecast:
             f"{gpus} GPUs: not one sequence fits into {question.memory_gb:g} GB: "
             f"{memory(question, gpus, 1)}; {what_would_fit(question, gpus)}"
         )
-    plan = best_plan(question.global_batch, largest, gpus)
+    try:
+        plan = best_plan(question.global_batch, largest, gpus)
+    except UserError as error:
+        raise UserError(f"{error} (--global-batch plans with another one)") from None
     return Forecast(
         gpus=gpus,
         plan=plan,

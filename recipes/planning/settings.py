@@ -225,7 +225,8 @@ def _as_asked(gpu: Gpu, hardware: Hardware) -> Gpu:
 
 def _lengths(run: PlannedRun) -> tuple[Length, ...]:
     if run.tokens is not None:
-        return (Length(f"{run.tokens:.4g} tokens", math.ceil(run.tokens / run.sequence_length)),)
+        name = f"{run.tokens / 1e9:,g}B tokens"
+        return (Length(name, math.ceil(run.tokens / run.sequence_length)),)
     if run.duration is None:
         return tuple(Length(name, count) for name, count in NAMED_DURATIONS.items())
     sequences = duration_in_sequences(run.duration)

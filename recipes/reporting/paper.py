@@ -1,6 +1,6 @@
 """What the paper's appendix prints, and our numbers beside it: Tables S1, S2 and S3.
 
-The paper's numbers stand here as they are printed; what does not add up in them is said beside
+Tables S2 and S3 are those of `planning/published.py`; what does not add up in them is said beside
 them.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from recipes.planning import published
 from recipes.reporting.html_page import Markup, joined, listed, paragraph, subheading, table
 from recipes.reporting.runs import RecordedRun
 from recipes.reporting.scores import Series
@@ -55,16 +56,18 @@ class Scaled(NamedTuple):
     micro_batch: int
 
 
-A100_80 = ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe")
-A100_40 = ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB")
-_BERT, _OURS = ("bert-base", "BERT-Base"), ("rapidbert-base", "RapidBERT-Base")
-TABLE_S2 = (
-    Scaled(*_BERT, 0.4e6, 0.104, 8, "A100 80", A100_80, "110.4 minutes", 512),
-    Scaled(*_OURS, 1.1e6, 0.3997, 8, "A100 80", A100_80, "67.8 minutes", 512),
-    Scaled(*_OURS, 0.938e6, 0.309, 8, "A100 40", A100_40, "76.8 minutes", 128),
-    Scaled(*_OURS, 1.88e6, 0.310, 16, "A100 40", A100_40, "38.5 minutes", 128),
-    Scaled(*_OURS, 3.15e6, 0.259, 32, "A100 40", A100_40, "23.1 minutes", 128),
-    Scaled(*_OURS, 4.77e6, 0.196, 64, "A100 40", A100_40, "15.7 minutes", 64),
+_PRINTED = {"bert-base": "BERT-Base", "rapidbert-base": "RapidBERT-Base"}
+_HARDWARE = {
+    "a100-80": ("A100 80", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe")),
+    "a100-40": ("A100 40", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB")),
+}
+TABLE_S2 = tuple(
+    Scaled(
+        *(row.model, _PRINTED[row.model], row.tokens_per_second, row.mfu, row.gpus),
+        *_HARDWARE[row.gpu.short_name],
+        *(f"{row.minutes:g} minutes", row.micro_batch),
+    )
+    for row in published.TABLE_S2
 )
 
 
@@ -78,10 +81,9 @@ class Cost(NamedTuple):
     dollars_40: float
 
 
-TABLE_S3 = (
-    Cost(79.6, 1.13, 22.60, 1.28, 20.00),
-    Cost(82.2, 2.81, 56.20, 3.19, 51.00),
-    Cost(83.4, 5.27, 105.40, 5.99, 95.78),
+TABLE_S3 = tuple(
+    Cost(large.score, large.hours, large.dollars, small.hours, small.dollars)
+    for large, small in zip(published.TABLE_S3[::2], published.TABLE_S3[1::2], strict=True)
 )
 
 

@@ -63,7 +63,10 @@ def test_every_number_of_gpus_that_is_too_small_or_too_large_is_named(tmp_path):
         plan.main(["--model", "rapidbert-large", *words])
     assert "1 GPUs: not one sequence fits" in caught.value.faults[0]
     assert "4096 / 5000 ranks" in caught.value.faults[1]
-    assert "Set train_batch_size to 5000" in caught.value.faults[1]
+    assert (
+        "Set train_batch_size to 5000 or use 4505 ranks. (--global-batch"
+        in (caught.value.faults[1])
+    )
 
 
 def test_wrong_requests_end_with_status_2_and_all_faults():

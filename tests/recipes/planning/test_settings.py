@@ -66,7 +66,7 @@ def test_options_stand_in_the_place_of_the_tables(tmp_path):
     assert other.memory_gb == 70 and other.global_batch == 8192
     assert (other.gpu.network_gbit_per_s, other.gpu.dollars_per_hour) == (50, 0)
     (length,) = other.lengths
-    assert length.sequences == 78_125_000 and length.name == "1e+10 tokens"
+    assert length.sequences == 78_125_000 and length.name == "10B tokens"
     (length,) = question(tmp_path, "--duration", "5000").lengths
     assert (length.name, length.sequences) == ("5,000 sequences", 5000)
     own = {"name": "X", "peak_bf16_tflops": 100, "memory_gb": 24, "memory_gb_per_s": 900}
