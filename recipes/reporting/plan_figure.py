@@ -114,7 +114,7 @@ def write(questions: Sequence[Question], output: Path) -> str:
     write_whole(path.with_suffix(".json"), content.encode())
     files = "\n".join(str(path.with_suffix(suffix)) for suffix in (".png", ".md", ".json"))
     tables = [
-        f"{each.question.model.name}\n\n"
+        f"{heading(each.question)}\n\n"
         f"{markdown(forecast_table(each.question, each.planned), to_the_right=True)}\n\n"
         + "\n".join(recommendation(each.planned))
         for each in simulations

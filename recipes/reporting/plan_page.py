@@ -183,7 +183,8 @@ def _assumptions(question: Question, tabulated: bool) -> list[str]:
             f"{high.memory_share:.0%}), and no less than the host's "
             f"{1e3 * now.host_seconds_per_layer:.1f} ms per layer ("
             f"{1e3 * low.host_seconds_per_layer:.1f}, {1e3 * high.host_seconds_per_layer:.1f}). "
-            f"benchmark.py throughput replaces this by a measurement."
+            "CUDA graphs, off by default, would take most of the host's time away; benchmark.py "
+            "throughput replaces all of this by a measurement."
         )
         if question.model.attention_dropout:
             lines[-1] += (

@@ -49,6 +49,7 @@ def test_simulate_writes_figure_page_and_json(tmp_path, capsys):
     output = tmp_path / "out"
     assert plan.main(["--simulate", "--gpus", "8", "100", "--output", str(output)]) == 0
     printed = capsys.readouterr().out
+    assert printed.count("PREDICTED from data sheets") == 2
     for suffix in ("png", "md", "json"):
         assert f"predicted_scaling.{suffix}" in printed
     with Image.open(output / "predicted_scaling.png") as image:
