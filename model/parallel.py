@@ -125,7 +125,11 @@ def seed_dropout(seed: int, step: int, micro_step: int, data_parallel_rank: int)
         # Also seeds the tracker from which weights of a rank's own heads are dropped.
         model_parallel_cuda_manual_seed(value & 0x7FFFFFFF)
     else:
-        torch.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
+        # Not torch.manual_seed: it seeds every device there is, and keeps a stack trace of the call
+        # where CUDA is not in use.
+        torch.default_generator.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
 
 
 def _mix(x: int) -> int:

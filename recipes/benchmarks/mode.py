@@ -34,6 +34,7 @@ class Listed(NamedTuple):
 MODES = {
     "throughput": Listed("training: model x micro-batch x global batch, and a step's parts", 3.0),
     "attention": Listed("attention backends against each other and the hardware's floor", 1.5),
+    "launches": Listed("kernels launched one by one, and as CUDA graphs: time and losses", 1.2),
     "gemm": Listed("matrix products of a step, and other ways to compute each", 1.0),
     "peers": Listed("training beside Hugging Face's models and the published design", 2.0),
     "ablations": Listed("the training step with one choice changed at a time", 2.0),

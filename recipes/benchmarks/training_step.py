@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.attention import check_backend
 from model.config import ModelConfig, ModelOptions, preset, training_flops
@@ -182,6 +183,8 @@ class Trainer:
         )
         self.done = 0
         """Optimizer steps."""
+        self.loss: Tensor | None = None
+        """Of the step that was done last, on the device."""
         self._times = RankTimes(world)
         self._coming: GlobalBatch | None = None
         self.micro_steps = MicroSteps(self.engine)
@@ -211,6 +214,7 @@ class Trainer:
             self.micro_steps, batch, seed=self.identity.seed, step=self.done, times=self._times
         )
         self._coming = self._fetch()
+        self.loss = loss
         update = update_weights(self.engine)
         if not update.applied:
             raise FloatingPointError(

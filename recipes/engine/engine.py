@@ -18,6 +18,9 @@ from model.megatron import parallel_state
 from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.world import World
 
+NORM_PIECE = 2**22
+"""Numbers whose squares are summed at once: a CPU's sums in fp32 lose digits beyond."""
+
 
 class MegatronTopology:
     """Megatron's process groups under the names DeepSpeed asks an `mpu` for."""
@@ -85,6 +88,8 @@ def build_engine(
     )
     if getattr(engine.optimizer, "immediate_grad_update", False):
         engine.optimizer._update_hp_grad = functools.partial(_accumulate, engine.optimizer)
+        if world.tensor_parallel_size == 1:
+            engine.optimizer.get_grads_for_norm = functools.partial(_pieces, engine.optimizer)
     return engine
 
 
@@ -102,6 +107,14 @@ def _accumulate(
     total.data.add_(parameter.grad.data.view(total.shape))
     parameter._hp_grad = total  # type: ignore[attr-defined]  # where DeepSpeed looks for it
     optimizer.fp32_groups_has_gradients[group][index] = True
+
+
+def _pieces(optimizer: Any) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """Hand DeepSpeed the summed gradient for its norm in a few pieces, not parameter by parameter:
+    it launches several kernels for each. (Nothing is clipped, for which it would ask otherwise.)
+    """
+    flat: list[Tensor] = optimizer.fp32_groups_actual_gradients_flat
+    return [piece for gradients in flat for piece in torch.split(gradients, NORM_PIECE)], {}
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:

@@ -33,6 +33,7 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.parallel import initialize_parallel
 from recipes.corpus.mlm_batches import MlmBatches
 from recipes.corpus.token_shards import open_shards
+from recipes.engine import engine as engine_module
 from recipes.engine.batch_plan import plan_batches
 from recipes.engine.engine import build_engine
 from recipes.engine.world import World, shut_down
@@ -146,6 +147,36 @@ def test_gradients_summed_in_one_pass_are_the_same_to_the_bit(data, tmp_path, ra
         after.append(values(run_world(ranks, weights_after, settings, 3))[0])
     assert after[0].keys() == after[1].keys()
     assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+
+
+def norms(settings: Settings) -> list[tuple[float, float]]:
+    """Norms of three gradients: what DeepSpeed found, and the norm parameter by parameter."""
+    engine_module.NORM_PIECE = 1000
+    run, world, engine = build(settings)
+    optimizer, found = engine.optimizer, []
+    step = optimizer.step
+
+    def look_before_stepping() -> None:
+        parts = [torch.linalg.vector_norm(g) for g in optimizer.fp32_groups_gradients[0]]
+        expected = float(torch.stack(parts).norm())
+        step()
+        found.append((float(optimizer._global_grad_norm), expected))
+
+    optimizer.step = look_before_stepping
+    for number in range(3):
+        one_step(run, world, engine, number)
+    shut_down()
+    return found
+
+
+def test_the_norm_in_pieces_is_that_of_all_parameters(data, tmp_path):
+    keys = {**BF16, "bf16": {"enabled": True, "immediate_grad_update": True}}
+    config = write_config(tmp_path, 8, 2, 1, **keys)
+    settings = settings_of(data, tmp_path / "run", config, model="dropout-tiny")
+    for ranks in values(run_world(2, norms, settings)):
+        assert len(ranks) == 3
+        for found, expected in ranks:
+            assert found == pytest.approx(expected, rel=1e-6) and found > 0
 
 
 class Waits(TorchDispatchMode):
