@@ -24,7 +24,13 @@ from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.peer_models import peers
 from recipes.benchmarks.presentation import panels, shown
 from recipes.benchmarks.records import Json, Record, Rows
-from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
+from recipes.benchmarks.timing import (
+    alternate,
+    ratios,
+    release_memory,
+    seconds_per_call,
+    spread,
+)
 from recipes.benchmarks.training_step import (
     SEQUENCE_LENGTH,
     STEPS_MADE,
@@ -166,15 +172,10 @@ def measure(settings: Settings, record: Record) -> None:
                     contenders[name] = peer
         # Twice: only after the first step are the states of all optimizers in memory.
         for name, contender in [*contenders.items()] * 2:
-            if name in contenders and not record.attempt(name, contender.fits):
+            if name in contenders and not try_alone(record, name, contender, world.device):
                 del contenders[name]
         if ours not in contenders:
             return  # a failure that is recorded
-        record["contenders"] = {
-            name: {"parameters": contender.parameters, "micro_batch": contender.micro_batch}
-            for name, contender in contenders.items()
-        }
-        record.save()
         tokens = sum(batch.real_tokens for batch in batches) / len(batches)
         rows = sum(len(batch.input_ids) for batch in batches) / len(batches)
         record["settings"] |= {
@@ -196,6 +197,20 @@ def measure(settings: Settings, record: Record) -> None:
 
         steps = {name: contender.step for name, contender in contenders.items()}
         alternate(steps, world.device, repeats=ROUNDS, go_on=go_on)
+
+
+def try_alone(record: Record, name: str, contender: Trainer | Peer, device: torch.device) -> bool:
+    """Do a step outside of the rounds, to see whether it fits; the record gets its seconds."""
+    seconds = record.attempt(name, seconds_per_call, contender.fits, device)
+    record["contenders"].pop(name, None)
+    if seconds is not None:
+        record["contenders"][name] = {
+            "parameters": contender.parameters,
+            "micro_batch": contender.micro_batch,
+            "one_step_alone_seconds": seconds,
+        }
+    record.save()
+    return seconds is not None
 
 
 def figure(record: Json) -> Figure:
