@@ -28,13 +28,19 @@ check_python() {
 
 # The stamp holds what was installed, so that a changed pin installs again and an unchanged one
 # costs nothing; what came from a folder of wheels serves later commands without it.
+#
+# The demonstration installs what it needs (`setup demo`), everything else installs all.
 setup() {
-  local stamp=$venv/.installed wanted torch
+  local stamp=$venv/.installed wanted torch packages=(-e '.[dev]')
   check_python
   wanted=$("$base" -V; cat pyproject.toml constraints.txt)
   [[ -z ${WHEELS:-} ]] || wanted+=$(echo; cd "$WHEELS" && echo ./*.whl)
   [[ -f $stamp && $(<"$stamp") == "$wanted"* ]] && return
-  echo "run.sh: installing into $venv (about two minutes) ..."
+  if [[ ${1:-} == demo ]]; then
+    stamp=$venv/.installed-demo packages=(-e . transformers)
+    [[ -f $stamp && $(<"$stamp") == "$wanted"* ]] && return
+  fi
+  echo "run.sh: installing into $venv (a minute or two, and the time of the downloads) ..."
   # pip from outside: Debian's cannot give an environment its own.
   [[ -x $python ]] || "$base" -m venv ${WHEELS:+--without-pip} "$venv" || {
     echo "run.sh: $base cannot make a virtual environment (Debian: apt install python3-venv)." >&2
@@ -45,7 +51,7 @@ setup() {
     printf '%s\n' "$wanted" >"$stamp"
     return
   fi
-  local install=("$python" -m pip --disable-pip-version-check install --quiet)
+  local install=("$python" -m pip --disable-pip-version-check install --quiet --no-compile)
   torch=$(grep '^torch==' constraints.txt)
   # The package index has the CUDA build (several GB); a machine without a GPU asks PyTorch's own
   # index for the CPU build first.
@@ -55,8 +61,10 @@ setup() {
       echo "run.sh: PyTorch's CPU index is out of reach, taking $torch from the default index"
   fi
   # pip names its every mirror that lacks a package; what fails still prints ERROR.
-  { "${install[@]}" "$torch" && "${install[@]}" -c constraints.txt -e '.[dev]'; } \
+  { "${install[@]}" "$torch" && "${install[@]}" -c constraints.txt "${packages[@]}"; } \
     2> >(grep -v '^WARNING: Location' >&2)
+  # pip would do it on one core; what cannot be compiled is no module of ours.
+  "$python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >/dev/null 2>&1 || true
   printf '%s\n' "$wanted" >"$stamp"
 }
 
@@ -161,44 +169,112 @@ processes() {
 
 # DEMO=small: every stage at its smallest, for a look at whether all of it works here.
 demo() {
-  local data=data/demo output=runs/demo sequences=16000 tasks=()
+  local data=data/demo tasks=data/demo-glue output=runs/demo sequences=9600 chosen=() began=$SECONDS
   # Higher than Table S1's learning rates, which are for models fifty times as large.
   local finetuning=(--learning-rate 4e-4 --epochs 2 --batch-size 16)
   if [[ ${DEMO:-} == small ]]; then
-    sequences=160 tasks=(--tasks cola) finetuning+=(--max-train 64)
+    sequences=160 chosen=(--tasks cola) finetuning+=(--max-train 64)
   fi
-  say "1/5  text to tokenizer and token shards"
+  measure_pace
+  say "1/5  text to tokenizer and token shards, and eight finetuning tasks made from it" 10
+  behind "$python" recipes/stand_in_tasks.py --output "$tasks" --train 2000
   "$python" recipes/prepare_data.py --output "$data" --vocab-size 4096 --validation-fraction 0.05
-  say "2/5  pretraining, through the DeepSpeed launcher"
-  "$venv/bin/deepspeed" --num_gpus "$(processes)" recipes/pretrain.py \
+  catch_up
+  say "2/5  pretraining of a small model on $sequences sequences, two processes of DeepSpeed" 150
+  "$venv/bin/deepspeed" --quiet --num_gpus "$(processes)" recipes/pretrain.py \
     --model rapidbert-tiny --data "$data" --output "$output" \
     --deepspeed_config ds_configs/tiny_cpu.json \
     --duration "$sequences" --learning-rate 1.5e-3 \
-    --loader-workers 0 --log-every 50 --eval-every 250 --save-every 250
-  say "3/5  held-out sentences with a word masked"
-  "$python" recipes/fill_mask.py --checkpoint "$output" --data "$data"
-  say "4/5  finetuning on eight tasks made from the same text: stand-ins, not GLUE"
-  "$python" recipes/stand_in_tasks.py --output data/demo-glue
-  "$python" recipes/glue.py --checkpoint "$output" --data data/demo-glue --seeds 1 "${tasks[@]}" \
-    -- "${finetuning[@]}"
+    --loader-workers 0 --log-every 50 --eval-every 200 --save-every 200
+  say "3/5  what it has learned: held-out sentences with a word masked" 8
   # The control: the same architecture on the first task without pretraining.
-  "$python" recipes/glue.py --checkpoint "$output" --data data/demo-glue --seeds 1 --tasks cola \
+  behind "$python" recipes/glue.py --checkpoint "$output" --data "$tasks" --seeds 1 --tasks cola \
     --from-scratch -- "${finetuning[@]}"
-  say "5/5  report"
+  "$python" recipes/fill_mask.py --checkpoint "$output" --data "$data"
+  say "4/5  finetuning on the eight tasks (stand-ins, not GLUE), and on one without pretraining" 120
+  "$python" recipes/glue.py --checkpoint "$output" --data "$tasks" --seeds 1 "${chosen[@]}" \
+    -- "${finetuning[@]}"
+  catch_up
+  say "5/5  the report, and the model in plain transformers" 12
+  behind env HF_HUB_OFFLINE=1 "$python" -c "$(in_transformers "$output/export")"
   "$python" recipes/report.py "$output"
+  printf '\nIn Python, with transformers alone:\n\n'
+  in_transformers "$output/export" | sed 's/^/    /'
   echo
-  echo "data        $data"
-  echo "run         $output (weights, configuration and tokenizer in $output/export)"
-  echo "scores      $output/glue/scores.md, scores.png"
-  echo "curves      $venv/bin/tensorboard --logdir runs"
+  catch_up
+  cat <<END
+
+Done in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s. What there is:
+  report     $output/report.html (open it in a browser), $output/report.md
+  model      $output/export (a directory of transformers)
+  scores     $output/glue/scores.md; without pretraining: $output/glue-from-scratch/scores.md
+Next:
+  source $venv/bin/activate
+  tensorboard --logdir runs
+  python recipes/prepare_data.py --input YOUR_FOLDER --output data/mine --vocab-size 4096
+  deepspeed --quiet recipes/pretrain.py --model rapidbert-tiny --data data/mine --output runs/mine \\
+      --deepspeed_config ds_configs/tiny_cpu.json --duration 10000 --learning-rate 1.5e-3
+docs/your-own-domain.md goes on from there; every command explains itself with --help.
+END
 }
 
-say() { printf '\n== %s\n' "$*"; }
+in_transformers() {
+  cat <<END
+from transformers import pipeline
+fill = pipeline("fill-mask", "$1", trust_remote_code=True)
+for guess in fill("if the file does not [MASK], an error is raised.", top_k=3):
+    print(f"{guess['score']:.0%}", guess["sequence"])
+END
+}
+
+# How many times slower than the machine on which the stages were measured one core is now, in
+# percent, by a short loop: estimates are scaled by it.
+measure_pace() {
+  pace=$("$python" -c '
+import time
+began = time.perf_counter()
+sum(k * k % 7 for k in range(2_000_000))
+print(max(1, round(100 * (time.perf_counter() - began) / 0.110)))')
+  (($(nproc 2>/dev/null || echo 2) > 1)) || pace=$((2 * pace))
+}
+
+# A stage's title, and how long it will take: $2 are seconds on two cores.
+say() {
+  local about=$(($2 * pace / 100))
+  if has_gpu; then
+    about="$2 s on two CPU cores; on this GPU not measured"
+  elif ((about < 100)); then
+    about="about $((about < 10 ? about : (about + 5) / 10 * 10)) s"
+  else
+    about="about $(((about + 30) / 60)) min"
+  fi
+  printf '\n== %s (%s)\n' "$1" "$about"
+}
+
+# `behind COMMAND` runs it beside what follows; `catch_up` waits for it and shows what it said. A
+# command that failed ends the script.
+behind() {
+  held=$(mktemp)
+  "$@" >"$held" 2>&1 &
+  behind=$!
+  # shellcheck disable=SC2064  # the process of now
+  trap "kill $behind 2>/dev/null; rm -f '$held'" EXIT
+}
+
+catch_up() {
+  local status=0
+  wait "$behind" || status=$?
+  cat "$held"
+  rm -f "$held"
+  trap - EXIT
+  return "$status"
+}
 
 command=${1:-demo}
 [[ $# -gt 0 ]] && shift
 case $command in
-  demo | test | bench | cram | setup | lint) setup ;;
+  demo) setup demo ;;
+  test | bench | cram | setup | lint) setup ;;
   wheels) check_python ;;
 esac
 if ! has_gpu; then

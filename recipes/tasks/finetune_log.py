@@ -103,11 +103,16 @@ class FinetuneLog:
             self._log.summarize(position, self._chosen(), {SCORE: score})
 
     def _chosen(self) -> dict[str, object]:
-        """What one chooses, of all that decides the result."""
-        names = ("task", "seed", "from_scratch", "learning_rate", "weight_decay", "epochs")
-        more = ("batch_size", "max_length", "train_examples", "precision")
-        model = self.work.config.name
-        return {"model": model} | {name: self.work.identity[name] for name in (*names, *more)}
+        """What one chooses, of all that decides the result.
+
+        Numbered, since TensorBoard sorts the names and shows the first five.
+        """
+        identity = self.work.identity
+        start = "random" if identity["from_scratch"] else self.work.start_task or "pretrained"
+        chosen = {"task": identity["task"], "start": start}
+        names = ("learning_rate", "epochs", "seed", "batch_size", "max_length", "train_examples")
+        chosen |= {name: identity[name] for name in names}
+        return {f"{number} {name}": value for number, (name, value) in enumerate(chosen.items(), 1)}
 
 
 def by_set(metrics: Metrics) -> dict[str, float]:
