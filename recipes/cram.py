@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the commands of the comparison one after the other; returns the exit code."""
     own, handed_on = split_rest(sys.argv[1:] if words is None else words)
     faults = Faults()
-    settings = parse(Settings, own, faults=faults)
+    settings = parse(Settings, own, faults=faults, manual=__doc__)
     size = GPU if torch.cuda.is_available() else CPU
     comparison = resolve(settings, handed_on, size, faults)
     steps = commands(comparison)

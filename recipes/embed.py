@@ -68,7 +68,7 @@ class Settings:
 def main(words: Sequence[str] | None = None) -> int:
     """Check everything, then go through the input; returns the exit status."""
     faults = Faults()
-    settings = parse(Settings, words, faults=faults)
+    settings = parse(Settings, words, faults=faults, manual=__doc__)
     faults += settings.source.faults()
     if settings.output and (fault := file_fault(settings.output, ENDINGS)):
         faults.append(fault)

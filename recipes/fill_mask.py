@@ -44,7 +44,7 @@ class Settings:
 def main(words: Sequence[str] | None = None) -> int:
     """Load the model, find sentences, print the guesses; returns the exit code."""
     faults = Faults()
-    settings = parse(Settings, words, faults=faults)
+    settings = parse(Settings, words, faults=faults, manual=__doc__)
     faults += sentence_faults(settings.sentences)
     if not settings.sentences and settings.data is None:
         faults.append(f"give sentences with {MASK}, or --data to take held-out ones from")

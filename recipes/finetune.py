@@ -1,8 +1,8 @@
 """Finetune a pretrained encoder on one task with one seed, and write its scores down.
 
-    deepspeed recipes/finetune.py --task rte --checkpoint runs/base --output runs/base/glue
-    deepspeed recipes/finetune.py --train-file mine.csv --dev-file dev.csv --text-columns text \
-        --label-column label --checkpoint runs/base --output runs/base/mine
+    deepspeed --quiet recipes/finetune.py --task rte --checkpoint runs/base --output runs/base/glue
+    deepspeed --quiet recipes/finetune.py --train-file mine.csv --dev-file dev.csv \
+        --text-columns text --label-column label --checkpoint runs/base --output runs/base/mine
 
 Hyper-parameters come from the table of tasks (`tasks/glue_tasks.py`). The score is that of the last
 epoch: no epoch and no seed is picked by looking at the development set.
@@ -50,7 +50,7 @@ from recipes.training.console import shown_measure
 
 def main(words: Sequence[str] | None = None) -> int:
     refused = Faults()
-    settings = parse(Settings, words, faults=refused)
+    settings = parse(Settings, words, faults=refused, manual=__doc__)
     work = resolve(settings, launched_world_size(), refused)
     if settings.dry_run:
         show(work)

@@ -38,7 +38,7 @@ from recipes.tasks.jobs import Job, Slot, run_jobs, slots
 def main(words: Sequence[str] | None = None, script: Path = FINETUNE) -> int:
     own, handed_on = split_rest(sys.argv[1:] if words is None else words)
     refused = Faults()
-    settings = parse(Settings, own, faults=refused)
+    settings = parse(Settings, own, faults=refused, manual=__doc__)
     plan = resolve(settings, handed_on, refused, script)
     places = slots(settings.jobs and min(settings.jobs, len(plan.jobs)))
     if settings.dry_run:

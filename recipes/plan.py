@@ -34,7 +34,7 @@ from recipes.reporting.plan_page import page, record
 def main(words: Sequence[str] | None = None) -> int:
     """Forecast the run on each number of GPUs and print the plan; returns the exit code."""
     faults = Faults()
-    settings = parse(Settings, words, faults=faults)
+    settings = parse(Settings, words, faults=faults, manual=__doc__)
     if settings.simulate:
         return simulate(settings, faults)
     question = resolve(settings, faults)

@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
         UserError: every fault of the settings and inputs, or what stopped the work.
     """
     faults = Faults()
-    settings = parse(Settings, words, faults=faults)
+    settings = parse(Settings, words, faults=faults, manual=__doc__)
     try:
         with explaining(settings.output):
             return prepare(settings, faults)

@@ -1,6 +1,6 @@
 """Masked-language-model pretraining of RapidBERT through DeepSpeed.
 
-    deepspeed recipes/pretrain.py --model rapidbert-base --data data/c4 --output runs/base \
+    deepspeed --quiet recipes/pretrain.py --model rapidbert-base --data data/c4 --output runs/base \
         --deepspeed_config ds_configs/base.json
 
 Started again with the same --output, a run goes on from its newest whole checkpoint. Which
@@ -59,7 +59,7 @@ SHUTDOWN_SECONDS = 30
 
 def main() -> int:
     faults = Faults()
-    settings = parse(Settings, faults=faults)
+    settings = parse(Settings, faults=faults, manual=__doc__)
     run = resolve(settings, settings.rehearsal.gpus or launched_world_size(), faults)
     needed, micro_batch = needed_memory(run), run.plan.micro_batch
     capacity = run.adjustable.gpu_memory_gb

@@ -58,7 +58,7 @@ class Settings:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Find out what the directories hold, write its report and print it; return the exit code."""
-    settings = parse(Settings, words)
+    settings = parse(Settings, words, manual=__doc__)
     directories = [Path(word) for word in settings.directories]
     faults = Faults()
     if not directories:

@@ -49,7 +49,7 @@ class Settings:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Write the tasks and print how many examples they have; returns the exit code."""
-    settings = parse(Settings, words)
+    settings = parse(Settings, words, manual=__doc__)
     counts = write_tasks(
         settings.output,
         python_documents(),

@@ -59,6 +59,7 @@ def parse(
     *,
     program: str | None = None,
     faults: Faults | None = None,
+    manual: str | None = None,
 ) -> Settings:
     """The settings that the words of a command line say.
 
@@ -66,8 +67,8 @@ def parse(
         settings: a frozen dataclass; its docstring describes the command.
         words: those after the program's name; this process's own if not given.
         program: the name that the help shows.
-        faults: takes the values that were refused, whose defaults then stand in the settings, for
-            a command that names what else is wrong beside them.
+        faults: takes the values that were refused; their defaults then stand in the settings.
+        manual: the command's docstring, with examples; the help begins with it.
 
     Raises:
         UserError: unknown and missing options, and without `faults` the values that were refused.
@@ -77,9 +78,10 @@ def parse(
     # The DeepSpeed launcher adds this option; the environment's LOCAL_RANK says the same.
     words = [word for word in words if not word.startswith("--local-rank=")]
     known = dict(_options(settings))
-    wrong = Faults()
-    missing: list[str] = []
-    if not {"-h", "--help"}.intersection(words):
+    wrong, missing = Faults(), list[str]()
+    if helps := not {"-h", "--help"}.isdisjoint(words):
+        print(f"{manual.strip()}\n\n" if manual else "", end="")
+    else:
         words = _readable(words, known, wrong, others=Positional in _kinds(settings))
         # A word for each that is missing, so that the values of the others are looked at as well.
         given = {word.partition("=")[0] for word in words}
@@ -87,13 +89,13 @@ def parse(
         empty = [name for name in missing if f"{name}: is empty" in wrong]
         wrong += [f"{name} is needed" for name in missing if name not in empty]
         words += [f"{name}=?" for name in missing]
-    shown = settings if not {"-h", "--help"}.intersection(words) else _explained(settings)
     result = tyro.cli(
-        shown,
+        _explained(settings) if helps else settings,
         prog=program,
         args=words,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         registry=_registry(),
+        description="" if manual else None,
     )
     refused = [fault for name, fault in _refusals(result) if option(name) not in missing]
     if wrong or faults is None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from recipes.common.errors import UserError
 
@@ -145,8 +148,15 @@ def _value_faults(key: str, value: Any, allowed: Any) -> list[str]:
     return [] if fits else [f"{key} must be {wanted}, got {value!r}"]
 
 
+def expect_device() -> None:
+    """Tell DeepSpeed, before it is imported, that there is no GPU: else it looks, and warns."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def _section_faults(key: str, value: Any) -> list[str]:
     """What DeepSpeed finds wrong with a section that it checks itself."""
+    expect_device()
     import pydantic
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig

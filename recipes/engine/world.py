@@ -15,6 +15,7 @@ import torch.distributed as dist
 from model.megatron import parallel_state
 from model.parallel import initialize_parallel
 from recipes.common.errors import MachineError, Result, UserError, refused
+from recipes.engine.ds_config import expect_device
 from recipes.engine.rendezvous import TIMEOUT, join, launch_environment
 
 
@@ -45,6 +46,7 @@ def initialize_world(tensor_parallel: int = 1) -> World:
         UserError: the world size is not a multiple of `tensor_parallel`.
         MachineError: the others could not be reached within `JOIN_TIMEOUT`.
     """
+    expect_device()
     import deepspeed
 
     # DeepSpeed's and Megatron's own calls, which no user of a recipe can mend.

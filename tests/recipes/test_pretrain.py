@@ -253,11 +253,17 @@ def test_killed_and_started_again_through_the_launcher(data, tmp_path):
     output = tmp_path / "killed"
     options = dict(model="rapidbert-tiny", duration=800, save_every=20)
     command = [
-        *(sys.executable, Path(sys.executable).with_name("deepspeed"), "--num_gpus", "2"),
+        *(
+            sys.executable,
+            Path(sys.executable).with_name("deepspeed"),
+            "--quiet",
+            "--num_gpus",
+            "2",
+        ),
         *("--master_port", str(free_port()), "recipes/pretrain.py"),
         *command_line(data, output, config, **options),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
     def launch() -> subprocess.Popen:
         return subprocess.Popen(
@@ -285,6 +291,8 @@ def test_killed_and_started_again_through_the_launcher(data, tmp_path):
     printed = launcher.communicate(timeout=120)[0].decode()
     assert launcher.returncode == 0, printed
     assert "step   1/100" not in printed
+    assert printed.lstrip().startswith("model: rapidbert-tiny"), "the launchers say nothing"
+    assert "[INFO]" not in printed and "[WARNING]" not in printed
 
     straight = tmp_path / "straight"
     run(2, command_line(data, straight, config, **options))

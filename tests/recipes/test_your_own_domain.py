@@ -53,7 +53,7 @@ def at_toy_size() -> list[list[str]]:
 def follow(place: str, command: list[str]) -> int | None:
     """Run a command in a folder, in this process; returns its exit status."""
     os.chdir(place)
-    starter, script, *words = command
+    starter, script, *words = [word for word in command if word != "--quiet"]  # the launcher's
     assert starter in ("python", "deepspeed")
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     sys.argv = [script, *words]
