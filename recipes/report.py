@@ -5,6 +5,7 @@
     python recipes/report.py runs/scaling/rapidbert-large/*        a scaling sweep
     python recipes/report.py runs/base/glue                        results of finetuning
     python recipes/report.py runs/cram                             a comparison after equal time
+    python recipes/report.py --leaderboard board.json              GLUE against dollars
 
 The directories tell which it is. Runs get `report.html`, one page with everything inside: their
 curves, the scores of finetuning that lie beside them (`glue`, `glue-from-scratch`), the
@@ -34,6 +35,7 @@ from recipes.common.entry import run
 from recipes.common.errors import Faults
 from recipes.common.files import why_no_directory, why_no_file
 from recipes.common.settings import Positional, parse
+from recipes.reporting import leaderboard_page
 from recipes.reporting.kinds import Wanted, report_of
 
 RECORDS = Path("docs/results")
@@ -51,7 +53,8 @@ class Settings:
     the models' directories for a sweep."""
     leaderboard: Path | None = None
     """File that gets a line for each run with scores, shown beside the published ones;
-    leaderboard.json in the report's directory if not given."""
+    leaderboard.json in the report's directory if not given. Without DIRECTORIES the report is of
+    this file alone."""
     records: Path = RECORDS
     """Directory of the benchmarks' records (--output of benchmark.py) that the page shows."""
 
@@ -61,7 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
     settings = parse(Settings, words, manual=__doc__)
     directories = [Path(word) for word in settings.directories]
     faults = Faults()
-    if not directories:
+    if not directories and not settings.leaderboard:
         faults.append("name at least one directory, such as runs/base")
     if settings.output and (refusal := why_no_directory(settings.output)):
         faults.append(f"--output {settings.output}: {refusal}")
@@ -69,6 +72,12 @@ def main(words: Sequence[str] | None = None) -> int:
         faults.append(f"--leaderboard {settings.leaderboard}: {refusal}")
     report = faults.attempt(lambda: report_of(directories)) if directories else None
     faults.stop()
+    if settings.leaderboard and not directories:
+        print(
+            leaderboard_page.write(
+                settings.leaderboard, settings.output or settings.leaderboard.parent
+            )
+        )
     if report:
         # Not at the top of the file: the benchmarks load torch.
         from recipes.benchmarks.record_sections import record_sections

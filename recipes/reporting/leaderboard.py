@@ -78,9 +78,10 @@ def add(path: Path, line: Line) -> None:
 
 
 def with_published(lines: Sequence[Line]) -> list[Line]:
-    """Return the lines with those of the repository's file, what was published first."""
+    """Return the lines, and before them GLUE's of the repository's file, the published ones."""
     own = {line["key"] for line in lines}
-    others = [line for line in read(PUBLISHED) if line["key"] not in own]
+    known = [line for line in read(PUBLISHED) if line.get("benchmark") == "GLUE"]
+    others = [line for line in known if line["key"] not in own]
     return [*others, *lines]
 
 

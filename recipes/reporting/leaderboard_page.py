@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from recipes.reporting.figures import COLORS, in_legend, panels
-from recipes.reporting.html_page import Markup, drawing, folded, joined, listed, paragraph, table
-from recipes.reporting.leaderboard import Line
+from recipes.common.errors import UserError
+from recipes.common.files import write_whole
+from recipes.reporting.figures import COLORS, in_legend, panels, write_png
+from recipes.reporting.html_page import (
+    NOTHING,
+    Markup,
+    Section,
+    document,
+    drawing,
+    folded,
+    joined,
+    listed,
+    paragraph,
+    table,
+)
+from recipes.reporting.leaderboard import Line, read, with_published
+from recipes.reporting.output import make_directory
 from recipes.reporting.runs import finite
-from recipes.reporting.tables import shown
+from recipes.reporting.tables import aligned, markdown, shown
 from recipes.tasks.glue_tasks import TASKS
 
 CAPTION = (
     "GLUE's average against what pretraining cost, finetuning not counted. Hollow points are "
-    "published, filled ones are lines of the file. A point without a published price or duration "
+    "published, filled ones are lines of the file. A point whose source gives no price or duration "
     "stands in the table alone."
 )
 PROTOCOLS = (
@@ -58,12 +73,40 @@ def leaderboard_part(lines: Sequence[Line]) -> Markup:
     return joined(*parts)
 
 
+def write(board: Path, output: Path) -> str:
+    """Write `leaderboard.html`, `.md` and `.png` of a file's lines and the published ones.
+
+    Returns:
+        The table and the page's place, for a console.
+
+    Raises:
+        UserError: there is no such file, or it is no leaderboard.
+    """
+    if not board.is_file():
+        raise UserError(f"--leaderboard {board}: no such file; name a run to begin one")
+    lines = with_published(read(board))
+    make_directory(output)
+    ranked = sorted(lines, key=lambda line: (not compares(line), -line["score"]))
+    rows = [_HEADER, *map(_row, ranked)]
+    title = "GLUE for what pretraining cost"
+    write_png(output / "leaderboard.png", figure([line for line in lines if compares(line)]))
+    sources = [f"- {line['name']}: {line['source']}" for line in ranked if line.get("source")]
+    sources += [f"- {_how(line)}" for line in ranked if line.get("command")]
+    text = [f"# {title}", "", markdown(rows), "", f"{CAPTION} {PROTOCOLS}", "", *sources]
+    text += ["", "![score against cost](leaderboard.png)", ""]
+    write_whole(output / "leaderboard.md", "\n".join(text).encode())
+    page = output / "leaderboard.html"
+    body = [Section("Leaderboard", leaderboard_part(lines))]
+    write_whole(page, document(title, str(board), NOTHING, body))
+    return f"{aligned(rows)}\n\n{page}"
+
+
 _HEADER = ("name", "score", "tasks", "hardware", "hours", "GPU-hours", "dollars")
 
 
 def _row(line: Line) -> tuple[str, ...]:
     published = bool(line.get("published"))
-    missing = "not published" if published else "no GPU"
+    missing = "not given" if published else "no GPU"
     if not published and line.get("hardware") is None:
         missing = "not known"
     tasks = str(line.get("score_name", ""))
@@ -71,7 +114,7 @@ def _row(line: Line) -> tuple[str, ...]:
         f"{line['name']}" + (" (published)" if published else ""),
         f"{line['score']:.1f}",
         tasks,
-        str(line.get("hardware") or ("not published" if published else "not known")),
+        str(line.get("hardware") or ("not given" if published else "not known")),
         shown(finite(line.get("hours")), "{:,.2f}", missing),
         shown(finite(line.get("gpu_hours")), "{:,.2f}", missing),
         shown(finite(line.get("dollars")), "${:,.2f}", missing),

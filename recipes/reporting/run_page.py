@@ -225,7 +225,8 @@ def _losses(runs: Sequence[RecordedRun]) -> Markup:
 
 def _speed(runs: Sequence[RecordedRun]) -> Markup:
     restarts = [
-        f"{run.name}: restarted behind step {restart.step:,}, after {duration(restart.seconds)}"
+        f"{run.name}: restarted after step {restart.step:,} was logged, "
+        f"{duration(restart.seconds)} into the run"
         for run in runs
         for restart in run.restarts
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from recipes import glue
 from recipes.common.errors import UserError
 from recipes.common.locks import LOCK
 from recipes.common.settings import parse
+from recipes.reporting.leaderboard import read
 from recipes.tasks import classification_data, finetune_settings
 from recipes.tasks import jobs as glue_jobs
 from recipes.tasks.finetuning import resolve
@@ -67,6 +69,10 @@ def test_jobs_run_side_by_side_and_dependants_after_mnli(checkpoint, fake, capsy
     assert out.count("\ndone ") + out.startswith("done ") == 6
     assert "average of 4 tasks" in out
     assert (checkpoint / "glue" / "scores.png").stat().st_size > 0
+    [line] = read(checkpoint / "glue" / "leaderboard.json")
+    words = ["--checkpoint", str(checkpoint), *tasks, "--seeds", "2", "--jobs", "3"]
+    assert line["command"].endswith(shlex.join(["python", "recipes/glue.py", *words]))
+    assert sorted(line["tasks"]) == ["cola", "mnli", "qnli", "rte"]
 
 
 def test_two_jobs_share_a_gpu(checkpoint, fake):
@@ -296,3 +302,20 @@ def test_help_says_what_comes_after_the_dashes_and_nothing_of_slurm(capsys):
     shown = capsys.readouterr().out
     assert ended.value.code == 0 and "Options after a bare -- go to recipes/finetune.py" in shown
     assert "--from-scratch" in shown and "array" not in shown
+
+
+def test_a_leaderboard_that_is_none_is_refused_before_any_job(checkpoint, fake, tmp_path):
+    board = tmp_path / "board.json"
+    board.write_text("{")
+    with pytest.raises(UserError, match="no leaderboard"):
+        benchmark(checkpoint, fake, "--tasks", "cola", "--leaderboard", str(board))
+    assert not (checkpoint / "glue").exists()
+
+
+def test_a_control_has_no_line(checkpoint, fake, tmp_path):
+    board = tmp_path / "board.json"
+    words = ("--tasks", "cola", "--seeds", "1", "--leaderboard", str(board))
+    assert benchmark(checkpoint, fake, *words, "--from-scratch") == 0
+    assert not board.exists()
+    assert benchmark(checkpoint, fake, *words) == 0
+    assert len(read(board)) == 1

@@ -14,6 +14,7 @@ from report_scenarios import write_comparison, write_results, write_run
 
 from recipes import report
 from recipes.common.errors import UserError
+from recipes.tasks.glue_tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -133,6 +134,22 @@ def test_a_leaderboard_gets_a_line_for_each_run(tmp_path):
     ]
     for page in (runs[0] / "report.html", runs[1] / "glue" / "scores.html"):
         assert "ModernBERT-base (published)" in page.read_text()
+
+
+def test_a_leaderboard_alone_becomes_a_table_and_a_figure(tmp_path, capsys):
+    board = tmp_path / "board.json"
+    with pytest.raises(UserError, match="no such file"):
+        report.main(["--leaderboard", str(board)])
+    line = {"key": "1", "name": "mine", "score": 84.25, "benchmark": "GLUE"}
+    line |= {"tasks": {task: {} for task in TASKS}, "gpu_hours": 8.0, "dollars": 20.0}
+    board.write_text(json.dumps({"lines": [line]}))
+    assert report.main(["--leaderboard", str(board)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == str(tmp_path / "leaderboard.html")
+    (row,) = [words for words in map(str.split, shown.splitlines()) if words[:1] == ["mine"]]
+    assert row[1] == "84.2" and row[-2:] == ["8.00", "$20.00"]
+    assert "| mine | 84.2 |" in (tmp_path / "leaderboard.md").read_text()
+    assert imread(tmp_path / "leaderboard.png").shape[2] == 4
 
 
 def test_directories_of_two_kinds_have_no_report_in_common(tmp_path):
