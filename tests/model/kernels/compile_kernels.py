@@ -19,15 +19,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
+from triton.backends.nvidia.compiler import CUDABackend, get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from model.kernels import operations as ops
+from model.kernels import norm_dropout, residual_norm
 from model.kernels.attention import attention
 
 SIZES = ((768, 12, 3072), (1024, 16, 4096), (1792, 28, 7168))
@@ -126,67 +128,138 @@ def compiling(capability: int) -> Iterator[list[Code]]:
     plain_run = JITFunction.run
 
     def compile_only(self, *arguments, grid, warmup, **options) -> None:
+        once = signature(self, bound_arguments(self, arguments, options), options)
+        if once in seen:
+            return
+        seen.add(once)
         self.device_caches.clear()  # they are by device, whatever its capability
         compiled = plain_run(self, *arguments, grid=grid, warmup=True, **options)
-        if compiled.asm["ptx"] not in seen:
-            seen.add(compiled.asm["ptx"])
-            found.append(code_of(self.fn.__name__, compiled, capability))
+        found.append(code_of(self.fn.__name__, compiled, capability))
 
     driver.set_active(NoDriver(capability))
-    JITFunction.run = compile_only  # type: ignore[method-assign]
-    try:
+    # `code_of` assembles the PTX itself: once is enough.
+    with (
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(CUDABackend, "make_cubin", lambda *_: b""),
+        mock.patch.object(residual_norm, "multiprocessors", lambda _: 132),
+        mock.patch.object(norm_dropout, "multiprocessors", lambda _: 132),
+    ):
         yield found
-    finally:
-        JITFunction.run = plain_run  # type: ignore[method-assign]
+
+
+def signatures() -> set[str]:
+    """Of all kernels that are compiled here."""
+    found: set[str] = set()
+
+    def look(self, *arguments, grid, warmup, **options) -> None:
+        found.add(signature(self, bound_arguments(self, arguments, options), options))
+
+    with (
+        mock.patch.object(JITFunction, "run", look),
+        mock.patch.object(residual_norm, "multiprocessors", lambda _: 132),
+        mock.patch.object(norm_dropout, "multiprocessors", lambda _: 132),
+    ):
+        launch_all()
+    return found
+
+
+def bound_arguments(
+    kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> dict[str, Any]:
+    """The values of a launch by the names of the kernel's arguments."""
+    bound = dict(zip(kernel.arg_names, arguments, strict=False))
+    return bound | {key: value for key, value in options.items() if key in kernel.arg_names}
+
+
+_TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+_TYPES |= {torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
+
+
+def signature(kernel: Any, bound: dict[str, Any], options: dict[str, Any]) -> str:
+    """Write what Triton compiles a kernel apart for: types, what is constant, and options."""
+    parts = []
+    for parameter in kernel.params:
+        value = bound[parameter.name]
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr:
+            text = str(value)
+        elif isinstance(value, torch.Tensor):
+            text = f"*{_TYPES.get(value.dtype, value.dtype)}"
+        elif isinstance(value, int):
+            text = "1" if value == 1 and special else "i32"
+            text += " by 16" if value % 16 == 0 and special else ""
+        else:
+            text = "None" if value is None else "fp32"
+        parts.append(f"{parameter.name}={text}")
+    rest = {key: value for key, value in options.items() if key not in bound}
+    parts += [f"{key}={value}" for key, value in sorted(rest.items())]
+    return f"{kernel.fn.__name__}({', '.join(parts)})"
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.zeros(*shape, dtype=dtype, requires_grad=True)
+    return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=True)
+
+
+TOKENS, SEQUENCES = 4096, 32
+"""Multiples of 16, as in training: Triton compiles other numbers apart."""
 
 
 def attend(
     max_length: int, heads: int = 12, *, alibi: bool = True, dtype: torch.dtype = torch.bfloat16
 ) -> None:
     """Attention and its gradient."""
-    tokens = 64
-    offsets = torch.tensor([0, tokens], dtype=torch.int32)
-    slopes = torch.ones(heads) if alibi else None
-    qkv, bias = leaf(tokens, heads, 3, 64, dtype=dtype), leaf(heads * 3 * 64, dtype=dtype)
+    offsets = torch.empty(SEQUENCES + 1, dtype=torch.int32, device="meta")
+    slopes = torch.ones(heads, device="meta") if alibi else None
+    qkv, bias = leaf(TOKENS, heads, 3, 64, dtype=dtype), leaf(heads * 3 * 64, dtype=dtype)
     attention(qkv, offsets, slopes, max_length, bias).sum().backward()
 
 
-def around(width: int, inner: int, dropout: float) -> None:
-    """The operations between the matmuls, and their gradients."""
-    tokens = 64
-    keys = torch.zeros(tokens, dtype=torch.long)
-    norm = nn.LayerNorm(width, dtype=torch.bfloat16)
-    x, residual = leaf(tokens, 1, width), leaf(tokens, 1, width)
-    one, two = ops.residual_norm(x, leaf(width), residual, norm, dropout, keys, 1, "triton")
-    (one + two).sum().backward()
-    ops.gated_gelu(leaf(tokens, 1, 2 * inner), dropout, keys, 1, 0, "triton").sum().backward()
-    for bias in (leaf(width), None):
-        ops.norm_dropout(x, bias, norm, dropout, keys, 0, "triton").sum().backward()
-    ops.dropout(x, 0.1, keys, 0, "triton")
+def norm(width: int, dropout: float, *, both: bool = True) -> None:
+    """A residual sum with its norm, and the gradient; of the last layer one output is used."""
+    keys = torch.empty(TOKENS, dtype=torch.long, device="meta")
+    layer = nn.LayerNorm(width, dtype=torch.bfloat16, device="meta")
+    x, residual = leaf(TOKENS, 1, width), leaf(TOKENS, 1, width)
+    one, two = ops.residual_norm(x, leaf(width), residual, layer, dropout, keys, 1, "triton")
+    (one + two if both else one).sum().backward()
+
+
+def around(width: int, inner: int) -> None:
+    """The other operations between the matmuls, and their gradients."""
+    keys = torch.empty(TOKENS, dtype=torch.long, device="meta")
+    ops.gated_gelu(leaf(TOKENS, 1, 2 * inner), 0.1, keys, 1, 0, "triton").sum().backward()
+    ops.dropout(leaf(TOKENS, width), 0.1, keys, 0, "triton").sum().backward()
+    layer = nn.LayerNorm(width, dtype=torch.bfloat16, device="meta")
+    for bias in (leaf(width), None):  # BERT adds its own before the positions
+        ops.norm_dropout(leaf(TOKENS, width), bias, layer, 0.1, keys, 0, "triton").sum().backward()
+
+
+def launch_all() -> None:
+    """Launch each kernel that a GPU is to take."""
+    for max_length in (32, 64, 128, 256):
+        attend(max_length)
+    for max_length in (128, 256):
+        attend(max_length, alibi=False)
+        attend(max_length, dtype=torch.float32)
+    for width, heads, inner in SIZES:
+        attend(128, heads)
+        around(width, inner)
+        norm(width, 0.1)
+        norm(width, 0.0)
+        norm(width, 0.0, both=False)
+        if width < SIZES[-1][0]:  # BERT, which drops there, too
+            norm(width, 0.1, both=False)
+    labels = torch.empty(TOKENS, dtype=torch.long, device="meta")
+    ops.cross_entropy(leaf(TOKENS, 30528), labels, -100, "triton").backward()
+    real = torch.empty((), dtype=torch.int32, device="meta")
+    for dtype in (torch.bfloat16, torch.float32):
+        for rows in (512, 30528, 40960):  # 40,960 ids do not fit 16 bits
+            table = leaf(rows, 768, dtype=dtype)
+            ops.embedding(table, labels, real, "triton").sum().backward()
 
 
 def main() -> None:
     with compiling(int(sys.argv[1])) as found:
-        for max_length in (32, 64, 128, 256):
-            attend(max_length)
-        for max_length in (128, 256):
-            attend(max_length, alibi=False)
-            attend(max_length, dtype=torch.float32)
-        for width, heads, inner in SIZES:
-            attend(128, heads)
-            around(width, inner, 0.1)
-        around(*SIZES[0][::2], 0.0)
-        labels = torch.zeros(64, dtype=torch.long)
-        ops.cross_entropy(leaf(64, 30528), labels, -100, "triton").backward()
-        real = torch.tensor(60, dtype=torch.int32)
-        for dtype in (torch.bfloat16, torch.float32):
-            for rows in (512, 30528, 40960):  # 40,960 ids do not fit 16 bits
-                table = leaf(rows, 768, dtype=dtype)
-                ops.embedding(table, labels, real, "triton").sum().backward()
+        launch_all()
     for code in found:
         print(json.dumps(asdict(code)), flush=True)
 
