@@ -1,12 +1,13 @@
-"""A GPU that is not there: what a training step would launch on it, and the bytes that it would move.
+"""A GPU that is not there: what a training step would launch on it, and the bytes it would move.
 
-Tensors are torch's fake ones: they have a shape, a dtype and the device "cuda", and no memory. All of
-the recipe and of DeepSpeed runs as it is. Replaced are
+Tensors are torch's fake ones: they have a shape, a dtype and the device "cuda", and no memory. All
+of the recipe, of DeepSpeed and of torch's AdamW runs as it is. Replaced are
 
     the launch of a Triton kernel       its arguments are checked and counted, nothing is computed
     scaled_dot_product_attention        the operator that a GPU takes where there is a mask
     reading a number from the device    counted as a wait; the answer is 1, or False
     torch.cuda.Event, get_device_properties, DeepSpeed's names of the device
+    DeepSpeed's see_memory_usage        it collects garbage
     Module.to and the like              torch's own cannot exchange fake parameters
 
 Bytes are counted by formula: what an operation is given is read once, what it changes or returns is
@@ -55,6 +56,7 @@ _aten = torch.ops.aten
 # They only make a tensor that looks at memory, or memory.
 _FREE = {"_unsafe_view", "lift_fresh", "empty", "new_empty", "empty_like", "empty_strided"}
 _FREE |= {"new_empty_strided", "_is_mkldnn_fp16_supported", "_reshape_alias"}
+_FREE |= {"_record_function_enter_new", "_record_function_exit"}
 # What they change they do not read.
 _OVERWRITING = {"zero_", "fill_", "copy_", "bernoulli_"}
 # Of their first tensor they read as much as they return.
@@ -324,7 +326,6 @@ def fake_gpu() -> Iterator[Counting]:
             (accelerator, "device_name", lambda index=None: "cuda" if index is None else "cuda:0"),
             (accelerator, "current_device_name", lambda: "cuda:0"),
             (accelerator, "current_device", lambda: 0),
-            # It collects garbage, which takes longer than all the rest.
             (bf16_optimizer, "see_memory_usage", lambda *_, **__: None),
         ):
             stack.enter_context(mock.patch.object(place, name, replacement))

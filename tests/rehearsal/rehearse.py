@@ -149,10 +149,10 @@ def rehearse(counting: Any, case: Case) -> Step:
     from recipes.common.errors import Faults
     from recipes.engine.batch_plan import BatchPlan
     from recipes.engine.ds_config import precision, read_config
-    from recipes.engine.engine import build_engine
+    from recipes.engine.engine import build_engine, set_learning_rate, update_weights
     from recipes.engine.kernel_choice import KernelChoice
     from recipes.engine.world import World
-    from recipes.training.step import train_step
+    from recipes.training.step import GlobalBatch, compute_gradients
     from recipes.training.stragglers import RankTimes
 
     config = read_config(REPOSITORY / f"ds_configs/{case.config}.json")
@@ -171,7 +171,10 @@ def rehearse(counting: Any, case: Case) -> Step:
     if model.positions == "alibi":
         slopes_on(DEVICE, model.num_heads, 0, model.num_heads)  # kept by the first step of a run
     counting.counts = Counts()
-    train_step(engine, batches, counts, 1e-3, seed=17, step=0, times=RankTimes(world))
+    set_learning_rate(engine, 1e-3)
+    batch = GlobalBatch(batches, counts, {}, 0.0)
+    compute_gradients(engine, batch, seed=17, step=0, times=RankTimes(world))
+    update_weights(engine)
     counted, counting.counts = counting.counts, Counts()
     made = [key for key in counted.operations if key[1].endswith("._init_group")]
     for key in made:

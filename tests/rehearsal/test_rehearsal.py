@@ -15,6 +15,8 @@ from fake_gpu import DEVICE, _check_grid, _check_tensor
 from pretrain_scenarios import run_world, values
 from rehearse import BUDGET, CASES, Case, differences, rehearsal, rehearse
 
+pytestmark = pytest.mark.slow
+
 CASE = Case("rapidbert-base", "base", 128, 2)
 """The one that strays are put into."""
 
