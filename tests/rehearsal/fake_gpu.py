@@ -149,7 +149,8 @@ class Counting(TorchDispatchMode):
             keywords["device"] = DEVICE  # formulas of gradients in C++ see the tensor inside
         place, line = self.place()
         if torch.is_grad_enabled():
-            self._forward[torch._C._autograd._get_sequence_nr() - 1] = place, line
+            # The first one after the making of a node is the node's; later ones may make none.
+            self._forward.setdefault(torch._C._autograd._get_sequence_nr() - 1, (place, line))
         name = function.overloadpacket.__name__
         if name == "_local_scalar_dense":
             if arguments[0].device.type == "cuda":
