@@ -28,8 +28,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from model.kernels import operations as ops
 from model.kernels import norm_dropout, residual_norm
+from model.kernels import operations as ops
 from model.kernels.attention import attention
 
 SIZES = ((768, 12, 3072), (1024, 16, 4096), (1792, 28, 7168))
