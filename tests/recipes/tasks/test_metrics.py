@@ -1,4 +1,6 @@
+import ast
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,3 +81,15 @@ def test_rmse_is_in_the_units_of_the_labels():
 def test_predictions_that_cannot_be_scored_are_refused(predictions, labels, message):
     with pytest.raises(ValueError, match=message):
         compute(("pearson",), predictions, labels)
+
+
+def test_no_job_waits_for_the_metrics_libraries_of_others():
+    """They take a second or more to import; functions import them."""
+    for path in (Path(__file__).parents[3] / "recipes" / "tasks").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in getattr(node, "names", ())]
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not {name.split(".")[0] for name in names} & {"scipy", "seqeval", "sklearn"}, (
+                path
+            )
