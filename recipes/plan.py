@@ -38,7 +38,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if settings.simulate:
         return simulate(settings, faults)
     question = resolve(settings, faults)
-    found = [faults.attempt(partial(forecast, question, count)) for count in settings.hardware.gpus]
+    counts = dict.fromkeys(settings.hardware.gpus)
+    found = [faults.attempt(partial(forecast, question, count)) for count in counts]
     faults.stop()
     forecasts = [each for each in found if each is not None]
     print(page(question, forecasts))

@@ -16,8 +16,8 @@ from recipes.training import settings as training
 
 BATCH_KEY = "train_batch_size"
 MICRO_BATCH_KEY = "train_micro_batch_size_per_gpu"
-JOBS = {"rapidbert-base": "pretrain_base", "rapidbert-large": "pretrain_large"}
-"""Scripts in slurm/ by the model that they train unless told otherwise."""
+JOBS = ("rapidbert-base", "rapidbert-large")
+"""Models that a script in slurm/ trains unless it is told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def config_for(question: Question, plan: BatchPlan) -> Config:
 def job_line(question: Question, plan: BatchPlan) -> str:
     """Return the sbatch line of the run on so many GPUs."""
     model, config = question.model.name, config_for(question, plan)
-    script = JOBS.get(model, "pretrain_base" if model.endswith("base") else "pretrain_large")
+    script = "pretrain_large" if model.endswith(("large", "xl")) else "pretrain_base"
     settings = {}
     if model not in JOBS:
         settings["MODEL"] = model

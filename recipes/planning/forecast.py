@@ -103,7 +103,7 @@ def forecast(question: Question, gpus: int) -> Forecast:
     largest = largest_micro_batch(question, gpus, question.memory_gb)
     if not largest:
         raise UserError(
-            f"{gpus} GPUs: not one sequence fits into {question.memory_gb:g} GB: "
+            f"{gpus} GPU{'s' * (gpus != 1)}: not one sequence fits into {question.memory_gb:g} GB: "
             f"{memory(question, gpus, 1)}; {what_would_fit(question, gpus)}"
         )
     try:

@@ -74,7 +74,7 @@ def simulate(question: Question) -> Simulation:
     Raises:
         UserError: everything that does not fit, at once.
     """
-    faults, gpus = Faults(), question.settings.hardware.gpus
+    faults, gpus = Faults(), sorted(set(question.settings.hardware.gpus))
     batch = question.global_batch
 
     def predicted(batches: dict[int, int]) -> list[Forecast]:
@@ -89,9 +89,7 @@ def simulate(question: Question) -> Simulation:
     growing = predicted({count: per_gpu * count for count in gpus})
     if any(each.times is None for each in growing):
         faults.append(f"{question.config_path}: no times for fp32, nothing to draw")
-    if faults:
-        faults[:] = list(dict.fromkeys(faults))
-        faults.stop()
+    faults.stop()
     return Simulation(question, constant, growing)
 
 
@@ -103,6 +101,7 @@ def write(questions: Sequence[Question], output: Path) -> str:
     """
     faults = Faults()
     found = [faults.attempt(partial(simulate, question)) for question in questions]
+    faults[:] = list(dict.fromkeys(faults))  # of several models the same
     faults.stop()
     simulations = [each for each in found if each is not None]
     make_directory(output)
@@ -114,9 +113,13 @@ def write(questions: Sequence[Question], output: Path) -> str:
     write_whole(path.with_suffix(".json"), content.encode())
     files = "\n".join(str(path.with_suffix(suffix)) for suffix in (".png", ".md", ".json"))
     tables = [
-        f"{heading(each.question)}\n\n"
-        f"{markdown(forecast_table(each.question, each.planned), to_the_right=True)}\n\n"
-        + "\n".join(recommendation(each.planned))
+        "\n\n".join(
+            [
+                heading(each.question),
+                markdown(forecast_table(each.question, each.planned), to_the_right=True),
+                *recommendation(each.planned),
+            ]
+        )
         for each in simulations
     ]
     return "\n\n".join([*tables, files])
@@ -245,7 +248,8 @@ def _draw_cost(axes: Axes, each: Simulation) -> None:
             place = (4, 4 if found is each.planned else -12)
             axes.annotate(str(one.gpus), (x, y), place, textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    if each.question.gpu.dollars_per_hour:
+        axes.set_yscale("log")
     axes.set_xlabel(f"hours to {length}; at each point the GPUs")
     axes.set_ylabel("dollars")
     for axis in (axes.xaxis, axes.yaxis):

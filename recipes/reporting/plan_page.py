@@ -205,7 +205,8 @@ def _assumptions(question: Question, tabulated: bool) -> list[str]:
         f"{low.link_share:.0%} to {high.link_share:.0%}. The waiting is what is known least: "
         "the step times of a run on two nodes beside one tell yours.",
         "Left out: input that is too slow, evaluation, checkpoints (below 0.5% as measured on a "
-        "CPU), restarts. Efficiency: tokens/s per GPU against one node, same global batch.",
+        "CPU), restarts. Hours and dollars stretch as a step does. Efficiency: tokens/s per GPU "
+        "against one node, same global batch.",
         f"The paper's own numbers differ: {'; '.join(inconsistencies())}.",
     ]
     return lines

@@ -16,6 +16,7 @@ from recipes.reporting.plan_page import explanation, heading, notes
 def test_the_page_says_what_the_json_says(tmp_path, capsys):
     output = tmp_path / "plan.json"
     words = ["--model", "rapidbert-large", "--gpu", "h200", "--json", str(output)]
+    words += ["--gpus", "8", "16", "32", "64", "128", "200", "8"]  # once is enough
     assert plan.main([*words, "--record", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     content = json.loads(output.read_text())
@@ -61,7 +62,7 @@ def test_every_number_of_gpus_that_is_too_small_or_too_large_is_named(tmp_path):
     with pytest.raises(UserError) as caught:
         words = ["--gpus", "1", "5000", "--gpu-memory-gb", "7", "--record", str(tmp_path)]
         plan.main(["--model", "rapidbert-large", *words])
-    assert "1 GPUs: not one sequence fits" in caught.value.faults[0]
+    assert "1 GPU: not one sequence fits" in caught.value.faults[0]
     assert "4096 / 5000 ranks" in caught.value.faults[1]
     assert (
         "Set train_batch_size to 5000 or use 4505 ranks. (--global-batch"

@@ -153,7 +153,7 @@ def test_what_would_fit_is_said(tmp_path):
     with pytest.raises(UserError) as caught:
         forecast(asked, 1)
     said = str(caught.value)
-    assert "1 GPUs: not one sequence fits into 15 GB" in said
+    assert "1 GPU: not one sequence fits into 15 GB" in said
     assert "it fits on a100-40, a100-80, h100, h200, b200" in said
     config = {"train_batch_size": 4096, "train_micro_batch_size_per_gpu": 1}
     config |= {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}

@@ -66,6 +66,14 @@ def test_nothing_is_drawn_of_what_cannot_be(tmp_path):
     config = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8}
     with pytest.raises(UserError, match="no times for fp32"):
         simulate(question(tmp_path, config=config))
-    with pytest.raises(UserError, match="4096 / 5000 ranks"):
+    with pytest.raises(UserError, match="4096 / 5000 ranks") as caught:
         plan.main(["--simulate", "--gpus", "5000", "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+    assert len(set(caught.value.faults)) == len(caught.value.faults) == 1
+
+
+def test_gpus_that_cost_nothing_are_drawn(tmp_path, recwarn):
+    words = ("--price-per-gpu-hour", "0", "--gpus", "16", "8")
+    drawn = figure([simulate(question(tmp_path, *words))])
+    assert list(drawn.axes[0].get_lines()[1].get_xdata()) == [8, 16]
+    assert drawn.axes[2].get_yscale() == "linear" and not recwarn.list
