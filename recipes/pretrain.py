@@ -52,7 +52,7 @@ from recipes.training.progress import check_ending, on_skipped
 from recipes.training.run import Run, resolve
 from recipes.training.run_description import describe
 from recipes.training.settings import Settings
-from recipes.training.step import GlobalBatch, compute_gradients, fetch, training_batches
+from recipes.training.step import compute_gradients, fetch, training_batches
 
 SHUTDOWN_SECONDS = 30
 
@@ -97,16 +97,10 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
     if world.rank == 0 and done.step:
         where = "finished already" if budget.spent else f"resumed at step {done.step}"
         print(f"{where}, {done.sequences:,} sequences so far")
-    batches = training_batches(run, world, done.step)
+    batches, micro = training_batches(run, world, done.step), run.plan.accumulation
     status = None
     with Bookkeeping(run, world, engine, checkpoints, watchdog, done) as books:
-
-        def following() -> GlobalBatch | None:
-            if budget.spent:
-                return None
-            return fetch(batches, run.plan.accumulation, books.asked(requests), world)
-
-        coming = following()
+        coming = None if budget.spent else fetch(batches, micro, books.asked(requests), world)
         while coming and status is None:
             batch = coming
             books.begin_step(done)
@@ -116,7 +110,8 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
             loss = compute_gradients(
                 micro_steps, batch, seed=seed, step=done.step, times=books.times
             )
-            coming = following()  # while the device computes
+            # While the device computes:
+            coming = None if budget.spent else fetch(batches, micro, books.asked(requests), world)
             update = update_weights(engine)
             done = books.count(done, batch.counts, update, batch.waited)
             if not update.applied:
