@@ -64,7 +64,8 @@ setup() {
   { "${install[@]}" "$torch" && "${install[@]}" -c constraints.txt "${packages[@]}"; } \
     2> >(grep -v '^WARNING: Location' >&2)
   # pip would do it on one core; what cannot be compiled is no module of ours.
-  "$python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >/dev/null 2>&1 || true
+  "$python" -m compileall -q -j 0 -x '/(tests?|testing|transformers/models)/' \
+    "$venv"/lib/python*/site-packages >/dev/null 2>&1 || true
   printf '%s\n' "$wanted" >"$stamp"
 }
 
@@ -196,7 +197,7 @@ demo() {
     -- "${finetuning[@]}"
   catch_up
   say "5/5  the report, and the model in plain transformers" 12
-  behind env HF_HUB_OFFLINE=1 "$python" -c "$(in_transformers "$output/export")"
+  behind env HF_HUB_OFFLINE=1 TQDM_DISABLE=1 "$python" -c "$(in_transformers "$output/export")"
   "$python" recipes/report.py "$output"
   printf '\nIn Python, with transformers alone:\n\n'
   in_transformers "$output/export" | sed 's/^/    /'
@@ -222,7 +223,7 @@ in_transformers() {
   cat <<END
 from transformers import pipeline
 fill = pipeline("fill-mask", "$1", trust_remote_code=True)
-for guess in fill("if the file does not [MASK], an error is raised.", top_k=3):
+for guess in fill("return [MASK] if the file exists.", top_k=3):
     print(f"{guess['score']:.0%}", guess["sequence"])
 END
 }

@@ -8,6 +8,7 @@ import codecs
 import locale
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -17,6 +18,23 @@ def _is_command() -> bool:
         return any(word.startswith(f"{__name__}.") for word in sys.orig_argv)
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     return script is not None and Path(script).resolve().is_relative_to(Path(__file__).parent)
+
+
+def _check_python() -> None:
+    """End a command, with what to do, in a Python that cannot run it."""
+    if sys.version_info < (3, 11):  # noqa: UP036  (who starts it is not asked by pip)
+        fault = f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}"
+    elif find_spec("tyro") is None:  # one of what `./run.sh setup` installs
+        fault = "the packages that RapidBERT needs are not installed in this Python"
+    else:
+        return
+    if _is_command():
+        print(
+            f"error: {fault} ({sys.executable}); in {Path(__file__).resolve().parents[1]}, "
+            "./run.sh setup makes an environment, and source .venv/bin/activate leads into it",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 def _start_in_utf8_mode() -> None:
@@ -30,4 +48,5 @@ def _start_in_utf8_mode() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+_check_python()
 _start_in_utf8_mode()

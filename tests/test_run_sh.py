@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,22 @@ def test_the_demo_at_its_smallest(checkout):
         assert (run / path).stat().st_size > 0
     assert "finished 10 steps, 160 sequences" in ended.stdout
     assert "tensorboard --logdir runs" in ended.stdout
+    assert re.search(r"^\d+% return .* if the file exists", ended.stdout, re.M), "transformers"
+    assert (run / "report.html").stat().st_size > 0 and f"{run.name}/report.html" in ended.stdout
+    assert (run / "glue-from-scratch" / "scores.md").stat().st_size > 0
+    said = ended.stdout + ended.stderr
+    assert "[INFO]" not in said and "no MFU" not in said and "[WARNING]" not in said
+
+
+def test_what_runs_beside_ends_the_demo_when_it_fails(tmp_path):
+    """`behind` and `catch_up` alone: what the one beside said is seen, and its status counts."""
+    text = (ROOT / "run.sh").read_text()
+    helpers = text[text.index("behind() {") : text.index("command=${1:-demo}")]
+    script = f"set -euo pipefail\n{helpers}\nbehind bash -c 'echo said; exit $1' _ $1\n"
+    script += "echo before\ncatch_up\necho after\n"
+    for status, printed in (("0", "before\nsaid\nafter\n"), ("3", "before\nsaid\n")):
+        ended = subprocess.run(["bash", "-c", script, "_", status], capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout) == (int(status), printed)
 
 
 def test_an_unknown_command_is_refused(checkout):

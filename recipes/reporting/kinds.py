@@ -68,6 +68,12 @@ def report_of(directories: Sequence[Path]) -> Report:
     )
 
 
+def _within(directory: Path) -> str:
+    """A hint at runs that are one level below."""
+    found = sorted(path.parent for path in directory.glob(f"*/{LOG_NAME}"))
+    return f". There are runs in it: {', '.join(map(str, found[:5]))}" if found else ""
+
+
 def _kind(directory: Path) -> str:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
@@ -80,6 +86,7 @@ def _kind(directory: Path) -> str:
     raise UserError(
         f"{directory}: no {CONFIG_NAME}, so no run of recipes/pretrain.py; no results "
         "(files <task>-seed<k>.json) of recipes/glue.py; no runs of recipes/cram.py"
+        + _within(directory)
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from dataclasses import dataclass
 
 from recipes.common.errors import UserError
@@ -223,5 +224,9 @@ def find_task(name: str) -> Task:
         hint = f"; did you mean {near[0]}?" if near else ""
         if key == "wnli":  # near other names, but no misspelling of theirs
             hint = "; WNLI is left out, as in the paper"
+        if "," in name:
+            hint = (
+                f"; spaces stand between several: {' '.join(re.split('[, ]+', name.strip(', ')))}"
+            )
         raise UserError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}{hint}")
     return TASKS[key]

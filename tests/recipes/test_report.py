@@ -165,3 +165,9 @@ def test_directories_of_two_kinds_have_no_report_in_common(tmp_path):
     comparisons = [write_comparison(tmp_path / name) for name in "ab"]
     with pytest.raises(UserError, match="one report is of one comparison"):
         report.main([str(path) for path in comparisons])
+
+
+def test_a_directory_above_runs_names_them(tmp_path):
+    write_run(tmp_path / "runs" / "mine")
+    with pytest.raises(UserError, match=r"There are runs in it: .*runs/mine$"):
+        report.main([str(tmp_path / "runs")])

@@ -134,3 +134,13 @@ def test_every_command_sees_to_utf8_before_it_imports_libraries(recipe):
     ours = next(i for i, line in enumerate(imports) if line.split()[1].startswith("recipes"))
     for line in imports[:ours]:
         assert line.split()[1].partition(".")[0] in (*sys.stdlib_module_names, "__future__"), line
+
+
+def test_a_python_without_the_packages_is_told_where_they_are():
+    for command in ("report.py", "pretrain.py", "plan.py"):
+        ended = subprocess.run(
+            [sys.executable, "-S", f"recipes/{command}"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert ended.returncode == 2
+        assert "not installed in this Python" in ended.stderr
+        assert "./run.sh setup" in ended.stderr and "Traceback" not in ended.stderr

@@ -72,3 +72,8 @@ def test_an_unknown_task_is_told_all_and_the_nearest(name, hint):
     with pytest.raises(UserError, match=hint) as error:
         find_task(name)
     assert all(known in str(error.value) for known in TASKS)
+
+
+def test_commas_between_tasks_are_told_to_be_spaces():
+    with pytest.raises(UserError, match="spaces stand between several: cola rte$"):
+        find_task("cola,rte")
