@@ -286,14 +286,18 @@ def best_plan(global_batch: int, largest: int, gpus: int) -> BatchPlan:
     Raises:
         UserError: there are more GPUs than sequences.
     """
-    rounded = plan_batches(global_batch, largest, gpus)
-    # Its micro-batch becomes the limit in the JSON, from which pretraining cuts the batch anew.
-    while (again := plan_batches(global_batch, rounded.micro_batch, gpus)) != rounded:
-        rounded = again
     share, rest = divmod(global_batch, gpus)
-    if rest or not share:
-        return rounded
-    micro_batch = max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
-    if 2 * micro_batch <= rounded.micro_batch:
-        return rounded
-    return BatchPlan(global_batch, micro_batch, share // micro_batch, gpus)
+    even = None
+    if share and not rest:
+        size = max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
+        even = BatchPlan(global_batch, size, share // size, gpus)
+    try:
+        rounded = plan_batches(global_batch, largest, gpus)
+        # Its micro-batch becomes the limit in the JSON, from which pretraining cuts the batch anew.
+        while (again := plan_batches(global_batch, rounded.micro_batch, gpus)) != rounded:
+            rounded = again
+    except UserError:  # three sequences in twos would be two
+        if even is None:
+            raise
+        return even
+    return even if even and 2 * even.micro_batch > rounded.micro_batch else rounded

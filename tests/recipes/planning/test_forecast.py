@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from plan_scenarios import question, write_record
 
@@ -22,6 +22,8 @@ from recipes.planning.memory import check_fit
 
 
 @given(st.integers(1, 5000), st.integers(1, 600), st.integers(1, 64))
+@example(3, 2, 1)
+@example(929, 104, 1)
 def test_no_larger_micro_batch_fits_and_cuts_evenly(share, largest, gpus):
     made = best_plan(share * gpus, largest, gpus)
     assert made.micro_batch <= largest

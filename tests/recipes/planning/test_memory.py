@@ -29,7 +29,6 @@ from model.parallel import initialize_parallel
 from recipes.common.errors import UserError
 from recipes.corpus.token_shards import MANIFEST_NAME
 from recipes.engine.batch_plan import BatchPlan, plan_batches
-from recipes.engine.engine import update_weights
 from recipes.engine.world import shut_down
 from recipes.planning import memory
 from recipes.planning.memory import MemoryEstimate
@@ -167,7 +166,7 @@ def states(settings: Settings) -> tuple[int, int, int]:
     places = (batch.masked_positions, batch.labels)
     loss = engine(batch.input_ids, batch.sequence_offsets, length, *places)
     engine.backward(loss, scale_wrt_gas=False)
-    update_weights(engine)
+    engine.step()  # ends a micro-batch, not the step
     weights = sum(p.numel() * p.element_size() for p in engine.module.parameters())
     optimizer = engine.optimizer
     gradients = sum(p.grad.nbytes for p in engine.module.parameters() if p.grad is not None)
