@@ -31,6 +31,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 
     import recipes  # noqa: F401  (first: it sees to UTF-8)
 
+from recipes.benchmarks.record_sections import record_sections
 from recipes.common.entry import run
 from recipes.common.errors import Faults
 from recipes.common.files import why_no_directory, why_no_file
@@ -79,9 +80,6 @@ def main(words: Sequence[str] | None = None) -> int:
             )
         )
     if report:
-        # Not at the top of the file: the benchmarks load torch.
-        from recipes.benchmarks.record_sections import record_sections
-
         sections = partial(record_sections, settings.records)
         print(report(Wanted(directories, settings.output, settings.leaderboard, sections)))
     return 0

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from recipes.benchmarks.mode import mode_of
 from recipes.benchmarks.presentation import where
-from recipes.benchmarks.records import Json
 from recipes.reporting.figures import in_style
 from recipes.reporting.html_page import (
     Markup,
@@ -73,7 +71,7 @@ def _part(directory: Path, shown: Shown) -> Markup:
             command(f"python recipes/benchmark.py {shown.mode} --output {directory}"),
         )
     try:
-        content: Json = json.loads(path.read_bytes())
+        content: dict[str, Any] = json.loads(path.read_bytes())
         return joined(heading, _measured(path, content, shown))
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         # A record of another version is anything; the page is made without it.
@@ -82,7 +80,10 @@ def _part(directory: Path, shown: Shown) -> Markup:
 
 
 @in_style
-def _measured(path: Path, content: Json, shown: Shown) -> Markup:
+def _measured(path: Path, content: dict[str, Any], shown: Shown) -> Markup:
+    # Not at the top of the file: it loads torch, for a page that may have no record.
+    from recipes.benchmarks.mode import mode_of
+
     mode = mode_of(shown.mode)
     missing = {**content.get("not_run", {}), **content.get("failures", {})}
     lines = [f"{what}: {why}" for what, why in missing.items()]

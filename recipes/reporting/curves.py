@@ -75,7 +75,7 @@ def throughput_figure(runs: Sequence[RecordedRun]) -> Figure:
     """Draw tokens per second, utilisation and what is lost, over wall time, restarts marked."""
     time = wall_time(runs)
     logged = [row for row in _SPEEDS if any(run.has(row[0]) for run in runs)]
-    rows = -(-len(logged) // 2)
+    rows = max(1, -(-len(logged) // 2))
     figure, grid = panels(rows, 2, "Throughput over time", size=(9, 1.2 + 2.4 * rows))
     cells = [axes for row in grid for axes in row]
     for axes, (key, title, percent) in zip(cells, logged, strict=False):
@@ -91,6 +91,9 @@ def throughput_figure(runs: Sequence[RecordedRun]) -> Figure:
             _mark_restarts(axes, run, time, style)
     for axes in cells[len(logged) :]:
         axes.set_axis_off()
+    if not logged:
+        cells[0].text(0, 0.5, "no speed was logged")
+        return figure
     if len(runs) > 1 or any(run.restarts for run in runs):
         _legend_below(figure, cells[0])
     return figure

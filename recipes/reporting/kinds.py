@@ -104,7 +104,7 @@ def _report_runs(wanted: Wanted, left_out: list[str], without: Sequence[Path]) -
         results = _results_beside(run.directory / "glue", left_out)
         if results:
             scores[run.name] = summarize(run.name, results)
-            _record_line(board, run.directory / "glue", results, left_out)
+            _record_line(board, run.directory / "glue", results, left_out, run)
         if control := _results_beside(run.directory / "glue-from-scratch", left_out):
             controls[run.name] = summarize(f"{run.name}, random weights", control)
     sweep = [path for path in named if path not in places]
@@ -164,26 +164,35 @@ def _report_results(wanted: Wanted, left_out: list[str], without: Sequence[Path]
 
 
 def record_line(
-    board: Path, directory: Path, results: Sequence[Result], command: str | None = None
+    board: Path,
+    directory: Path,
+    results: Sequence[Result],
+    command: str | None = None,
+    run: RecordedRun | None = None,
 ) -> None:
     """Put the line of these results into a leaderboard.
 
     Args:
         directory: that the results lie in, `glue` in the run that they began from.
         command: that made them.
+        run: that they began from; looked for if not given.
     """
-    run = _run_of(directory, results)
+    run = run or _run_of(directory, results)
     name = shown_name(run.directory) if run else str(directory)
     series = summarize(name, results)
     leaderboard.add(board, leaderboard.line_of(name, run, series, results, command))
 
 
 def _record_line(
-    board: Path, directory: Path, results: Sequence[Result], left_out: list[str]
+    board: Path,
+    directory: Path,
+    results: Sequence[Result],
+    left_out: list[str],
+    run: RecordedRun | None = None,
 ) -> None:
-    """Likewise; a file that is no leaderboard is named, and is no reason to report nothing."""
+    """Put the line into a leaderboard; a file that is none is named, and the report goes on."""
     try:
-        record_line(board, directory, results)
+        record_line(board, directory, results, run=run)
     except UserError as error:
         left_out += error.faults
 

@@ -20,7 +20,7 @@ from recipes.common.files import write_whole
 from recipes.common.locks import alone_with
 from recipes.reporting.run_settings import pretraining_command
 from recipes.reporting.runs import RecordedRun
-from recipes.reporting.scores import Series
+from recipes.reporting.scores import Series, settings_of
 from recipes.tasks.glue_tasks import TASKS
 from recipes.tasks.results import Result
 
@@ -165,9 +165,9 @@ def finetuning_command(results: Sequence[Result]) -> str:
     handed_on = []
     for name in ("learning_rate", "epochs", "batch_size", "max_length"):
         values = {
-            json.dumps(result.get("settings", {}).get(name))
+            json.dumps(settings_of(result).get(name))
             for result in results
-            if result.get("settings", {}).get(name) != _of_table(result["task"], name)
+            if settings_of(result).get(name) != _of_table(result["task"], name)
         }
         if len(values) == 1 and values != {"null"}:
             handed_on += [f"--{name.replace('_', '-')}", *values]
@@ -179,8 +179,9 @@ def _of_table(task: str, name: str) -> object:
 
 
 def _model(results: Sequence[Result]) -> str | None:
-    models = [result.get("settings", {}).get("model", {}) for result in results]
-    return next((str(model["name"]) for model in models if model.get("name")), None)
+    models = [settings_of(result).get("model") for result in results]
+    named = [model for model in models if isinstance(model, Mapping) and model.get("name")]
+    return str(named[0]["name"]) if named else None
 
 
 def _key(name: str, run: RecordedRun | None, results: Sequence[Result]) -> str:

@@ -156,7 +156,7 @@ def _task_scores(task: str, results: Sequence[Result]) -> TaskScores:
         seconds=sum(result["seconds"] for result in results),
         dollars=sum(result.get("dollars") or 0.0 for result in results),
         chance=next((found for one in results if (found := _chance(one)) is not None), None),
-        settings=next((one["settings"] for one in results if _has_settings(one)), {}),
+        settings=next(filter(None, map(settings_of, results)), {}),
     )
 
 
@@ -166,8 +166,10 @@ def _chance(result: Result) -> float | None:
     return 100.0 * score if isinstance(score, int | float) else None
 
 
-def _has_settings(result: Result) -> bool:
-    return isinstance(result.get("settings"), Mapping)
+def settings_of(result: Result) -> Mapping[str, Any]:
+    """Return what a result was computed with; nothing where another version wrote it otherwise."""
+    settings = result.get("settings")
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _start(result: Result) -> str:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_command_writes_the_report_beside_the_first_run(tmp_path, program):
     paths = [write_run(tmp_path / "base", steps=300), write_run(tmp_path / "other", evals=False)]
     ended = subprocess.run(
-        [sys.executable, *program, *map(str, paths)],
+        [sys.executable, *program, *map(str, paths), "--records", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -116,6 +116,21 @@ def test_what_cannot_be_read_is_named_and_the_rest_reported(tmp_path, capsys):
     assert "1 torn line(s)" in page and "base is not finished: step 40 of 50" in page
     assert "average of 1 task" in page and "no GPU" in page
     assert (run / "leaderboard.json").read_text() == "{"
+
+
+def test_records_of_other_versions_are_reported_as_far_as_they_go(tmp_path):
+    """A configuration of nothing but a name, a step without any rate, results of few words."""
+    run = write_run(tmp_path / "base")
+    (run / "config.json").write_text('{"model": {"name": "m"}, "run": ["x"], "versions": 3}')
+    step = {"step": 1, "sequences": 1, "tokens": 1, "seconds": 1, "loss/train": None}
+    (run / "log.jsonl").write_text(json.dumps(step | {"throughput/tokens_per_sec": "fast"}))
+    write_results(run / "glue", cola=0.5)
+    one = json.loads((run / "glue" / "cola-seed17.json").read_text())
+    (run / "glue" / "cola-seed17.json").write_text(json.dumps(one | {"settings": [], "chance": 3}))
+    assert report.main([str(run), "--records", str(tmp_path)]) == 0
+    page = (run / "report.html").read_text()
+    assert "size unknown, on ? × unknown device" in page and "No throughput was logged." in page
+    assert page.count("not recorded") >= 3
 
 
 def test_a_leaderboard_gets_a_line_for_each_run(tmp_path):
