@@ -101,6 +101,7 @@ class Curves:
         self._config = config or {}
         self._began = time.time() if began is None else began
         self._opened: FileWriter | None = None
+        self._newest: dict[str, float] = {}  # step by curve
 
     @property
     def _writer(self) -> FileWriter:
@@ -124,6 +125,7 @@ class Curves:
             old.unlink()
         for copies in ("by_sequences", "by_tokens"):  # earlier versions'
             shutil.rmtree(self.directory / copies, ignore_errors=True)
+        self._newest = {}
         self._opened = FileWriter(str(self.directory), flush_secs=FLUSH_SECONDS)
         # A TensorBoard that has read the old files forgets what is at this step or behind it.
         self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step=0)
@@ -145,10 +147,14 @@ class Curves:
         scalars = {name: _number(value) for name, value in record.items() if name not in POSITION}
         if self._task is None:
             scalars |= {"progress/sequences": sequences, "progress/tokens": tokens}
+        tagged = {tag_of(name, self._task): value for name, value in scalars.items()}
+        # An evaluation says again how far the step of its training record was.
         values = [
-            Summary.Value(tag=tag_of(name, self._task), simple_value=value)
-            for name, value in scalars.items()
+            Summary.Value(tag=tag, simple_value=value)
+            for tag, value in tagged.items()
+            if self._newest.get(tag) != step
         ]
+        self._newest |= dict.fromkeys(tagged, step)
         event = Event(summary=Summary(value=values))
         self._writer.add_event(event, int(step), self._began + seconds)
 

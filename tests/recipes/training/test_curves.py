@@ -39,7 +39,10 @@ def runs(tmp_path_factory) -> Path:
         for step in range(first, last + 1):
             scalars = {"loss/train": loss - step / 7, "throughput/tokens_per_sec": 1000.0 + step}
             scalars |= {"optimizer/grad_norm": 0.1 * step, "accuracy/eval": 0.01}
-            log.log(step, 16 * step, 1000 * step, 0.5 * step, scalars)
+            where = (step, 16 * step, 1000 * step, 0.5 * step)
+            log.log(*where, scalars | {"time/training_seconds": 0.4 * step})
+            if step % 4 == 0:
+                log.eval(*where, {"loss/eval": 3.0, "time/training_seconds": 0.4 * step})
         log.close()
     for score in (0.25, 0.5):
         finetune(runs / "demo" / "glue" / "cola-seed17", "cola", score)
@@ -72,7 +75,7 @@ def ask(runs) -> Any:
 def logged(directory: Path, name: str) -> list[tuple[int, float]]:
     records, broken = read_records(directory / "log.jsonl")
     assert not broken
-    return [(record["step"], record[name]) for record in records if name in record]
+    return list({r["step"]: (r["step"], r[name]) for r in records if name in r}.values())
 
 
 def test_the_scalars_are_what_the_log_says(runs, ask):
@@ -105,7 +108,7 @@ def test_it_opens_on_loss_and_throughput_and_tasks_stand_by_themselves(ask):
     tags = sorted({tag for of in found.values() for tag in of})
     groups = list(dict.fromkeys(tag.partition("/")[0] for tag in tags))
     assert groups == [
-        *("1 loss", "2 throughput", "3 accuracy", "4 progress", "5 optimizer"),
+        *("1 loss", "2 throughput", "3 accuracy", "4 progress", "5 optimizer", "6 time"),
         *("cola", "finetuning"),
     ]
 
