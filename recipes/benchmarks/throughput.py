@@ -42,7 +42,7 @@ from recipes.common.numbers import whole
 from recipes.common.settings import checked
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.world import World
-from recipes.reporting.figures import COLORS, add_legend, look
+from recipes.reporting.figures import add_legend, look
 
 # model, micro-batch, global batch, in sequences. The most important first: with --minutes, those
 # at the end may find no time.
@@ -223,11 +223,15 @@ def figure(record: Json) -> Figure:
     rows = sorted(
         rows, key=lambda r: (models.index(r["model"]), r["global_batch"], r["micro_batch"])
     )
+    bars_of: dict[str, dict[str, Any]] = {
+        model: {"color": look(n).color, "hatch": look(n).hatch, "edgecolor": "white"}
+        for n, model in enumerate(models)
+    }
     labels = []
     for place, row in enumerate(rows):
         values = {k: v / 1e3 for k, v in row["tokens_per_second"].items()}
-        color = COLORS[models.index(row["model"]) % len(COLORS)]
-        speed.bar(place, values["median"], color=color, width=0.7)
+        own = bars_of[row["model"]]
+        speed.bar(place, values["median"], width=0.7, **own)
         speed.vlines(place, values["min"], values["max"], color="black", linewidth=1)
         text = f"{values['median']:,.0f}" if values["median"] >= 100 else f"{values['median']:.1f}"
         if row["mfu"] is not None:
@@ -239,8 +243,8 @@ def figure(record: Json) -> Figure:
     speed.set_ylabel("thousand real tokens/s, and MFU")
     speed.margins(y=0.2)
     speed.grid(axis="x", visible=False)
-    for number, model in enumerate(models):
-        speed.bar(0, 0, color=COLORS[number % len(COLORS)], label=model)
+    for model, own in bars_of.items():
+        speed.bar(0, 0, label=model, **own)
     add_legend(speed, columns=len(models))
     stacked_bars(bars, {name: (p["seconds"], p["real_tokens"]) for name, p in parts.items()})
     return drawn

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from recipes.reporting.figures import DASHED, Look, add_legend, in_legend, look, panels
+from recipes.reporting.figures import Look, add_legend, in_legend, look, panels
 from recipes.reporting.scores import Series, TaskScores, title
 from recipes.tasks.glue_tasks import TASKS
 
@@ -33,7 +33,7 @@ def figure(all_series: Sequence[Series]) -> Figure:
         axes.axhline(
             series.average,
             color=style.color,
-            linestyle=DASHED,
+            linestyle=look(index + 1).dashes,
             linewidth=1.2,
             label=f"{series.average_name} {series.average:.1f}",
         )
