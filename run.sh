@@ -242,7 +242,9 @@ print(max(1, round(100 * (time.perf_counter() - began) / 0.110)))')
 # A stage's title, and how long it will take: $2 are seconds on two cores.
 say() {
   local about=$(($2 * pace / 100))
-  if has_gpu; then
+  if [[ ${DEMO:-} == small ]]; then
+    about="not measured at this size"
+  elif has_gpu; then
     about="$2 s on two CPU cores; on this GPU not measured"
   elif ((about < 100)); then
     about="about $((about < 10 ? about : (about + 5) / 10 * 10)) s"
