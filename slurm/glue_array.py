@@ -10,6 +10,7 @@ They take the options of recipes/glue.py. A job's number is its place in the lis
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from recipes.common.errors import Faults, UserError
 from recipes.common.locks import lock
 from recipes.common.settings import parse, split_rest
 from recipes.glue import report, run_to_the_end
+from recipes.reporting import leaderboard
 from recipes.tasks.glue_plan import FINETUNE, Plan, Settings, resolve
 from recipes.tasks.jobs import result_of, slots
 
@@ -39,7 +41,10 @@ def main(words: Sequence[str] | None = None, script: Path = FINETUNE) -> int:
         list_arrays(plan)
         return 0
     plan.output.mkdir(parents=True, exist_ok=True)
-    return run_one(plan, settings) if stage == "job" else report_all(plan)
+    if stage == "job":
+        return run_one(plan, settings)
+    command = shlex.join(["python", "recipes/glue.py", *options])
+    return report_all(plan, settings.leaderboard or plan.output / leaderboard.FILE, command)
 
 
 def list_arrays(plan: Plan) -> None:
@@ -58,12 +63,12 @@ def run_one(plan: Plan, settings: Settings) -> int:
     return run_to_the_end([job], slots(settings.jobs)) or int(job.state != "done")
 
 
-def report_all(plan: Plan) -> int:
-    """Write the score table of what the jobs have left."""
+def report_all(plan: Plan, board: Path, command: str) -> int:
+    """Write the score table of what the jobs have left; the arguments as those of `report`."""
     lock(plan.output, "running GLUE's tasks or writing their table")
     for job in plan.jobs:
         job.state = "done" if result_of(job) else "failed" if job.log.exists() else "waiting"
-    return report(plan)
+    return report(plan, board, command)
 
 
 if __name__ == "__main__":
