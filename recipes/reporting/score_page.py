@@ -43,9 +43,9 @@ def scores_part(
     drawn = [*all_series, *controls.values()]
     parts = [paragraph(NOT_GLUE, "warning")] if any(one.stand_in for one in drawn) else []
     caption = (
-        "Bars are means over the seeds, points are seeds, dashed lines are averages over the "
-        "tasks that are there, black lines over a task the best answer that is the same for every "
-        "example."
+        "Bars are means over the seeds, points are seeds, lines across all tasks are averages over "
+        "the tasks that are there, black lines over a task the best answer that is the same for "
+        "every example."
     )
     parts += [drawing(figure(drawn), caption, key), paragraph(EXPLAINED)]
     for series in all_series:
