@@ -164,6 +164,11 @@ has_gpu() {
 }
 
 # GPUs of this machine, or on the CPU two processes, so that the distributed code is what runs.
+# The launcher's usual port may be another run's.
+free_port() {
+  "$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
+}
+
 processes() {
   if has_gpu; then "$python" -c 'import torch; print(torch.cuda.device_count() or 2)'; else echo 2; fi
 }
@@ -182,7 +187,7 @@ demo() {
   "$python" recipes/prepare_data.py --output "$data" --vocab-size 4096 --validation-fraction 0.05
   catch_up
   say "2/5  pretraining of a small model on $sequences sequences, two processes of DeepSpeed" 150
-  "$venv/bin/deepspeed" --quiet --num_gpus "$(processes)" recipes/pretrain.py \
+  "$venv/bin/deepspeed" --quiet --num_gpus "$(processes)" --master_port "$(free_port)" recipes/pretrain.py \
     --model rapidbert-tiny --data "$data" --output "$output" \
     --deepspeed_config ds_configs/tiny_cpu.json \
     --duration "$sequences" --learning-rate 1.5e-3 \

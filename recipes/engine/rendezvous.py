@@ -135,11 +135,17 @@ def _joining(environment: dict[str, str]) -> Iterator[None]:
         print(f"{where}: waiting at {meeting} ...", file=sys.stderr, flush=True)
 
     def not_joined(why: str) -> MachineError:
+        way_out = (
+            "Another run on this machine uses the port: give this one another, with deepspeed "
+            "--master_port or torchrun --master-port"
+            if "EADDRINUSE" in why
+            else "If the first node is not reachable by this name, set MASTER_ADDR, and if another "
+            "network interface leads there, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (on a "
+            "cluster in slurm/cluster.sh)"
+        )
         return MachineError(
             f"{where} could not join the {environment['WORLD_SIZE']} processes at "
-            f"{address}:{port}: {why}. If the first node is not reachable by this name, set "
-            "MASTER_ADDR, and if another network interface leads there, GLOO_SOCKET_IFNAME and "
-            "NCCL_SOCKET_IFNAME (on a cluster in slurm/cluster.sh)"
+            f"{address}:{port}: {why}. {way_out}"
         )
 
     def give_up() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.common.errors import UserError
+from recipes.common.errors import MachineError, UserError
 from recipes.engine import rendezvous
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -170,3 +170,15 @@ def test_ranks_that_nobody_has_started_are_named_at_once_and_waited_for_only_so_
     assert process.returncode == 74
     reason = "not all of them came" if rank == "0" else "Connection refused"
     assert f"could not join the 2 processes at 127.0.0.1:{port}: {reason}, for 0.0333" in printed
+
+
+def test_a_port_that_another_run_has_is_named_with_the_way_out(launched):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        variables = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+        environment = launched(**variables, MASTER_PORT=port)
+        with pytest.raises(MachineError, match="Another run.* the port.*--master_port") as error:
+            rendezvous.join("gloo", environment)
+    assert port in str(error.value) and "MASTER_ADDR" not in str(error.value)
