@@ -14,14 +14,20 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import installed, why_no_triton
-from .padding import padded_index, sequence_of_row
+from .padded_attention import (
+    Attend,
+    PaddingPlan,
+    attend_reference,
+    attend_sdpa,
+    plan_padding,
+    through_padding,
+)
 
-Backend = Callable[[Tensor, Tensor, int, Tensor | None, float], Tensor]
-"""QKV, sequence offsets, longest sequence, slopes and dropout to the context."""
+Backend = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
+"""QKV, sequence offsets, longest sequence and slopes to the context."""
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
@@ -57,6 +63,7 @@ def packed_attention(
     dropout: float = 0.0,
     backend: str = "reference",
     bias: Tensor | None = None,
+    plan: PaddingPlan | None = None,
 ) -> Tensor:
     """Let every token attend to the tokens of its own sequence.
 
@@ -71,6 +78,8 @@ def packed_attention(
         backend: a key of `BACKENDS`.
         bias: [H * 3 * D], which was added to `qkv` without its gradient; only for a backend that
             `takes_bias`, which computes it.
+        plan: what `plan_attention` returned for the same arguments, which spares a backend that
+            pads to plan again; None to plan here.
 
     Returns:
         [T, H, D] in the dtype of `qkv`; zero on rows that belong to no sequence.
@@ -80,18 +89,55 @@ def packed_attention(
             asking costs nothing, also a sequence longer than `max_sequence_length`.
     """
     check_backend(backend, qkv.device.type, dropout)
-    if qkv.device.type == "cpu":  # no device to wait for: ask how long they are
+    if plan is None:
+        plan = plan_attention(
+            *(backend, sequence_offsets, max_sequence_length, qkv.shape[0], slopes, qkv.dtype)
+        )
+    if bias is not None and not takes_bias(backend):
+        raise ValueError(f"attention backend {backend!r} computes no gradient of a bias")
+    if plan is not None:
+        return through_padding(qkv, plan, PADDING_BACKENDS[backend], dropout)
+    if bias is not None:
+        return _attend_triton(qkv, sequence_offsets, max_sequence_length, slopes, bias)
+    return PACKED_BACKENDS[backend](qkv, sequence_offsets, max_sequence_length, slopes)
+
+
+def plan_attention(
+    backend: str,
+    sequence_offsets: Tensor,
+    max_sequence_length: int,
+    tokens: int,
+    slopes: Tensor | None,
+    dtype: torch.dtype,
+) -> PaddingPlan | None:
+    """Plan what all layers' `packed_attention` over a batch needs, if the backend pads.
+
+    Args:
+        tokens: T, rows of QKV.
+        dtype: of QKV.
+
+    Raises:
+        ValueError: on the CPU, where asking costs nothing, a sequence is longer than
+            `max_sequence_length`.
+    """
+    if sequence_offsets.device.type == "cpu":  # no device to wait for: ask how long they are
         longest = int(sequence_offsets.diff().max())
         if longest > max_sequence_length:
             raise ValueError(
                 f"a sequence of {longest} tokens is longer than max_sequence_length "
                 f"{max_sequence_length}"
             )
-    if bias is not None:
-        if not takes_bias(backend):
-            raise ValueError(f"attention backend {backend!r} computes no gradient of a bias")
-        return _attend_triton(qkv, sequence_offsets, max_sequence_length, slopes, dropout, bias)
-    return BACKENDS[backend](qkv, sequence_offsets, max_sequence_length, slopes, dropout)
+    if backend not in PADDING_BACKENDS:
+        return None
+    reference = backend == "reference"
+    return plan_padding(
+        sequence_offsets,
+        max_sequence_length,
+        tokens,
+        slopes,
+        torch.float32 if reference else dtype,
+        one_call=reference,
+    )
 
 
 def takes_bias(backend: str) -> bool:
@@ -122,71 +168,11 @@ def best_backend(device_type: str, precision: str, dropout: float) -> str:
     return "triton" if device_type == "cuda" and precision == "bf16" and not dropout else "sdpa"
 
 
-def _through_padding(attend: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]) -> Backend:
-    """Turn a backend for padded [S, H, L, D] tensors into one for packed tensors."""
-
-    def packed(
-        qkv: Tensor,
-        sequence_offsets: Tensor,
-        max_sequence_length: int,
-        slopes: Tensor | None,
-        dropout: float,
-    ) -> Tensor:
-        tokens, heads, _, head_dim = qkv.shape
-        length = max_sequence_length
-        if sequence_offsets.device.type == "cpu":
-            length = max(1, int(sequence_offsets.diff().max()))
-        row, real = padded_index(sequence_offsets, length)  # [S, L] both
-        # Not qkv[row]: its gradient sorts the rows. The rows that stand in for padding are there
-        # several times, but what they add to the gradient is zero.
-        padded = qkv.index_select(0, row.flatten())  # [S*L, H, 3, D]
-        padded = padded.view(*row.shape, *qkv.shape[1:])  # [S, L, H, 3, D]
-        q, k, v = padded.permute(3, 0, 2, 1, 4)  # [S, H, L, D] each
-        bias = _bias(real, slopes)
-        context = attend(q, k, v, bias, dropout).transpose(1, 2)  # [S, L, H, D]
-        sequence, position = sequence_of_row(sequence_offsets, tokens)
-        outside = sequence >= real.shape[0]
-        cell = torch.where(outside, 0, sequence * length + position)
-        packed_rows = context.reshape(-1, heads, head_dim).index_select(0, cell)  # [T, H, D]
-        return packed_rows.masked_fill(outside.view(-1, 1, 1), 0)  # [T] to [T, 1, 1]
-
-    return packed
-
-
-def _bias(real: Tensor, slopes: Tensor | None) -> Tensor:
-    """Return what is added to the scores, fp32 [S, 1 or H, 1 or L, L]: ALiBi, very low on padding.
-
-    Not -inf: an empty sequence has no key at all, and a row of -inf has no softmax.
-    """
-    low = -1e30  # within the range of bf16, far below any score
-    bias = torch.zeros(real.shape, device=real.device)
-    bias = bias.masked_fill(~real, low)[:, None, None, :]  # [S, 1, 1, L]
-    if slopes is None:
-        return bias
-    at = torch.arange(real.shape[1], device=real.device)
-    distance = (at[:, None] - at[None, :]).abs()  # [L, L]
-    return bias - slopes.view(-1, 1, 1) * distance  # [S, H, L, L]
-
-
-def _attend_reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    # In fp32 throughout: other backends are judged by it.
-    scores = q.float() @ k.float().transpose(-2, -1)  # [S, H, L, D] @ [S, H, D, L]
-    scores = scores / math.sqrt(q.shape[-1]) + bias  # [S, H, L, L]
-    weights = F.dropout(scores.softmax(dim=-1), dropout)  # [S, H, L, L]
-    return (weights @ v.float()).to(q.dtype)
-
-
-def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    bias = bias.to(q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-
-
 def _attend_triton(
     qkv: Tensor,
     sequence_offsets: Tensor,
     max_sequence_length: int,
     slopes: Tensor | None,
-    dropout: float,
     bias: Tensor | None = None,
 ) -> Tensor:
     from .kernels.attention import attention
@@ -199,7 +185,6 @@ def _attend_flash(
     sequence_offsets: Tensor,
     max_sequence_length: int,
     slopes: Tensor | None,
-    dropout: float,
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
@@ -220,9 +205,9 @@ def _why_no_flash(device_type: str) -> str | None:
     return None if device_type == "cuda" else "it needs a GPU"
 
 
-BACKENDS: dict[str, Backend] = {
-    "reference": _through_padding(_attend_reference),
-    "sdpa": _through_padding(_attend_sdpa),
+PADDING_BACKENDS: dict[str, Attend] = {"reference": attend_reference, "sdpa": attend_sdpa}
+PACKED_BACKENDS: dict[str, Backend] = {
     "triton": _attend_triton,  # kernels/attention_short.py and attention_tiled.py
     "flash": _attend_flash,  # FlashAttention-2, in bf16 and fp16
 }
+BACKENDS = (*PADDING_BACKENDS, *PACKED_BACKENDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -164,6 +164,8 @@ class RapidBert(nn.Module):
             )
         packed = PackedSequences(batch.sequence_offsets, batch.max_sequence_length, row_keys)
         hidden = residual = self.embedding(batch.input_ids, batch.token_type_ids, packed)
+        first: Any = self.layers[0]  # whose parts are Megatron's, Any to a type checker
+        packed.plan = first.self_attention.core_attention.plan(hidden, packed)
         for layer in self.layers[:-1]:
             hidden, residual = self._through(layer, hidden, residual, packed)
         # Its backward pass comes first: computing the last layer again would save nothing.

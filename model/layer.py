@@ -22,9 +22,10 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .attention import packed_attention, slopes_on, takes_bias
+from .attention import packed_attention, plan_attention, slopes_on, takes_bias
 from .config import ModelConfig
 from .feed_forward import feed_forward_spec
 from .kernels.operations import residual_norm
@@ -40,6 +41,7 @@ from .megatron import (
     build_module,
 )
 from .megatron_config import MegatronConfig
+from .padded_attention import PaddingPlan
 from .parallel import linear, own_dropout, parallel_rank, parallel_size
 
 # Dropout sites (see `hashed_dropout`): the embedding, the pooler, from 4 on those of the layers.
@@ -64,6 +66,8 @@ class PackedSequences:
     """int64 [T], what dropout masks are a hash of; None where nothing is dropped."""
     keep: Tensor | None = None
     """int64 [K]: rows of the attention's output to go on with; None for all."""
+    plan: PaddingPlan | None = None
+    """What `PackedCoreAttention.plan` made for all layers; None if each shall make its own."""
 
 
 class PackedCoreAttention(nn.Module):
@@ -80,20 +84,34 @@ class PackedCoreAttention(nn.Module):
 
     def forward(self, qkv: Tensor, packed: PackedSequences, bias: Tensor | None = None) -> Tensor:
         """Turn QKV [T, H / TP, 3, D] into the context [T, H / TP, D]; see `packed_attention`."""
-        slopes = None
-        if self.alibi:
-            slopes = slopes_on(qkv.device, self.heads, self.first_head, self.local_heads)
         dropout = self.dropout if self.training else 0.0
         with own_dropout(qkv.device) if dropout else contextlib.nullcontext():
             return packed_attention(
                 qkv,
                 packed.offsets,
                 packed.max_length,
-                slopes=slopes,
+                slopes=self._slopes(qkv.device),
                 dropout=dropout,
                 backend=self.backend,
                 bias=bias,
+                plan=packed.plan,
             )
+
+    def plan(self, hidden: Tensor, packed: PackedSequences) -> PaddingPlan | None:
+        """Plan the attention of all layers over a batch of hidden states [T, 1, hidden]."""
+        return plan_attention(
+            self.backend,
+            packed.offsets,
+            packed.max_length,
+            hidden.shape[0],
+            self._slopes(hidden.device),
+            hidden.dtype,
+        )
+
+    def _slopes(self, device: torch.device) -> Tensor | None:
+        if not self.alibi:
+            return None
+        return slopes_on(device, self.heads, self.first_head, self.local_heads)
 
 
 class PackedSelfAttention(SelfAttention):  # type: ignore[misc]  # Megatron: Any

@@ -216,6 +216,7 @@ def activation_bytes(
     # The inputs of the head's dense layer, GELU, norm and decoder, and the logits.
     head = k * (4 * h * size + config.padded_vocab_size * (4 if plain else size))
     between = n * h * size if recompute else layer
+    embedding += padding_bytes(config, size, n, attention)
     everything = embedding + (config.num_layers - 1) * between + last + head
     return everything + (max(0, layer - last) if recompute and config.num_layers > 1 else 0)
 
@@ -235,8 +236,22 @@ def attention_bytes(config: ModelConfig, size: int, length: int, attention: str)
         # less.
         squares = 3 if config.attention_dropout else 1
         return 4 * (3 * n * h + squares * heads * n * n)
-    bias = heads * n * n if config.positions == "alibi" else n
-    return (4 * n * h + bias) * size + 4 * n * heads
+    return 4 * n * h * size + 4 * n * heads
+
+
+def padding_bytes(config: ModelConfig, size: int, length: int, attention: str) -> int:
+    """Return the bytes that all layers' attention through padding shares for one sequence.
+
+    They are what is added to the scores, and to find a token in padding and back 26 bytes.
+
+    Args:
+        size: bytes of a number in the model's precision.
+    """
+    if attention not in ("reference", "sdpa"):
+        return 0
+    size = 4 if attention == "reference" else size
+    bias = length * config.num_heads if config.positions == "alibi" else 1
+    return length * (bias * size + 26)
 
 
 def behind_attention_bytes(config: ModelConfig, size: int, plain: bool) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -8,7 +9,15 @@ import torch
 from plain_bert import paper_slopes
 from torch import Tensor
 
-from model.attention import BACKENDS, alibi_slopes, best_backend, packed_attention, slopes_on
+from model import padded_attention
+from model.attention import (
+    BACKENDS,
+    alibi_slopes,
+    best_backend,
+    packed_attention,
+    plan_attention,
+    slopes_on,
+)
 from model.config import ATTENTION_BACKENDS
 
 # On the CPU: FlashAttention-2 has none, Triton's interpreter is off where there is a GPU.
@@ -82,6 +91,42 @@ def test_backends_equal_the_loops(backend, max_length, alibi):
     (grad,) = torch.autograd.grad((context * weight).sum(), qkv)
     torch.testing.assert_close(grad, expected_grad, rtol=0, atol=5e-6)
     assert not grad[11:].any()
+
+
+@pytest.mark.parametrize("alibi", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_calls_of_one_and_of_several_sequences_equal_the_reference(alibi, dtype, monkeypatch):
+    """On the CPU; the whole batch in one call, as on a GPU, too."""
+    torch.manual_seed(0)
+    lengths, outside = [70, 0, 20, 9, 20, 300, 1, 1, 0, 65, 64], 3
+    ends = list(itertools.accumulate(lengths))
+    offsets = torch.tensor([0, *ends], dtype=torch.int32)
+    slopes = torch.tensor(paper_slopes(3)) if alibi else None
+    qkv = torch.randn(ends[-1] + outside, 3, 3, 8, dtype=dtype)
+    qkv[ends[-1] :] = float("nan")  # what such rows hold is not read
+    qkv.requires_grad_()
+    weight = torch.randn_like(qkv[:, :, 0])
+
+    def attend(backend: str) -> tuple[Tensor, Tensor]:
+        context = packed_attention(qkv, offsets, 300, slopes=slopes, backend=backend)
+        (gradient,) = torch.autograd.grad(context, qkv, weight)
+        assert not context[ends[-1] :].any() and not gradient[ends[-1] :].any()
+        return context.detach(), gradient
+
+    plan = plan_attention("sdpa", offsets, 300, len(qkv), slopes, dtype)
+    assert [call.rows for call in plan.calls] == [70, 49, 300, 2, 65, 64]
+    assert [call.padding is None for call in plan.calls] == [True, False, True, False, True, True]
+    expected, alone = attend("reference"), attend("sdpa")
+    whole = functools.partial(padded_attention.plan_padding, one_call=True)
+    monkeypatch.setattr(
+        "model.attention.plan_padding", lambda *arguments, one_call: whole(*arguments)
+    )
+    tolerance = dict(rtol=0, atol=1e-5) if dtype == torch.float32 else dict(rtol=0.02, atol=0.06)
+    for found in (alone, attend("sdpa")):
+        for name, one, other in zip(("context", "gradient"), found, expected, strict=True):
+            torch.testing.assert_close(
+                one, other, **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("backend", HERE)

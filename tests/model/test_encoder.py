@@ -7,6 +7,7 @@ import torch
 from plain_bert import PaddedBatch, layer_norm, randomise
 from torch import Tensor
 
+from model import padded_attention
 from model.config import ModelConfig, ModelOptions, preset
 from model.encoder import RapidBert
 from model.kernels.hashed_dropout import row_keys
@@ -105,6 +106,20 @@ def test_recomputed_layers_give_the_same_gradients(attention_dropout):
         gradients.append({name: p.grad for name, p in encoder.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_padding_is_planned_once_for_all_layers(recompute, monkeypatch):
+    nothing_dropped = dict(hidden_dropout=0.0, ffn_dropout=0.0)
+    encoder, planned = build(recompute, num_layers=3, **nothing_dropped).train(), []
+
+    def spy(*arguments, **options):
+        planned.append(padded_attention.plan_padding(*arguments, **options))
+        return planned[-1]
+
+    monkeypatch.setattr("model.attention.plan_padding", spy)
+    encoder(**PaddedBatch.random([5, 3], 64).packed_inputs).sum().backward()
+    assert len(planned) == 1
 
 
 def test_evaluation_draws_nothing():
