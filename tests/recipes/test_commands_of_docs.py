@@ -17,10 +17,10 @@ from pretrain_scenarios import Outcome, run_world, values
 
 ROOT = Path(__file__).resolve().parents[2]
 # docs/your-own-domain.md has a test of its own, which looks at what its commands make.
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + sorted(
-    page for page in (ROOT / "docs").glob("*.md") if page.name != "your-own-domain.md"
-)
-NOT_OURS = ("source", "pip", "tensorboard", "touch", "$EDITOR")
+PAGES = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/results/README.md")
+] + sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "your-own-domain.md")
+NOT_OURS = ("source", "pip", "python3", "tensorboard", "touch", "$EDITOR")
 # What the pages say for a real run, and what is run instead: the size, and what the network has.
 TOY = {
     "--input allenai/c4 --config en": "--input my_corpus --vocab-size 300 --workers 1",
@@ -36,8 +36,9 @@ TOY = {
         f"--deepspeed_config {ROOT}/ds_configs/"
     ),
     "recipes/glue.py --checkpoint runs/base": (
-        "recipes/glue.py --dry-run --checkpoint runs/base --data glue --tasks cola rte"
+        "recipes/glue.py --checkpoint runs/base --data glue --tasks cola --seeds 1"
     ),
+    "--seeds 1 --output runs/base/glue": "--seeds 1 --output runs/base/glue -- --epochs 1",
     "--task rte": "--task rte --data glue --epochs 1",
     "--output runs/base/mine": "--output runs/base/mine --epochs 1",
     "step-000010000": "step-000000002",
@@ -70,6 +71,8 @@ def at_toy_size(command: str) -> list[str]:
         command = command.replace(real, toy)
     starter, *words = shlex.split(command)
     assert starter in ("python", "deepspeed")
+    if words[0] == "--quiet":  # the launcher's
+        words.pop(0)
     return list(itertools.chain.from_iterable(as_a_shell_would(word) for word in words))
 
 
