@@ -200,15 +200,15 @@ class Waits(TorchDispatchMode):
 def waits(settings: Settings) -> list[list[str]]:
     """What each of five steps waits for; DeepSpeed's timer would begin in the third."""
     run, world, engine = build(settings)
-    attend = layer.packed_attention
+    plan = layer.plan_attention
 
-    def attend_uncounted(*arguments, **keywords):
+    def plan_uncounted(*arguments, **keywords):
         with (
             torch.utils._python_dispatch._disable_current_modes()
         ):  # on the CPU it asks for lengths
-            return attend(*arguments, **keywords)
+            return plan(*arguments, **keywords)
 
-    layer.packed_attention = attend_uncounted
+    layer.plan_attention = plan_uncounted
     device = deepspeed.accelerator.get_accelerator()
     batches = training_batches(run, world, 0)
     found = []
