@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.megatron import parallel_state
+from recipes.engine import gradient_exchange
 from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.world import World
 
@@ -87,14 +88,30 @@ def build_engine(
         mpu=MegatronTopology() if world.tensor_parallel_size > 1 else None,
     )
     if getattr(engine.optimizer, "immediate_grad_update", False):
-        engine.optimizer._update_hp_grad = functools.partial(_accumulate, engine.optimizer)
-        if world.tensor_parallel_size == 1:
-            engine.optimizer.get_grads_for_norm = functools.partial(_pieces, engine.optimizer)
+        _sum_in_place(engine, world)
     return engine
 
 
+def _sum_in_place(engine: Any, world: World) -> None:
+    """Replace what DeepSpeed does with gradients in bf16 and their fp32 sums."""
+    optimizer, exchange = engine.optimizer, None
+    if gradient_exchange.is_possible(engine, world.tensor_parallel_size):
+        exchange = gradient_exchange.GradientExchange(engine)
+        engine.allreduce_gradients = exchange.finish
+    optimizer._update_hp_grad = functools.partial(_accumulate, optimizer, exchange)
+    # The sums are zero by then: the optimizer's step, which comes before, has cleared them.
+    optimizer.zero_grad = functools.partial(optimizer.clear_lp_grads, set_to_none=True)
+    if world.tensor_parallel_size == 1:
+        optimizer.get_grads_for_norm = functools.partial(_pieces, optimizer)
+
+
 def _accumulate(
-    optimizer: Any, parameter: nn.Parameter, group: int, index: int, clear_lp_grads: bool
+    optimizer: Any,
+    exchange: gradient_exchange.GradientExchange | None,
+    parameter: nn.Parameter,
+    group: int,
+    index: int,
+    clear_lp_grads: bool,
 ) -> None:
     """Add a bf16 gradient to the fp32 sum of the micro-batches, in place of DeepSpeed's own.
 
@@ -107,6 +124,8 @@ def _accumulate(
     total.data.add_(parameter.grad.data.view(total.shape))
     parameter._hp_grad = total  # type: ignore[attr-defined]  # where DeepSpeed looks for it
     optimizer.fp32_groups_has_gradients[group][index] = True
+    if exchange is not None:
+        exchange.summed(group, index)
 
 
 def _pieces(optimizer: Any) -> tuple[list[Tensor], dict[str, list[Tensor]]]:

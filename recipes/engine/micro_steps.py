@@ -9,8 +9,8 @@ the engine adds to, so that the two kinds of pass can be mixed: what happens bet
 after them, is the engine's.
 
 torch.autograd.grad and not backward(): DeepSpeed's hooks, and the streams that torch keeps for
-parameters, must not be part of a graph. The overlap of ZeRO's communication is not lost: in bf16 at
-stage 1 gradients travel after the last backward pass of a step.
+parameters, must not be part of a graph. Neither is the exchange of gradients (`gradient_exchange`):
+of a step whose last micro-batch is replayed they travel after its backward pass, not behind it.
 
 All memory of the graphs comes from one pool, in which a shape reuses what another has freed. A
 shape that comes rarely goes through the engine, whose memory is then needed beside the pool.
