@@ -1,9 +1,9 @@
 """What a number of GPUs makes of a run: the micro-batch that fits, then times, then cost.
 
-A step is the micro-batches one after the other (`compute.py`), the exchange between the GPUs, none
-of which DeepSpeed hides behind the backward pass (`network.py`), the update, and the wait for the
-slowest node. How near these come to data sheets is fitted to Table S2 (`calibration.py`). Batches
-and memory are arithmetic; times are predictions, with an interval.
+A step is the micro-batches one after the other (`compute.py`), the exchange between the GPUs as far
+as the backward pass does not hide it (`network.py`), the update, and the wait for the slowest node.
+How near these come to data sheets is fitted to Table S2 (`calibration.py`). Batches and memory are
+arithmetic; times are predictions, with an interval.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from recipes.planning.compute import Curve, MeasuredCurve, Rates, TabulatedCurve
 from recipes.planning.memory import MemoryEstimate, state_bytes
 from recipes.planning.network import (
     STAGED_BYTES,
+    Collective,
     collective_seconds,
     deepspeed_collectives,
     fabric,
+    sent_in_slices,
     waiting_seconds,
 )
 from recipes.planning.records import MeasuredRow
@@ -32,7 +34,7 @@ from recipes.training.throughput import mfu
 UPDATE_BYTES = 28
 """AdamW reads and writes two moments and the fp32 weight, and reads the gradient; per parameter of
 a rank's share."""
-WHOLE_BYTES = 16
+WHOLE_BYTES = 12
 """Of every parameter on every rank: the norm, zeroing, copies to and from bf16."""
 CALIBRATED_GPUS = 64
 """Table S2 ends there."""
@@ -162,13 +164,10 @@ def step_time(question: Question, plan: BatchPlan, rates: Rates) -> StepTime:
     links = fabric(gpu, gpu.network_gbit_per_s, rates.link_share)
     micro_batch = curve.seconds(plan.micro_batch)
     exchange = 0.0
-    zero = question.deepspeed.get("zero_optimization", {})
     for collective in deepspeed_collectives(parameters, question.deepspeed, plan.accumulation):
         seconds = collective_seconds(collective, ranks, links)
-        # Only stage 2 can reduce beside the backward pass, and only if it is told to.
-        if zero.get("stage") == 2 and zero.get("overlap_comm") and collective.kind == "all-reduce":
-            behind = BACKWARD_SHARE * micro_batch * plan.accumulation
-            seconds = max(seconds / max(1, collective.calls), seconds - behind)
+        if collective.beside_backward:
+            seconds = _exposed_seconds(question, plan, collective, seconds, micro_batch)
         exchange += seconds
     return StepTime(
         compute=plan.accumulation * micro_batch,
@@ -178,11 +177,28 @@ def step_time(question: Question, plan: BatchPlan, rates: Rates) -> StepTime:
     )
 
 
+def _exposed_seconds(
+    question: Question, plan: BatchPlan, collective: Collective, seconds: float, micro_batch: float
+) -> float:
+    """Return what the backward pass leaves of an exchange that runs beside it.
+
+    The last call is made when the pass is over. It has the embedding, whose gradient comes last.
+    """
+    model, zero = question.model, question.deepspeed.get("zero_optimization", {})
+    embedding = model.vocab_size * model.hidden_size / model.parameters()
+    last = max(1 / max(1, collective.calls), embedding)
+    passes = 1
+    if zero.get("stage") == 2:
+        passes, last = plan.accumulation, last / plan.accumulation
+    return max(min(1.0, last) * seconds, seconds - passes * BACKWARD_SHARE * micro_batch)
+
+
 def update_seconds(question: Question, ranks: int, rates: Rates) -> float:
     """Predict the update of the weights: the host's part, and the memory that is moved."""
     assert question.gpu.memory_gb_per_s
     stage = question.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    each = UPDATE_BYTES / (ranks if stage else 1) + WHOLE_BYTES + (STAGED_BYTES if ranks > 1 else 0)
+    staged = STAGED_BYTES if ranks > 1 and not sent_in_slices(question.deepspeed) else 0
+    each = UPDATE_BYTES / (ranks if stage else 1) + WHOLE_BYTES + staged
     bandwidth = question.gpu.memory_gb_per_s * 1e9 * rates.memory_share
     return rates.update_seconds + each * question.model.parameters() / bandwidth
 

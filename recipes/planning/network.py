@@ -6,10 +6,11 @@ time of a collective is
     base + steps x latency of a step + bytes sent / bandwidth
 
 Rings run through all GPUs of a node and leave it once, each by another network card, so that the
-cards of a node add up; inside it NVLink limits them. Which collectives there are is what DeepSpeed
-0.19 does with our settings: one all-reduce of all gradients behind the last micro-batch, in one
-piece up to 500 million of them, then the update, then one all-gather of the weights. Nothing of it
-runs beside the backward pass.
+cards of a node add up; inside it NVLink limits them. Which collectives there are is what our engine
+does with the settings: all-reduces of slices of the gradients beside the last backward pass
+(`recipes/engine/gradient_exchange.py`), then the update, then one all-gather of the weights. With
+settings that leave the gradients to DeepSpeed 0.19, it sends them after the last micro-batch, in
+one piece up to 500 million of them.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ TREE_SECONDS = {"nvlink": 4.0e-6, "network": 14e-6}
 BUCKET = 500_000_000
 """Values: DeepSpeed starts another all-reduce behind so many (`MEMORY_OPT_ALLREDUCE_SIZE`)."""
 STAGED_BYTES = 24
-"""Moved in the GPU's memory per fp32 gradient of an all-reduce: DeepSpeed copies the gradients into
-one tensor, divides it by the ranks, and copies them back."""
+"""Moved in the GPU's memory per fp32 gradient where DeepSpeed sends: it copies the gradients into
+one tensor, divides it by the ranks, and copies them back. Ours moves nothing but the all-reduce."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Collective:
     bytes: float
     """Of the whole tensor, in all calls together."""
     calls: int
+    beside_backward: bool = False
+    """All but the last call, if the backward pass takes long enough."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ def deepspeed_collectives(
 ) -> list[Collective]:
     """List the exchanges of a step: gradients, and with ZeRO the weights.
 
-    DeepSpeed reduces gradients with an all-reduce at every ZeRO stage; at stage 2 it does so after
-    every micro-batch, otherwise once per step.
+    Gradients are reduced with an all-reduce at every ZeRO stage; at stage 2 after every
+    micro-batch, otherwise once per step.
     """
     zero = deepspeed.get("zero_optimization", {})
     stage = zero.get("stage", 0)
@@ -106,15 +109,30 @@ def deepspeed_collectives(
     gradient = {"fp32": 4, "bf16": 2}.get(deepspeed.get("communication_data_type", ""), weight)
     fp32_sums = deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     whole = stage == 0 or (stage == 1 and weight == 2 and fp32_sums)
-    bucket = BUCKET if whole else zero.get("reduce_bucket_size", BUCKET)
+    sliced = sent_in_slices(deepspeed)
+    bucket = BUCKET if whole and not sliced else zero.get("reduce_bucket_size", BUCKET)
     times = accumulation if stage == 2 else 1
     calls = times * math.ceil(parameters / bucket)
-    found = [Collective("all-reduce", times * gradient * parameters, calls)]
+    beside = sliced or (stage == 2 and bool(zero.get("overlap_comm")))
+    found = [Collective("all-reduce", times * gradient * parameters, calls, beside)]
     if stage:
         # BF16_Optimizer gathers in one call; the others have buckets as well.
         gathered = 1 if whole else math.ceil(parameters / zero.get("allgather_bucket_size", BUCKET))
         found.append(Collective("all-gather", weight * parameters, gathered))
     return found
+
+
+def sent_in_slices(deepspeed: dict[str, Any]) -> bool:
+    """Say whether our engine sends the gradients, and not DeepSpeed (`gradient_exchange`)."""
+    bf16 = deepspeed.get("bf16", {})
+    return (
+        bool(bf16.get("enabled") and bf16.get("immediate_grad_update"))
+        and deepspeed.get("zero_optimization", {}).get("stage") == 1
+        and deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+        and deepspeed.get("communication_data_type") == "fp32"
+        and not deepspeed.get("prescale_gradients")
+        and deepspeed.get("gradient_predivide_factor", 1) == 1
+    )
 
 
 def sent_bytes(collectives: list[Collective], plan: BatchPlan) -> float:

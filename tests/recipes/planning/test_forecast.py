@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from plan_scenarios import question, write_record
 
 from recipes.common.errors import UserError
+from recipes.common.gpus import SHORT_NAMES
 from recipes.engine.batch_plan import plan_batches
 from recipes.planning.calibration import expected, fit
 from recipes.planning.forecast import (
@@ -19,6 +20,7 @@ from recipes.planning.forecast import (
     update_seconds,
 )
 from recipes.planning.memory import check_fit
+from recipes.planning.network import Collective, collective_seconds, fabric
 
 
 @given(st.integers(1, 5000), st.integers(1, 600), st.integers(1, 64))
@@ -80,7 +82,7 @@ def test_figure_s1_constant_against_growing_global_batches(tmp_path):
 
     constant, growing = rates([4096] * 6), rates([512 * n for n in counts])
     assert constant == sorted(constant, reverse=True)
-    assert constant[3] < 0.7 * constant[0] and constant[5] < 0.3 * constant[0]
+    assert constant[3] < 0.7 * constant[0] and constant[5] < 0.35 * constant[0]
     assert min(growing) > 0.85 * growing[0]
     assert rates([65_536] * 6)[3] > 1.4 * constant[3]
 
@@ -148,6 +150,42 @@ def test_stage_2_reduces_in_every_micro_batch_and_hides_it_only_if_told(tmp_path
     once, often = exchange(stage=1), exchange(stage=2)
     assert often > 3 * once
     assert exchange(stage=2, overlap_comm=True) < 0.5 * often
+
+
+def test_of_our_exchange_the_last_slice_stays(tmp_path):
+    """And what the backward pass of a small micro-batch, two thirds of its time, is too short for.
+
+    Base's embedding is 17% of its gradients; one slice of five is more.
+    """
+    bf16 = {"enabled": True, "immediate_grad_update": True}
+    config = {
+        "train_batch_size": 4096,
+        "train_micro_batch_size_per_gpu": 64,
+        "bf16": bf16,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": {"stage": 1, "reduce_bucket_size": 30_000_000},
+    }
+
+    def exchange(tokens_per_second=500_000, **changes):
+        words = ("--gpu", "a100-40", "--tokens-per-second-per-gpu", str(tokens_per_second))
+        asked = question(tmp_path, *words, config=config | changes)
+        return step_time(asked, plan_batches(4096, 64, 64), expected()).exchange
+
+    hidden, whole = exchange(), exchange(bf16={"enabled": True})
+    links = fabric(SHORT_NAMES["a100-40"], SHORT_NAMES["a100-40"].network_gbit_per_s, 0.8)
+    gather = collective_seconds(Collective("all-gather", 2 * 137_400_384, 1), 64, links)
+    reduce = collective_seconds(Collective("all-reduce", 4 * 137_400_384, 5), 64, links)
+    assert hidden == pytest.approx(gather + reduce / 5)
+    single = collective_seconds(Collective("all-reduce", 4 * 137_400_384, 1), 64, links)
+    assert whole == pytest.approx(gather + single)
+    small = {"stage": 1, "reduce_bucket_size": 10_000_000}
+    embedding = 30522 * 768 / 137_400_384
+    reduce = collective_seconds(Collective("all-reduce", 4 * 137_400_384, 14), 64, links)
+    assert exchange(zero_optimization=small) == pytest.approx(gather + embedding * reduce)
+    reduce = collective_seconds(Collective("all-reduce", 4 * 137_400_384, 5), 64, links)
+    short = 0.3 * reduce * 1.5
+    assert exchange(round(64 * 128 / short)) == pytest.approx(gather + 0.7 * reduce, rel=1e-3)
 
 
 def test_what_would_fit_is_said(tmp_path):

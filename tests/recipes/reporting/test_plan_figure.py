@@ -26,7 +26,7 @@ def test_constant_batches_bend_and_growing_ones_do_not(simulation):
     assert [each.plan.requested for each in simulation.growing] == [4096, 32_768, 102_400]
     grown = simulation.growing[-1].times.tokens_per_second
     assert grown > 0.85 * 25 * simulation.growing[0].times.tokens_per_second
-    assert simulation.planned[-1].times.tokens_per_second < 0.3 * grown
+    assert simulation.planned[-1].times.tokens_per_second < 0.35 * grown
 
 
 def test_the_curves_are_the_predictions_and_extrapolation_is_named(simulation):
