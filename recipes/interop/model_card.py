@@ -276,7 +276,8 @@ def _cost(facts: CardFacts) -> str:
     seconds = facts.progress.get("seconds", 0.0)
     on_gpu = device not in (None, "cpu")
     priced = [r["cost/dollars"] for r in facts.log if is_number(r.get("cost/dollars"))]
-    hours = seconds * count / 3600
+    spent = facts.progress.get("gpu_seconds") if on_gpu else None
+    hours = (spent or seconds * count) / 3600  # earlier versions' exports do not say what was spent
     rows = [
         ("device", f"{count} x {device}" if device and count else None),
         ("GPU hours" if on_gpu else "process hours", f"{hours:,.3g}" if hours else None),

@@ -141,13 +141,11 @@ def _cost(run: RecordedRun | None) -> dict[str, Any]:
     """What pretraining took: hours of wall time; GPU-hours and dollars where there were GPUs."""
     if run is None:
         return {"hardware": None, "hours": None, "gpu_hours": None, "dollars": None}
-    hours = run.latest["seconds"] / 3600
-    on_gpu = run.device != "cpu" and run.devices is not None
     return {
         "hardware": f"{run.devices or '?'} × {run.device}",
-        "hours": hours,
-        "gpu_hours": hours * (run.devices or 0) if on_gpu else None,
-        "dollars": run.last("cost/dollars") if on_gpu else None,
+        "hours": run.latest["seconds"] / 3600,
+        "gpu_hours": run.gpu_hours,
+        "dollars": run.dollars,
     }
 
 

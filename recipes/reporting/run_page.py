@@ -6,6 +6,7 @@ benchmarks' records, and the settings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -172,15 +173,19 @@ def _score_tile(series: Series | None, control: Series | None) -> Tile:
 def _dollars(run: RecordedRun) -> str:
     if run.device == "cpu":
         return "no GPU"
-    return shown(run.last("cost/dollars"), "${:,.2f}", "not logged")
+    return shown(run.dollars, "${:,.2f}", "not logged")
 
 
 def _price(run: RecordedRun) -> str:
     if run.device == "cpu":
         return "a CPU's time has no price here"
-    price = run.config.get("run", {}).get("price_per_gpu_hour")
-    hours = run.latest["seconds"] / 3600 * (run.devices or 1)
-    return f"{hours:,.1f} GPU-hours" + (f" at ${price:g}" if isinstance(price, int | float) else "")
+    hours, price = run.gpu_hours, run.config.get("run", {}).get("price_per_gpu_hour")
+    # The price of the latest start is not always that of the ones before.
+    explains = hours and isinstance(price, int | float) and run.dollars
+    same = explains and math.isclose(hours * price, run.dollars, rel_tol=0.01)
+    return shown(hours, "{:,.1f} GPU-hours", "GPU-hours unknown") + (
+        f" at ${price:g}" if same else ""
+    )
 
 
 def _per_hour(run: RecordedRun) -> str:
@@ -288,7 +293,7 @@ def _beside_the_paper(found: Found) -> Markup:
             run.name,
             series.average,
             run.latest["seconds"] / 3600,
-            None if run.device == "cpu" else run.last("cost/dollars"),
+            run.dollars,
             f"{run.devices or '?'} × {run.device}",
         )
         for run in found.runs

@@ -44,7 +44,7 @@ def _column(run: RecordedRun) -> dict[str, str]:
             run.median("throughput/device/executed_flops_utilization"), "{:.1%}"
         ),
         "wall time": duration(latest["seconds"]),
-        "cost": shown(run.last("cost/dollars"), "${:,.2f}"),
+        "cost": shown(run.dollars, "${:,.2f}"),
     }
 
 

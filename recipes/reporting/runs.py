@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.common.errors import Faults, UserError
+from recipes.training.bill import DOLLARS, GPU_HOURS
 from recipes.training.run_log import LOG_NAME, read_records
 
 Values = NDArray[np.float64]
@@ -71,6 +72,22 @@ class RecordedRun:
         return None if found is None else round(found)
 
     @property
+    def gpu_hours(self) -> float | None:
+        """GPU-hours of all starts; None on a CPU and where it is not known.
+
+        Logs of earlier versions do not count them: there, all wall time on the latest devices.
+        """
+        if self.device == "cpu" or self.devices is None:
+            return None
+        logged = self.last(GPU_HOURS)
+        return self.latest["seconds"] / 3600 * self.devices if logged is None else logged
+
+    @property
+    def dollars(self) -> float | None:
+        """Dollars of all starts; None on a CPU and where they were not logged."""
+        return None if self.device == "cpu" else self.last(DOLLARS)
+
+    @property
     def unigram_entropy(self) -> float | None:
         """Loss in nats of a model that knows nothing but how frequent each token is."""
         return finite(_lookup(self.config, "data.unigram_entropy_nats"))
@@ -122,8 +139,8 @@ class RecordedRun:
 
     def last(self, key: str) -> float | None:
         """Return the latest finite value of `key`, None where it was never logged."""
-        _, values = self.curve("step", key)
-        return float(values[-1]) if len(values) else None
+        steps, values = self.curve("step", key)
+        return float(values[np.argmax(steps)]) if len(values) else None
 
     def median(self, key: str, *, skip: int = 0) -> float | None:
         """Return the median of `key` over the logged windows after the first `skip`, if any."""

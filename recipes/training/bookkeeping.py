@@ -16,6 +16,7 @@ from recipes.common.gpus import describe_peak
 from recipes.engine.engine import Update, check_replicas
 from recipes.engine.world import World
 from recipes.training import run_record
+from recipes.training.bill import DOLLARS, GPU_HOURS, Bill
 from recipes.training.checkpoints.store import Checkpoints
 from recipes.training.console import duration, shown_measure
 from recipes.training.export import export
@@ -50,7 +51,7 @@ class Bookkeeping:
         self.times = RankTimes(world)
         self.evaluated: dict[str, float] = {}
         """Newest evaluation of this start."""
-        self._first_step = resumed.step
+        self._resumed = resumed
         self._log = RunLog(
             run.places.output,
             total_steps=run.total_steps,
@@ -61,6 +62,7 @@ class Bookkeeping:
         )
         self._earlier = max(resumed.seconds, self._log.earlier_seconds)
         self._meter = _throughput_meter(run, world, resumed, self._earlier)
+        self._bill = _bill(run, world, resumed, self._log)
 
     def __enter__(self) -> Bookkeeping:
         return self
@@ -70,7 +72,7 @@ class Bookkeeping:
 
     def begin_step(self, done: Progress) -> None:
         """Watch over the step that begins; the first one of a start compiles, and fills caches."""
-        if done.step > self._first_step:
+        if done.step > self._resumed.step:
             self.watchdog.step()
 
     def asked(self, requests: StopRequests) -> dict[str, int]:
@@ -89,11 +91,14 @@ class Bookkeeping:
         self._meter.step(**counts, data_wait_seconds=waited)
         self.times.step(waited)
         self._log.step(done.step + 1)
+        age = self._meter.seconds_of_this_start()
         return done.after_step(
             counts,
             applied=update.applied,
             seconds=self._meter.elapsed_seconds(),
             training_seconds=self._meter.training_seconds(),
+            gpu_seconds=self._bill.gpu_seconds(age),
+            dollars=self._bill.dollars(age),
         )
 
     def log(self, done: Progress, loss: Tensor, lr: float, update: Update) -> None:
@@ -145,24 +150,33 @@ class Bookkeeping:
         return {
             "time/training_seconds": done.training_seconds,
             "time/earlier_seconds": self._earlier,
+            GPU_HOURS: done.gpu_seconds / 3600,
+            DOLLARS: done.dollars,
         }
 
     def summary(self, done: Progress) -> str:
         """Return what the run came to, starts before this one included, in two lines."""
+        resumed = self._resumed
         measured = {name.removesuffix("/eval"): value for name, value in self.evaluated.items()}
         parts = [f"{name} {shown_measure(value)} held out" for name, value in measured.items()]
         if done.training_seconds > 0:
             speed = done.tokens / done.training_seconds
             parts.append(f"{speed:,.0f} tokens/s")
-            if self._meter.peak is not None:
-                devices = self._meter.devices
-                share = mfu(self._meter.parameters, speed, devices, self._meter.peak)
-                parts.append(f"MFU {share:.1%}")
+            if (share := self._utilisation(done)) is not None:
+                parts.append(f"MFU {share:.1%}" + (" since the restart" if resumed.step else ""))
         parts.append(f"{duration(done.training_seconds)} of training in {duration(done.seconds)}")
-        if price := self._meter.dollars_per_device_hour:
-            parts.append(f"${price * self._meter.devices * done.seconds / 3600:,.2f}")
+        if done.dollars > 0:
+            parts.append(f"${done.dollars:,.2f}")
         counted = f"{done.step} steps, {done.sequences:,} sequences, {done.tokens:,} tokens"
         return f"finished {counted}\n    {', '.join(parts)}"
+
+    def _utilisation(self, done: Progress) -> float | None:
+        """MFU of this start alone: earlier ones may have had another number of devices."""
+        seconds = done.training_seconds - self._resumed.training_seconds
+        if self._meter.peak is None or seconds <= 0:
+            return None
+        speed = (done.tokens - self._resumed.tokens) / seconds
+        return mfu(self._meter.parameters, speed, self._meter.devices, self._meter.peak)
 
     def _wait(self, must: bool) -> None:
         try:
@@ -184,14 +198,23 @@ def _throughput_meter(
 ) -> ThroughputMeter:
     if world.rank == 0 and (said := describe_peak(run.device_name)):
         print(said)
-    on_gpu = world.device.type == "cuda"
     return ThroughputMeter(
         parameters=run.model.parameters(),
         training_flops=functools.partial(training_flops, run.model),
         device=world.device,
         device_name=run.device_name,
         devices=world.world_size,
-        dollars_per_device_hour=run.adjustable.price_per_gpu_hour if on_gpu else 0.0,
         earlier_seconds=earlier_seconds,
         earlier_training_seconds=resumed.training_seconds,
+    )
+
+
+def _bill(run: Run, world: World, resumed: Progress, log: RunLog) -> Bill:
+    # Steps that have to run again were paid for: the log knows them, the checkpoint does not.
+    logged = log.earlier_costs
+    return Bill(
+        gpus=world.world_size if world.device.type == "cuda" else 0,
+        dollars_per_gpu_hour=run.adjustable.price_per_gpu_hour,
+        earlier_gpu_seconds=max(resumed.gpu_seconds, 3600 * logged.get(GPU_HOURS, 0.0)),
+        earlier_dollars=max(resumed.dollars, logged.get(DOLLARS, 0.0)),
     )

@@ -32,16 +32,27 @@ class Progress:
     """How many of the newest steps had no update."""
     training_seconds: float = 0.0
     """Wall time without evaluation and saving; steps that ran again count once."""
+    gpu_seconds: float = 0.0
+    """GPUs times wall time up to here, each start with its own number of GPUs; 0 on a CPU."""
+    dollars: float = 0.0
+    """Their price, each start at its own."""
 
     def after_step(
-        self, counts: dict[str, int], *, applied: bool, seconds: float, training_seconds: float
+        self,
+        counts: dict[str, int],
+        *,
+        applied: bool,
+        seconds: float,
+        training_seconds: float,
+        gpu_seconds: float = 0.0,
+        dollars: float = 0.0,
     ) -> Progress:
         """Return the progress one step later.
 
         Args:
             counts: what the step's global batch held.
             applied: whether the weights were updated.
-            seconds, training_seconds: as in the fields.
+            seconds, training_seconds, gpu_seconds, dollars: as in the fields.
         """
         return Progress(
             self.step + 1,
@@ -51,6 +62,8 @@ class Progress:
             self.skipped + (not applied),
             0 if applied else self.skipped_in_a_row + 1,
             training_seconds,
+            gpu_seconds,
+            dollars,
         )
 
     @property

@@ -57,7 +57,8 @@ class RunLog:
         task: of a finetuning, whose curves stand in a group of this name.
 
     `earlier_seconds` is the wall time that earlier runs logged here, in seconds, steps that have
-    to run again included, since they were paid for; 0 on ranks above 0.
+    to run again included, since they were paid for; 0 on ranks above 0. `earlier_costs` are the
+    largest numbers that they logged under `cost/...`.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class RunLog:
         task: str | None = None,
     ):
         self.earlier_seconds = 0.0
+        self.earlier_costs: dict[str, float] = {}
         self._writes = rank == 0
         if not self._writes:
             return
@@ -163,6 +165,9 @@ class RunLog:
             return
         records, broken = read_records(path)
         self.earlier_seconds = max((record["seconds"] for record in records), default=0.0)
+        for name, value in (pair for record in records for pair in record.items()):
+            if name.startswith("cost/") and isinstance(value, int | float):
+                self.earlier_costs[name] = max(value, self.earlier_costs.get(name, 0.0))
         kept = [record for record in records if resume_step > 0 and record["step"] <= resume_step]
         if broken:
             print(f"{path}: {broken} torn line(s) dropped", file=sys.stderr)

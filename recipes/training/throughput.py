@@ -1,4 +1,4 @@
-"""Tokens per second, model FLOPs utilisation, padding, waiting and cost, counted honestly.
+"""Tokens per second, model FLOPs utilisation, padding and waiting, counted honestly.
 
 Tokens are real tokens; padding is reported beside them and never earns anything. Two utilisations
 are given: `mfu` counts 6 FLOPs per parameter and real token (Eq. 3 of the paper), whether they are
@@ -60,8 +60,8 @@ class ThroughputMeter:
     """Rates over windows of optimizer steps; all counts are global sums over every rank.
 
     Two clocks run. The one behind the rates stands still under `pause()` (evaluation, checkpoints)
-    and is set back by `start()` (after compilation and warm-up). The one behind the cost never
-    stops, because the invoice does not.
+    and is set back by `start()` (after compilation and warm-up). The one behind the elapsed time
+    never stops.
 
     Args:
         parameters: N of Eq. 3.
@@ -69,7 +69,6 @@ class ThroughputMeter:
         device: where this rank computes; the host waits for its queue before reading the clock.
         device_name: as the driver gives it; selects the peak.
         devices: how many of them the run uses, one per rank.
-        dollars_per_device_hour: price of one device for one hour.
         earlier_seconds: wall time that earlier runs have spent on the same training.
         earlier_training_seconds: what they spent on the steps that this one goes on from.
         clock: seconds, monotonic.
@@ -83,7 +82,6 @@ class ThroughputMeter:
         device: torch.device,
         device_name: str,
         devices: int,
-        dollars_per_device_hour: float = 0.0,
         earlier_seconds: float = 0.0,
         earlier_training_seconds: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
@@ -93,7 +91,7 @@ class ThroughputMeter:
         self.device = device
         self.peak = peak_flops(device_name)
         self.devices = devices
-        self.dollars_per_device_hour = dollars_per_device_hour
+        self.earlier_seconds = earlier_seconds
         self._clock = clock
         self._began = clock() - earlier_seconds
         self._training_began = clock() - earlier_training_seconds
@@ -136,7 +134,7 @@ class ThroughputMeter:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Keep what happens inside out of the rates; it stays in elapsed time and in cost."""
+        """Keep what happens inside out of the rates; it stays in the elapsed time."""
         # Waits on both edges: queued training work must not be charged to the evaluation, nor
         # the evaluation's to the next window.
         began = self._synchronized_clock()
@@ -150,6 +148,10 @@ class ThroughputMeter:
     def elapsed_seconds(self) -> float:
         """Wall time of this and earlier runs, in seconds, pauses and warm-up included."""
         return self._clock() - self._began
+
+    def seconds_of_this_start(self) -> float:
+        """Wall time of this run alone, in seconds, pauses and warm-up included."""
+        return self.elapsed_seconds() - self.earlier_seconds
 
     def training_seconds(self) -> float:
         """Wall time of the training so far, in seconds, without pauses; warm-up included."""
@@ -177,10 +179,6 @@ class ThroughputMeter:
             "time/step_seconds": seconds / counts.steps,
             "time/data_wait_seconds": counts.data_wait_seconds / counts.steps,
             "time/data_wait_share": counts.data_wait_seconds / seconds,
-            "cost/dollars": self.dollars_per_device_hour
-            * self.devices
-            * self.elapsed_seconds()
-            / 3600,
             "memory/host_peak_gb": _host_peak_bytes() / 1e9,
         }
         if self.peak is not None:

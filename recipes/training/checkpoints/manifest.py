@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,23 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())
     if manifest["format"] != FORMAT:
         raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
-    Progress(**manifest["progress"])
+    progress_of(manifest)
     for facts in manifest["files"].values():
         facts["bytes"], facts["sha256"], facts["pieces"].items()
     manifest["facts"].items(), manifest["tensor_parallel_size"]
     return manifest
+
+
+def progress_of(manifest: Mapping[str, Any]) -> Progress:
+    """Return how far the run was that wrote a manifest.
+
+    A version that did not count GPU-seconds is taken to have run on the GPUs that wrote it.
+    """
+    recorded, facts = manifest["progress"], manifest["facts"]
+    if "gpu_seconds" not in recorded and facts.get("device", "cpu") != "cpu":
+        gpus = int(facts.get("world_size", 0))
+        recorded = {**recorded, "gpu_seconds": gpus * recorded.get("seconds", 0.0)}
+    return Progress(**recorded)
 
 
 def file_name(world: World, rank: int | None = None) -> str:

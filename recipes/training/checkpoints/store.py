@@ -36,6 +36,7 @@ from recipes.training.checkpoints.manifest import (
     CHECKPOINTED,
     damage,
     key,
+    progress_of,
     published,
     read_manifest,
 )
@@ -185,7 +186,7 @@ class Checkpoints:
                 f"{self.directory / name} was written by tensor-parallel groups of {wrote}, this "
                 f"run has {here}: resume with --tensor-parallel {wrote}"
             )
-        progress = Progress(**manifest["progress"])
+        progress = progress_of(manifest)
         tensor_parallel_rank = self._world.rank % here
         reader = PieceReader(self.directory / name, manifest, tensor_parallel_rank)
         state.load(engine, reader, progress.step - progress.skipped)
