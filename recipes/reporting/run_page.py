@@ -179,13 +179,13 @@ def _dollars(run: RecordedRun) -> str:
 def _price(run: RecordedRun) -> str:
     if run.device == "cpu":
         return "a CPU's time has no price here"
-    hours, price = run.gpu_hours, run.config.get("run", {}).get("price_per_gpu_hour")
+    hours, dollars = run.gpu_hours, run.dollars
+    price = run.config.get("run", {}).get("price_per_gpu_hour")
+    said = shown(hours, "{:,.1f} GPU-hours", "GPU-hours unknown")
+    if hours is None or dollars is None or not isinstance(price, int | float):
+        return said
     # The price of the latest start is not always that of the ones before.
-    explains = hours and isinstance(price, int | float) and run.dollars
-    same = explains and math.isclose(hours * price, run.dollars, rel_tol=0.01)
-    return shown(hours, "{:,.1f} GPU-hours", "GPU-hours unknown") + (
-        f" at ${price:g}" if same else ""
-    )
+    return said + (f" at ${price:g}" if math.isclose(hours * price, dollars, rel_tol=0.01) else "")
 
 
 def _per_hour(run: RecordedRun) -> str:
