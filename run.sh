@@ -151,16 +151,19 @@ wheels() {
   du -ah --apparent-size "$output" | sort -h
 }
 
-# nvidia-smi may be missing, as in many containers, or be there without a GPU. The driver's control
-# device alone says nothing of GPUs: PyTorch does, and before it is installed there may be one.
+# Signs of a GPU: nvidia-smi, which may be missing, as in many containers, or be there without a GPU,
+# and device files, which may be there for a PyTorch that cannot use them. So where PyTorch is
+# installed it decides; before that the signs do.
 has_gpu() {
   local devices=${RAPIDBERT_DEV:-/dev} # another folder in tests
   [[ -n ${CUDA_VISIBLE_DEVICES-all} && ${CUDA_VISIBLE_DEVICES-all} != -1 ]] || return 1
-  nvidia-smi -L 2>/dev/null | grep -q '^GPU ' && return
-  compgen -G "$devices/nvidia[0-9]*" >/dev/null && return
-  [[ -e $devices/nvidiactl || -e $devices/dxg || -e $devices/kfd ]] || return
-  ! "$python" -c 'import torch' 2>/dev/null ||
-    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+  nvidia-smi -L 2>/dev/null | grep -q '^GPU ' ||
+    compgen -G "$devices/nvidia[0-9]*" >/dev/null ||
+    [[ -e $devices/nvidiactl || -e $devices/dxg || -e $devices/kfd ]] || return 1
+  # Asked once: the import takes seconds.
+  [[ -n ${torch_sees:-} ]] ||
+    torch_sees=$("$python" -c 'import torch; print(torch.cuda.is_available())' 2>/dev/null) || true
+  [[ ${torch_sees:-True} == True ]]
 }
 
 # GPUs of this machine, or on the CPU two processes, so that the distributed code is what runs.
@@ -286,6 +289,8 @@ case $command in
   wheels) check_python ;;
 esac
 if ! has_gpu; then
+  [[ -z ${torch_sees:-} ]] ||
+    echo "run.sh: this machine has signs of a GPU that PyTorch cannot use; going on on the CPU" >&2
   export DS_ACCELERATOR=cpu # otherwise DeepSpeed looks for devices in every process, aloud
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 fi

@@ -169,8 +169,13 @@ def gpu_found(tmp_path):
         ({"smi": "echo 'No devices were found'"}, False),
         ({"devices": ["nvidia0", "nvidiactl"]}, True),  # a container without nvidia-smi
         ({"devices": ["nvidia3"], "smi": "exit 9"}, True),
-        ({"devices": ["nvidiactl"], "torch": "[[ $2 != *available* ]]"}, False),
-        ({"devices": ["nvidiactl"], "torch": "exit 0"}, True),
+        ({"devices": ["nvidia0"], "torch": "echo False"}, False),  # a build for the CPU
+        ({"devices": ["nvidia0"], "torch": "echo True"}, True),
+        ({"smi": "echo 'GPU 0: NVIDIA'", "torch": "echo False"}, False),
+        ({"devices": ["nvidiactl"], "torch": "echo False"}, False),
+        ({"devices": ["nvidiactl"], "torch": "echo True"}, True),
+        ({"devices": ["nvidia0"], "torch": "exit 1"}, True),
+        ({"torch": "echo True"}, False),  # not asked where nothing is a sign
         ({"devices": ["nvidiactl"], "torch": "exit 1"}, True),  # not installed yet
         ({"devices": ["nvidia0"], "CUDA_VISIBLE_DEVICES": ""}, False),
         ({"devices": ["nvidia0"], "CUDA_VISIBLE_DEVICES": "0"}, True),

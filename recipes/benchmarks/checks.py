@@ -7,12 +7,14 @@ record with the last lines of its output, and the modes run nevertheless.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.benchmarks.jobs import Ended, Job, run_at_once
+from recipes.benchmarks.jobs import LATE, NOT_FINISHED, Ended, Job, run_at_once
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = "kernels"
@@ -68,7 +70,9 @@ def checks(gpu: bool, scratch: Path) -> list[Check]:
 
 
 def kernel_tests() -> list[str]:
-    """Give the command that tests the kernels: several processes, because they compile long."""
+    """Give the command that tests the kernels: several processes, because they compile long.
+
+    tests/conftest.py puts those at the sizes of training first."""
     processes = max(2, min(8, (os.cpu_count() or 2) // 2))
     words = ["-m", "pytest", "-m", "gpu", "-n", str(processes), "-q", "--rootdir", str(ROOT)]
     return [sys.executable, *words, *(str(ROOT / "tests" / place) for place in GPU_TESTS)]
@@ -88,4 +92,15 @@ def run_checks(
         )
         for check in listed
     ]
-    return run_at_once(jobs, signals)
+    return [_with_count(end) for end in run_at_once(jobs, signals)]
+
+
+def _with_count(end: Ended) -> Ended:
+    """Say of the kernels' tests, where they took too long, what those found that had ended."""
+    if end.name != KERNELS or end.status != LATE or end.log is None:
+        return end
+    # `pytest -q` prints a letter for each test that has ended, and from time to time a percentage.
+    text = end.log.read_text("utf-8", errors="replace")
+    letters = "".join(re.findall(r"^([.FEsxX]+) *(?:\[ *\d+%\])?$", text, re.MULTILINE))
+    failed = sum(letters.count(letter) for letter in "FE")
+    return replace(end, status=f"{NOT_FINISHED}: {letters.count('.')} passed, {failed} failed")

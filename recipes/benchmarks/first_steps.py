@@ -16,8 +16,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the repository root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -27,6 +28,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root
 from recipes.common.entry import run
 from recipes.common.files import sha256
 
+Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 """Optimizer steps of the pretraining; the checkpoint that it goes on from lies in the middle."""
@@ -73,8 +75,8 @@ def pretraining(directory: Path, model: str) -> str:
         model: the toy is trained in fp32, so that nothing may differ; any other one in bf16.
 
     Raises:
-        ArithmeticError: the losses, or of the toy the weights, are not those of the run that was
-            not interrupted.
+        ArithmeticError: nothing was resumed, or the losses, or of the toy the weights, are not
+            those of the run that was not interrupted.
         subprocess.CalledProcessError: a command failed; it has said why.
     """
     recipe = ROOT / "recipes"
@@ -92,6 +94,7 @@ def pretraining(directory: Path, model: str) -> str:
     _call(recipe / "pretrain.py", *words, "--output", whole)
     cut_off(whole, resumed, STEPS // 2)
     _call(recipe / "pretrain.py", *words, "--output", resumed)
+    refuse_a_new_start(logged(whole), logged(resumed))
     return compare(losses(whole), losses(resumed), weights(whole) == weights(resumed), exact=toy)
 
 
@@ -103,10 +106,32 @@ def cut_off(whole: Path, cut: Path, step: int) -> None:
             shutil.rmtree(checkpoint)
 
 
+def logged(run: Path) -> dict[int, Json]:
+    """Return what the log of a run has of the training of every step."""
+    records: Iterable[Json] = map(json.loads, (run / "log.jsonl").read_text("utf-8").splitlines())
+    return {each["step"]: each for each in records if "loss/train" in each}
+
+
 def losses(run: Path) -> dict[int, float]:
     """Return the training loss of every logged step."""
-    records = map(json.loads, (run / "log.jsonl").read_text("utf-8").splitlines())
-    return {each["step"]: each["loss/train"] for each in records if "loss/train" in each}
+    return {step: each["loss/train"] for step, each in logged(run).items()}
+
+
+def refuse_a_new_start(whole: dict[int, Json], resumed: dict[int, Json]) -> None:
+    """See that the steps before the checkpoint were not done again.
+
+    A resumed run keeps their lines of the log. One that began anew has the same losses, but never
+    the same times.
+
+    Raises:
+        ArithmeticError: they were, or the log does not have them.
+    """
+    for step in range(1, STEPS // 2 + 1):
+        if step not in whole or whole[step] != resumed.get(step):
+            raise ArithmeticError(
+                f"not resumed at step {STEPS // 2}: the line of step {step} in the log is not that "
+                "of the run before"
+            )
 
 
 def weights(run: Path) -> str:

@@ -5,15 +5,16 @@
 
 They are most of a step's FLOPs, and the library that computes them chooses a kernel by rules of its
 own. Beside the way that training takes stand cuBLASLt's choice, a weight gradient whose rows are
-split in parts, padded rows where the number of rows is odd, and fp8 for the gated feed-forward's
-first layer, alone and with its casts. Each is compared with training's result before it is timed.
-A way counts as faster where it saves more than 3%, in the median of rounds in turns.
+split in parts, and padded rows where the number of rows is odd; last of all, because its casts are
+compiled first, comes fp8 for the gated feed-forward's first layer, alone and with its casts. Each
+is compared with training's result before it is timed. A way counts as faster where it saves more
+than 3%, in the median of rounds in turns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -30,7 +31,9 @@ from recipes.benchmarks.matrix_products import (
     TILE,
     Layer,
     Operands,
+    Way,
     check_fp8,
+    fp8_ways,
     layers,
     wave_arithmetic,
     ways,
@@ -87,29 +90,52 @@ def measure(settings: Settings, record: Record) -> None:
         "cublaslt": record.here("cuBLASLt", check_cublaslt, record.device),
         "fp8": record.here("fp8", check_fp8, record.device),
     }
-    for model in models:
-        sizes = {} if record.gpu else {"vocab_size": TOY_VOCABULARY}
-        for layer in layers(preset(model, **sizes), rows[model]):
-            operands = None
-            for which in PASSES:
-                what = f"{model}, {layer.name}, {which}"
-                if record.out_of_time(what):
-                    continue
-                if operands is None:
-                    operands = record.attempt(what, Operands.random, layer, record.device, dtype)
-                if operands is None:
-                    continue  # too little memory; the reason is in the record
-                fp8 = here["fp8"] and layer.name in LAYERS_IN_FP8
-                point = record.attempt(
-                    what, measure_pass, record, layer, which, operands, here["cublaslt"], fp8
-                )
-                if point:
-                    facts = waves(layer, which, multiprocessors)
-                    record["points"].append({"model": model, **point, **facts})
-                    print(f"{what}: {text(record['points'][-1])}", flush=True)
-                record.save()
-            del operands
-            release_memory()
+    sizes = {} if record.gpu else {"vocab_size": TOY_VOCABULARY}
+    every = [(m, layer) for m in models for layer in layers(preset(m, **sizes), rows[m])]
+    points: dict[tuple[str, str, str], Json] = {}
+    for model, layer in every:
+        for which, operands in passes(record, model, layer, dtype):
+            what = f"{model}, {layer.name}, {which}"
+            point = record.attempt(
+                what, measure_pass, record, layer, which, operands, here["cublaslt"]
+            )
+            if point:
+                point = {"model": model, **point, **waves(layer, which, multiprocessors)}
+                points[model, layer.name, which] = point
+                record["points"].append(point)
+                print(f"{what}: {text(point)}", flush=True)
+            record.save()
+    # Not before: its casts are compiled, for which the rest of a short time would go.
+    for model, layer in every if here["fp8"] else ():
+        if layer.name not in LAYERS_IN_FP8:
+            continue
+        for which, operands in passes(record, model, layer, dtype, way=", fp8"):
+            point = points.get((model, layer.name, which))
+            what = f"{model}, {layer.name}, {which}, fp8"
+            if point and record.attempt(what, add_fp8, record, point, which, operands):
+                print(f"{what}: {text(point)}", flush=True)
+            record.save()
+
+
+def passes(
+    record: Record, model: str, layer: Layer, dtype: torch.dtype, way: str = ""
+) -> Iterator[tuple[str, Operands]]:
+    """Give the passes of a layer for which there are time and memory, and what they multiply.
+
+    Args:
+        way: added to a pass' name in the record where it is left out.
+    """
+    operands = None
+    for which in PASSES:
+        what = f"{model}, {layer.name}, {which}{way}"
+        if record.out_of_time(what):
+            continue
+        if operands is None:
+            operands = record.attempt(what, Operands.random, layer, record.device, dtype)
+        if operands is not None:  # else the reason is in the record
+            yield which, operands
+    del operands
+    release_memory()
 
 
 def usual_rows(model: str, *, gpu: bool) -> int:
@@ -135,20 +161,10 @@ def waves(layer: Layer, which: str, multiprocessors: int | None) -> dict[str, An
 
 
 def measure_pass(
-    record: Record, layer: Layer, which: str, operands: Operands, cublaslt: bool, fp8: bool
+    record: Record, layer: Layer, which: str, operands: Operands, cublaslt: bool
 ) -> dict[str, Any]:
-    """Time the ways of one pass in turns, those that give its result; return a point."""
-    contenders = ways(which, operands, cublaslt=cublaslt, fp8=fp8)
-    expected = contenders[AS_TRAINED]()
-    differences = {}
-    for name, way in list(contenders.items()):
-        what = f"{layer.name} {which}, {name}"
-        differences[name] = record.attempt(what, checked, way, expected, name)
-        if differences[name] is None:
-            del contenders[name], differences[name]
-    del expected
-    times = alternate(contenders, record.device, repeats=REPEATS, seconds=TURN_SECONDS)
-    shares = {name: ratios(times[name], times[AS_TRAINED]) for name in times}
+    """Time the ways of one pass in turns; return a point."""
+    timed = in_turns(record, layer.name, which, ways(which, operands, cublaslt=cublaslt))
     return {
         "layer": layer.name,
         "pass": which,
@@ -157,10 +173,37 @@ def measure_pass(
         "inputs": layer.inputs,
         "outputs": layer.outputs,
         "flops": layer.flops,
+        **timed,
+        "faster": fastest(timed["of_as_trained"]),
+    }
+
+
+def add_fp8(record: Record, point: Json, which: str, operands: Operands) -> Json:
+    """Time fp8 in turns with training's way, add it to the pass' point, and return that."""
+    timed = in_turns(record, point["layer"], which, fp8_ways(which, operands))
+    for key, of in timed.items():
+        point[key] |= {name: value for name, value in of.items() if name != AS_TRAINED}
+    point["faster"] = fastest(point["of_as_trained"])
+    return point
+
+
+def in_turns(
+    record: Record, layer: str, which: str, contenders: dict[str, Way]
+) -> dict[str, dict[str, Any]]:
+    """Time the ways of one pass in turns, those that give the first one's result."""
+    expected = contenders[AS_TRAINED]()
+    differences = {}
+    for name, way in list(contenders.items()):
+        what = f"{layer} {which}, {name}"
+        differences[name] = record.attempt(what, checked, way, expected, name)
+        if differences[name] is None:
+            del contenders[name], differences[name]
+    del expected
+    times = alternate(contenders, record.device, repeats=REPEATS, seconds=TURN_SECONDS)
+    return {
         "seconds": {name: spread(values) for name, values in times.items()},
-        "of_as_trained": shares,
+        "of_as_trained": {name: ratios(times[name], times[AS_TRAINED]) for name in times},
         "differences": differences,
-        "faster": fastest(shares),
     }
 
 

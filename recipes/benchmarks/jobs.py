@@ -16,6 +16,8 @@ LOOK_SECONDS = 0.1
 LINES_KEPT = 15
 """Last lines of a failed process's output that go into the record."""
 DONE, LATE, STOPPED = "done", "ended at the time limit", "stopped by a signal"
+NOT_FINISHED = "not finished"
+"""How the status of tests begins that the time limit ended; what they found until then follows."""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 Steps of one micro-batch, small ones first: there a GPU waits for the host. Two engines of the same
 seed take the same 200 steps, whose losses have to be equal; then their steps take turns before the
-clock. The setup is that of `pretrain.py` in bf16, on the CPU as well, where there are no graphs and
-the kernels' launches alone are timed.
+clock. Where time is short both end earlier, and the record says after how many. The setup is that
+of `pretrain.py` in bf16, on the CPU as well, where there are no graphs and the kernels' launches
+alone are timed.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -91,10 +93,13 @@ def measure_row(record: Record, row: Json, setup: Setup, shards: TokenShards, wo
     ):
         contenders: dict[str, Callable[[], Any]] = {ONE_BY_ONE: one_by_one.step}
         try:
-            row |= parity(one_by_one, graphs, device(record))
+            # Half of the time that is left: the clock, which decides, needs the rest.
+            row |= parity(one_by_one, graphs, device(record), record.left() / 2)
             contenders[GRAPHS] = graphs.step
         finally:
-            times = alternate(contenders, world.device, repeats=REPEATS)
+            times = alternate(
+                contenders, world.device, repeats=REPEATS, go_on=lambda _: record.left() > 0
+            )
             row["step_seconds"] = {name: spread(seconds) for name, seconds in times.items()}
             record.save()
     row["ratio"] = ratios(times[GRAPHS], times[ONE_BY_ONE])
@@ -102,8 +107,11 @@ def measure_row(record: Record, row: Json, setup: Setup, shards: TokenShards, wo
     print(f"{row['model']}, {size} sequences: {said}", flush=True)
 
 
-def parity(one_by_one: Trainer, graphs: Trainer, device: Device) -> Json:
+def parity(one_by_one: Trainer, graphs: Trainer, device: Device, seconds: float) -> Json:
     """Train both, and return how far their losses are apart.
+
+    Args:
+        seconds: after which no further step is begun.
 
     Raises:
         NotHere: graphs were given up; the reason is what was said.
@@ -111,13 +119,16 @@ def parity(one_by_one: Trainer, graphs: Trainer, device: Device) -> Json:
     lines: list[str] = []
     graphs.micro_steps = MicroSteps(graphs.engine, "on", device, lines.append)
     losses: list[list[float]] = [[], []]
+    ends = time.monotonic() + seconds
     for _ in range(PARITY_STEPS):
         for trainer, found in zip((one_by_one, graphs), losses, strict=True):
             trainer.step()
             assert trainer.loss is not None
             found.append(float(trainer.loss))
+        if time.monotonic() >= ends:
+            break
     if not lines or not lines[-1].endswith(": used"):
-        raise NotHere(lines[-1] if lines else f"no graph in {PARITY_STEPS} steps")
+        raise NotHere(lines[-1] if lines else f"no graph in {len(losses[0])} steps")
     apart = [abs(b - a) / abs(a) for a, b in zip(*losses, strict=True)]
     return {
         "largest_relative_difference": max(apart),

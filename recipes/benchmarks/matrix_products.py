@@ -122,8 +122,8 @@ class Operands:
         return self.dy @ self.weight if which == "dgrad" else self.dy.t() @ self.x
 
 
-def ways(which: str, operands: Operands, *, cublaslt: bool, fp8: bool) -> dict[str, Way]:
-    """List the ways to compute a pass; the first is that of training."""
+def ways(which: str, operands: Operands, *, cublaslt: bool) -> dict[str, Way]:
+    """List the ways to compute a pass but fp8; the first is that of training."""
     found: dict[str, Way] = {AS_TRAINED: lambda: operands.product(which)}
     if cublaslt:
         found[CUBLASLT] = lambda: _by_cublaslt(lambda: operands.product(which))
@@ -134,11 +134,17 @@ def ways(which: str, operands: Operands, *, cublaslt: bool, fp8: bool) -> dict[s
         for parts in PARTS:
             if rows % parts == 0:
                 found[f"rows in {parts} parts"] = functools.partial(split_wgrad, operands, parts)
-    if fp8:
-        pair = fp8_pair(which, operands)
-        found[FP8] = lambda: fp8_product(*pair)
-        found[FP8_WITH_CASTS] = lambda: fp8_product(*fp8_pair(which, operands))
     return found
+
+
+def fp8_ways(which: str, operands: Operands) -> dict[str, Way]:
+    """List fp8 beside training's way, the first; the casts are compiled when they are listed."""
+    pair = fp8_pair(which, operands)
+    return {
+        AS_TRAINED: lambda: operands.product(which),
+        FP8: lambda: fp8_product(*pair),
+        FP8_WITH_CASTS: lambda: fp8_product(*fp8_pair(which, operands)),
+    }
 
 
 def _by_cublaslt(work: Way) -> Tensor:

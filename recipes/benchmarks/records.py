@@ -110,6 +110,10 @@ class Record:
         self.output.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
 
+    def left(self) -> float:
+        """Give the seconds until the minutes are over; infinite where none were given."""
+        return max(0.0, self._ends - time.monotonic())
+
     def out_of_time(self, what: str) -> bool:
         """Say whether the minutes are over; if so, `what` is noted as not run.
 

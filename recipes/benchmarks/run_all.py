@@ -1,10 +1,11 @@
 """Everything within a time budget, the most important first, and one table at the end.
 
 First come the checks of `checks.py`. On a GPU the tests of the kernels are among them: where they
-do not pass, all records go to a directory of their own, so that no speed of a wrong kernel lies
-among the results. Then each mode is a process of its own with a share of the time that is left;
-what it does not use goes to those behind it. A mode that fails, or is still running well after its
-share, is ended and the next one starts: its record holds what it had measured by then.
+do not pass, or not in their time, all records go to a directory of their own, so that no speed of a
+wrong kernel lies among the results; the table says which of the two it was. Then each mode is a
+process of its own with a share of the time that is left; what it does not use goes to those behind
+it. A mode that fails, or is still running well after its share, is ended and the next one starts:
+its record holds what it had measured by then.
 
 What is known so far is on the disk at any time: the record of each mode, that of the bench itself,
 and the archive of all, if one is asked for.
@@ -43,11 +44,11 @@ TOY_WORDS = {
     "checkpoint": ["--model", "rapidbert-tiny", "--deepspeed-config", "ds_configs/tiny_cpu.json"]
 }
 """Options on the CPU, for a mode whose defaults are not a toy's."""
-CHECKS_SHARE = 0.5
+CHECKS_SHARE = 0.35
 """Largest part of the budget that the checks may take."""
 GRACE_SECONDS = 45.0
 """Time that a mode has after its share to finish what it began: it starts nothing new then."""
-LEAST_SECONDS = 20.0
+LEAST_SECONDS = 40.0
 """Shortest share that is enough to import and to measure anything."""
 NO_TIME = "no time left"
 UNVERIFIED = "unverified"
@@ -109,7 +110,8 @@ class Bench:
         self.note("checks", ends)
         if any(end.name == KERNELS and end.failed for end in ends):
             output = output / UNVERIFIED
-            print(f"{KERNELS}: NOT VERIFIED; all records go to {output}", flush=True)
+            status = next(end.status for end in ends if end.name == KERNELS)
+            print(f"{KERNELS}: NOT VERIFIED ({status}); all records go to {output}", flush=True)
         elif not torch.cuda.is_available():
             print(f"{KERNELS}: not checked, since on the CPU only PyTorch's are timed", flush=True)
         return output
@@ -183,7 +185,7 @@ def refuse(settings: AllSettings) -> None:
         UserError: with all of it.
     """
     faults = Faults()
-    least = (LEAST_SECONDS + GRACE_SECONDS) / 60 / CHECKS_SHARE
+    least = (LEAST_SECONDS + GRACE_SECONDS) / 60 / (1 - CHECKS_SHARE)
     if settings.minutes < least:
         faults.append(
             f"--minutes {settings.minutes:g}: {CHECKS_SHARE:.0%} is the checks', a mode needs "

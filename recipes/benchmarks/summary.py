@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from recipes.benchmarks.jobs import DONE, Ended
+from recipes.benchmarks.jobs import DONE, NOT_FINISHED, Ended
 from recipes.benchmarks.mode import Mode
 from recipes.benchmarks.predictions import beside
 from recipes.benchmarks.records import Json, Rows
@@ -43,7 +43,10 @@ def result(end: Ended, mode_of: Callable[[str], Mode[Any]]) -> list[tuple[str, s
         lines = [line for line in lines if any(line[1:])]
         why = f": {end.lines[-1]}" if end.lines and end.record is None else ""
         what = end.says if end.record is None else ""
-        lines.append((what, f"FAILED: {end.status}{shortened(why)}", ""))
+        if end.status.startswith(NOT_FINISHED):
+            lines.append((what, end.status.replace(NOT_FINISHED, NOT_FINISHED.upper(), 1), ""))
+        else:
+            lines.append((what, f"FAILED: {end.status}{shortened(why)}", ""))
     return lines or [("", "nothing to show", "")]
 
 

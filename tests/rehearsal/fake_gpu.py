@@ -6,6 +6,7 @@ of the recipe, of DeepSpeed and of torch's AdamW runs as it is. Replaced are
     the launch of a Triton kernel       its arguments are checked and counted, nothing is computed
     scaled_dot_product_attention        the operator that a GPU takes where there is a mask
     reading a number from the device    counted as a wait; the answer is 1, or False
+    synchronize, of CUDA and DeepSpeed  counted as a wait
     torch.cuda.Event, get_device_properties, DeepSpeed's names of the device
     DeepSpeed's see_memory_usage        it collects garbage
     Module.to and the like              torch's own cannot exchange fake parameters
@@ -314,6 +315,10 @@ def fake_gpu() -> Iterator[Counting]:
     def launch(kernel: Any, *arguments: Any, **options: Any) -> None:
         counting.launch(kernel, *arguments, **options)
 
+    def synchronize(*_: Any) -> None:
+        place, line = counting.place()
+        counting.counts.waits.append(f"synchronize at {place}, line {line}")
+
     properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS, major=9, minor=0)
     with ExitStack() as stack:
         for place, name, replacement in (
@@ -322,6 +327,8 @@ def fake_gpu() -> Iterator[Counting]:
             (JITFunction, "run", launch),
             (InterpretedFunction, "run", launch),
             (torch.cuda, "Event", _Event),
+            (torch.cuda, "synchronize", synchronize),
+            (accelerator, "synchronize", synchronize),
             (torch.cuda, "get_device_properties", lambda _: properties),
             (nn.functional, "scaled_dot_product_attention", _attend),
             (accelerator, "device_name", lambda index=None: "cuda" if index is None else "cuda:0"),

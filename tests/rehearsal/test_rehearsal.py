@@ -11,6 +11,7 @@ from unittest import mock
 import pretrain_scenarios
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from fake_gpu import DEVICE, _check_grid, _check_tensor
 from pretrain_scenarios import run_world, values
 from rehearse import BUDGET, CASES, Case, differences, rehearsal, rehearse
@@ -37,7 +38,18 @@ def stray_cpu_tensor(x: Any) -> Any:
     return x * torch.ones(x.shape[-1], device="cpu")
 
 
-STRAYS = (stray_cast, stray_copy, stray_wait, stray_cpu_tensor)
+def stray_timer(x: Any) -> Any:
+    """As each start of DeepSpeed's timers does."""
+    get_accelerator().synchronize()
+    return x
+
+
+def stray_synchronize(x: Any) -> Any:
+    torch.cuda.synchronize(x.device)
+    return x
+
+
+STRAYS = (stray_cast, stray_copy, stray_wait, stray_cpu_tensor, stray_timer, stray_synchronize)
 
 
 @dataclass
@@ -109,6 +121,8 @@ def test_a_step_waits_for_the_device_once(rehearsed):
         ("stray_copy", "clone | "),
         ("stray_wait", "waits for the device: "),
         ("stray_cpu_tensor", "mul at "),
+        ("stray_timer", "waits for the device: synchronize at "),
+        ("stray_synchronize", "waits for the device: synchronize at "),
     ],
 )
 def test_a_stray_operation_is_named_with_its_place(rehearsed, stray, operation):

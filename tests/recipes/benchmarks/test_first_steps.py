@@ -46,6 +46,23 @@ def test_a_resume_that_is_not_the_same_run_is_refused(step, factor, same_weights
         first_steps.compare(LOSSES, resumed, same_weights, exact=exact)
 
 
+def test_a_run_that_began_anew_is_not_taken_for_a_resumed_one():
+    """Equal losses, but other times: the steps were done again."""
+    whole = {
+        step: {"step": step, "loss/train": LOSSES[step], "seconds": 1.5 * step} for step in LOSSES
+    }
+    later = {
+        step: line | {"seconds": line["seconds"] + (step > 10)} for step, line in whole.items()
+    }
+    first_steps.refuse_a_new_start(whole, later)
+    anew = {step: line | {"seconds": 1.25 * step} for step, line in whole.items()}
+    for other in (anew, {**later, 10: anew[10]}, {s: later[s] for s in later if s != 4}, {}):
+        with pytest.raises(ArithmeticError, match="not resumed at step 10: the line of step"):
+            first_steps.refuse_a_new_start(whole, other)
+    with pytest.raises(ArithmeticError, match="the line of step 1 in"):
+        first_steps.refuse_a_new_start({}, {})
+
+
 def test_missing_steps_are_named():
     short = {step: loss for step, loss in LOSSES.items() if step < 19}
     with pytest.raises(ArithmeticError, match=r"no loss of steps \[19, 20\]"):

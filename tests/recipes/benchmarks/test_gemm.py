@@ -9,7 +9,7 @@ import torch
 
 from model.config import preset
 from recipes.benchmarks import gemm, matrix_products
-from recipes.benchmarks.matrix_products import Layer, Operands, wave_arithmetic, ways
+from recipes.benchmarks.matrix_products import Layer, Operands, fp8_ways, wave_arithmetic, ways
 from recipes.benchmarks.running import run_mode
 
 LAYER = Layer("glu_in", 48, 32, 64, 1)
@@ -24,7 +24,7 @@ def test_every_way_gives_the_products_of_autograd(which):
     y.backward(operands.dy.double())
     expected = {"forward": y.detach(), "dgrad": x.grad, "wgrad": weight.grad}[which]
     assert expected.shape == LAYER.result_shape(which)
-    found = ways(which, operands, cublaslt=False, fp8=True)
+    found = ways(which, operands, cublaslt=False) | fp8_ways(which, operands)
     split = {"rows in 2 parts", "rows in 4 parts"} if which == "wgrad" else set()
     assert found.keys() == {"as trained", "rows padded to 512", "fp8", "fp8 with casts"} | split
     for name, way in found.items():
@@ -91,6 +91,24 @@ def test_a_record_of_the_smallest_size(run):
     assert gemm.table(record)[1][5] == "1.09 (55% full)"
 
 
-def test_without_time_nothing_is_started(run):
+def test_fp8_comes_last_and_is_added_to_its_points(run, monkeypatch):
+    order = []
+    timed = gemm.alternate
+    monkeypatch.setattr(
+        gemm, "alternate", lambda c, *a, **b: order.append([*c]) or timed(c, *a, **b)
+    )
+    monkeypatch.setattr(gemm, "check_fp8", lambda what, device: None)
+    record = run(rows=48)
+    fp8 = ["as trained", "fp8", "fp8 with casts"]
+    assert len(order) == 15 + 3 and order[15:] == [fp8] * 3
+    assert not any("fp8" in contenders for contenders in order[:15])
+    assert len(record["points"]) == 15 and not record["failures"]
+    for point in record["points"]:
+        names = {*fp8} if point["layer"] == "glu_in" else {"as trained"}
+        for key in ("seconds", "of_as_trained", "differences"):
+            assert names == {n for n in point[key] if n in fp8}, (point["layer"], key)
+
+
+def test_without_time_one_pass_is_measured(run):
     record = run(minutes=1e-6)
-    assert record["points"] == [] and len(record["not_run"]) == 15 + 2
+    assert len(record["points"]) == 1 and len(record["not_run"]) == 14 + 2
