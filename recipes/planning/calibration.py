@@ -44,8 +44,8 @@ MEMORY_SHARE = 0.65
 """Of the bandwidth, on the bytes that fused kernels need: from instructions and barriers of the
 compiled kernels, 19 ms of a Base micro-batch of 512 on an H200."""
 HOST_SECONDS_PER_LAYER = 2e-3
-"""24 ms of a Base micro-batch on a slow core, once put for 819 launches. 473 are counted since then,
-which would be 14 ms: an upper bound."""
+"""24 ms of a Base micro-batch on a slow core, once put for 819 launches. 473 were counted since
+then, which would be 14 ms: an upper bound."""
 UPDATE_SECONDS = 2e-3
 
 
