@@ -79,7 +79,8 @@ def report(plan: Plan, board: Path, command: str) -> int:
     if results:
         print(f"\n{write_scores({str(plan.output): results}, plan.output)}")
         if not any(result.get("from_scratch") for result in results):
-            record_line(board, plan.output, results, command)
+            if said := record_line(board, plan.output, results, command):
+                print(said)
     if not unfinished and (said := refresh_scores(plan.export, plan.output)):
         print(said)
     for job in unfinished:

@@ -169,8 +169,11 @@ def record_line(
     results: Sequence[Result],
     command: str | None = None,
     run: RecordedRun | None = None,
-) -> None:
+) -> str | None:
     """Put the line of these results into a leaderboard.
+
+    Returns:
+        Why an earlier line stays, if it does.
 
     Args:
         directory: that the results lie in, `glue` in the run that they began from.
@@ -180,7 +183,7 @@ def record_line(
     run = run or _run_of(directory, results)
     name = shown_name(run.directory) if run else str(directory)
     series = summarize(name, results)
-    leaderboard.add(board, leaderboard.line_of(name, run, series, results, command))
+    return leaderboard.add(board, leaderboard.line_of(name, run, series, results, command))
 
 
 def _record_line(
@@ -192,7 +195,7 @@ def _record_line(
 ) -> None:
     """Put the line into a leaderboard; a file that is none is named, and the report goes on."""
     try:
-        record_line(board, directory, results, run=run)
+        left_out += [said for said in [record_line(board, directory, results, run=run)] if said]
     except UserError as error:
         left_out += error.faults
 

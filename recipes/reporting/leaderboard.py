@@ -1,9 +1,10 @@
 """GLUE per dollar: a file with a line for each run, beside what others have published.
 
 A line says what it takes to repeat it: the command, the revision, the hardware, dates, seeds and
-every score. It belongs to a run by its directory's name, what was pretrained and on what: the same
-command, run again, replaces its own line and no other, and so do more tasks or seeds. What other
-versions have put into other lines stays.
+every score. It belongs to a run by its directory's name, what was pretrained and on what, and the settings
+of finetuning that are not the table's: the same command, run again, replaces its own line and no
+other, and so do more tasks or seeds. Fewer of them replace nothing. What other versions have put
+into other lines stays.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.locks import alone_with
 from recipes.reporting.run_settings import pretraining_command
-from recipes.reporting.runs import RecordedRun
+from recipes.reporting.runs import RecordedRun, finite
 from recipes.reporting.scores import Series, settings_of
 from recipes.tasks.glue_tasks import TASKS
 from recipes.tasks.results import Result
@@ -27,7 +28,16 @@ from recipes.tasks.results import Result
 FILE = "leaderboard.json"
 PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "results" / FILE
 """The repository's own, with the published points."""
-NEEDED: dict[str, type | tuple[type, ...]] = {"key": str, "name": str, "score": (int, float)}
+NEEDED: dict[str, tuple[type, ...]] = {"key": (str,), "name": (str,), "score": (int, float)}
+OPTIONAL: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("benchmark", "score_name", "hardware", "source", "series", "command"), (str,)),
+    **dict.fromkeys(("hours", "gpu_hours", "dollars"), (int, float)),
+    **dict.fromkeys(("tasks", "git_revision", "dates"), (dict,)),
+    "published": (bool,),
+}
+"""What a line may have besides; null where it is not known."""
+SETTINGS = ("learning_rate", "epochs", "batch_size", "max_length")
+"""Of finetuning, that results say and `finetune.py` takes."""
 
 Line = dict[str, Any]
 """A run's or a publication's, as the file has it."""
@@ -42,9 +52,7 @@ def read(path: Path) -> list[Line]:
     try:
         lines = json.loads(path.read_bytes())["lines"]
         for line in lines:
-            for key, kind in NEEDED.items():
-                if not isinstance(line[key], kind):
-                    raise UserError(f"{path}: {key} is {line[key]!r} in a line")
+            _check(path, line)
     except FileNotFoundError:
         return []
     except UserError:
@@ -58,10 +66,28 @@ def read(path: Path) -> list[Line]:
     return list(lines)
 
 
-def add(path: Path, line: Line) -> None:
+def _check(path: Path, line: Line) -> None:
+    for key, kinds in NEEDED.items():
+        if not _is_a(line[key], kinds):
+            raise UserError(f"{path}: {key} is {line[key]!r} in a line")
+    for key, kinds in OPTIONAL.items():
+        if line.get(key) is not None and not _is_a(line[key], kinds):
+            raise UserError(f"{path}: {key} is {line[key]!r} in the line of {line['name']}")
+
+
+def _is_a(value: object, kinds: tuple[type, ...]) -> bool:
+    if float in kinds:
+        return finite(value) is not None
+    return isinstance(value, kinds)
+
+
+def add(path: Path, line: Line) -> str | None:
     """Put a line into the file, in place of an earlier one of the same run; makes the file.
 
     Several processes may do so at a time.
+
+    Returns:
+        Why the earlier line stays, if it does: it has tasks or seeds that the new one lacks.
 
     Raises:
         UserError: the file is no leaderboard; it stays as it is.
@@ -70,11 +96,35 @@ def add(path: Path, line: Line) -> None:
     with alone_with(path):
         lines = read(path)
         places = [n for n, other in enumerate(lines) if other["key"] == line["key"]]
+        if places and (lacking := _lacking(line, lines[places[0]])):
+            return (
+                f"{path}: the line of {line['name']} stays: it has {', '.join(lacking)}, which "
+                "these results lack; name another file, or remove the line"
+            )
         if places:
             lines[places[0]] = line
         else:
             lines.append(line)
         write_whole(path, (json.dumps({"lines": lines}, indent=1) + "\n").encode())
+    return None
+
+
+def _lacking(line: Line, earlier: Line) -> list[str]:
+    """What an earlier line has and a new one has not: tasks, or seeds of them."""
+    tasks, lacking = line.get("tasks") or {}, []
+    for task, scores in (earlier.get("tasks") or {}).items():
+        more = _seeds(scores) - _seeds(tasks.get(task))
+        if task not in tasks:
+            lacking.append(task)
+        elif more > 0:
+            lacking.append(f"{more} seed{'s' * (more > 1)} more of {task}")
+    return lacking
+
+
+def _seeds(scores: object) -> int:
+    """Count a task's seeds; none are known in what another version has written otherwise."""
+    seeds = scores.get("seeds") if isinstance(scores, dict) else None
+    return len(seeds) if isinstance(seeds, dict) else 0
 
 
 def with_published(lines: Sequence[Line]) -> list[Line]:
@@ -161,15 +211,20 @@ def finetuning_command(results: Sequence[Result]) -> str:
     if any(count < TASKS[name].seeds for name, count in zip(tasks, seeds, strict=True)):
         words += ["--seeds", str(max(seeds))]
     handed_on = []
-    for name in ("learning_rate", "epochs", "batch_size", "max_length"):
-        values = {
-            json.dumps(settings_of(result).get(name))
-            for result in results
-            if settings_of(result).get(name) != _of_table(result["task"], name)
-        }
+    for name in SETTINGS:
+        values = _changed(results, name)
         if len(values) == 1 and values != {"null"}:
             handed_on += [f"--{name.replace('_', '-')}", *values]
     return shlex.join(words + (["--", *handed_on] if handed_on else []))
+
+
+def _changed(results: Sequence[Result], name: str) -> set[str]:
+    """Return the values, as JSON, of a setting that are not those of the table."""
+    return {
+        json.dumps(settings_of(result).get(name))
+        for result in results
+        if settings_of(result).get(name) != _of_table(result["task"], name)
+    }
 
 
 def _of_table(task: str, name: str) -> object:
@@ -192,5 +247,9 @@ def _key(name: str, run: RecordedRun | None, results: Sequence[Result]) -> str:
     else:
         start = {"checkpoints": sorted({str(r.get("checkpoint_sha256")) for r in results})}
     stand_in = any(result["stand_in"] for result in results)
-    told = json.dumps([name, start, stand_in], sort_keys=True, default=str)
+    changed = {name: sorted(_changed(results, name) - {"null"}) for name in SETTINGS}
+    tuned = {name: values for name, values in changed.items() if values}
+    told = json.dumps(
+        [name, start, stand_in, *([tuned] * bool(tuned))], sort_keys=True, default=str
+    )
     return hashlib.sha256(told.encode()).hexdigest()[:16]

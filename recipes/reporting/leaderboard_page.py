@@ -34,7 +34,7 @@ from recipes.tasks.glue_tasks import TASKS
 CAPTION = (
     "GLUE's average against what pretraining cost, finetuning not counted. Hollow points are "
     "published, filled ones are lines of the file. A point whose source gives no price or duration "
-    "stands in the table alone."
+    "is only in the table."
 )
 PROTOCOLS = (
     "Published averages are their authors': tasks, seeds and starts differ in detail. Dollars are "

@@ -261,7 +261,7 @@ def _scores(found: Found) -> Markup:
             f"python recipes/glue.py --checkpoint {run.config.get('run', {}).get('output', 'RUN')}"
             for run in found.runs
         ]
-        return joined(paragraph("Not measured. This makes them:"), *map(command, names))
+        return joined(paragraph("Not measured. This command measures them:"), *map(command, names))
     series = list(found.scores.values())
     return scores_part(series, found.controls)
 

@@ -96,6 +96,44 @@ def test_the_same_again_replaces_its_line_and_others_do_not(tmp_path):
     assert len(read(board)[0]["tasks"]) == 8
 
 
+def test_fewer_tasks_or_seeds_do_not_replace_more(tmp_path):
+    base, board = run(tmp_path / "base"), tmp_path / "board.json"
+    trial, whole = line(base, result("rte", 17, 0.5)), line(base, *all_eight())
+    for first, second in ((trial, whole), (whole, trial)):
+        board.unlink(missing_ok=True)
+        said = [add(board, first), add(board, second)]
+        [kept] = read(board)
+        assert len(kept["tasks"]) == 8 and kept["score"] == pytest.approx(80)
+        assert said[0] is None and (said[1] is None) == (second is whole)
+    assert "cola, " in said[1] and "rte" not in said[1].split("which")[0].split("it has")[1]
+    more = line(base, *all_eight(), result("rte", 18, 0.8))
+    assert add(board, more) is None
+    assert "1 seed more of rte" in str(add(board, whole))
+    assert list(read(board)[0]["tasks"]["rte"]["seeds"]) == ["17", "18"]
+
+
+def test_other_settings_of_finetuning_get_a_line_of_their_own(tmp_path):
+    base, board = run(tmp_path / "base"), tmp_path / "board.json"
+    tuned = {"learning_rate": 4e-4}
+    lines = [line(base, *all_eight()), line(base, *all_eight(settings=tuned))]
+    for one in lines:
+        assert add(board, one) is None
+    assert [found["key"] for found in read(board)] == [one["key"] for one in lines]
+    assert "1 task" in line(base, result("rte", 17, 0.5, settings=tuned))["score_name"]
+    assert line(base, result("rte", 17, 0.5, settings=tuned))["key"] == lines[1]["key"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ['"dates": "2025"', '"tasks": 3', '"score": NaN', '"score": true', '"hours": "2"'],
+)
+def test_fields_of_another_type_are_named(tmp_path, damage):
+    board = tmp_path / "board.json"
+    board.write_text(f'{{"lines": [{{"key": "a", "name": "b", "score": 1.0, {damage}}}]}}')
+    with pytest.raises(UserError, match=re.escape(damage.split('"')[1] + " is ")):
+        read(board)
+
+
 def test_writers_at_the_same_time_lose_no_line(tmp_path):
     board = tmp_path / "board.json"
     made = [{"key": str(n), "name": str(n), "score": 1.0, "later": [n]} for n in range(60)]
