@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     from recipes.training import settings as options
 
     end_with_launcher()
-    explain(options.Settings)
+    explain(options.Settings, __doc__)
 
 import torch
 from torch import Tensor

@@ -107,10 +107,14 @@ def parse(
     return result
 
 
-def explain(settings: type[DataclassInstance]) -> None:
-    """End with the explanation of the options if it is asked for, before imports that take long."""
+def explain(settings: type[DataclassInstance], manual: str | None = None) -> None:
+    """End with the explanation of the options if it is asked for, before imports that take long.
+
+    Args:
+        manual: as that of `parse`.
+    """
     if {"-h", "--help"}.intersection(sys.argv):
-        parse(settings)
+        parse(settings, manual=manual)
 
 
 def split_rest(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,10 +1,10 @@
 """GLUE per dollar: a file with a line for each run, beside what others have published.
 
 A line says what it takes to repeat it: the command, the revision, the hardware, dates, seeds and
-every score. It belongs to a run by its directory's name, what was pretrained and on what, and the settings
-of finetuning that are not the table's: the same command, run again, replaces its own line and no
-other, and so do more tasks or seeds. Fewer of them replace nothing. What other versions have put
-into other lines stays.
+every score. It belongs to a run by its directory's name, what was pretrained and on what, and the
+settings of finetuning that are not the table's: the same command, run again, replaces its own line
+and no other, and so do more tasks or seeds. Fewer of them replace nothing. What other versions have
+put into other lines stays.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
@@ -48,21 +49,45 @@ def settings_part(run: RecordedRun) -> Markup:
 
 
 def pretraining_command(run: RecordedRun) -> str:
-    """Return the line that starts this run, from its record: what was not given is left out."""
+    """Return the line that starts this run, from its record: what was not given is left out.
+
+    More GPUs than one machine has are a job of SLURM's.
+    """
     given, _ = _by_default(run.config.get("run", {}))
-    words = ["deepspeed"]
+    given = {name: value for name, value in given.items() if value is not None}
     devices = run.devices or 1
-    if devices > GPUS_PER_NODE and devices % GPUS_PER_NODE == 0:
-        words += ["--num_nodes", str(devices // GPUS_PER_NODE)]
-        devices = GPUS_PER_NODE
-    words += ["--num_gpus", str(devices), "recipes/pretrain.py"]
+    if devices > GPUS_PER_NODE and run.device != "cpu":
+        return _job_line(run, given, devices)
+    words = ["deepspeed", "--num_gpus", str(devices), "recipes/pretrain.py", *_options(given)]
+    return ("DS_ACCELERATOR=cpu " if run.device == "cpu" else "") + shlex.join(words)
+
+
+def _job_line(run: RecordedRun, given: Mapping[str, Any], gpus: int) -> str:
+    """Return the sbatch line: the fewest nodes that share the GPUs evenly."""
+    nodes = math.ceil(gpus / GPUS_PER_NODE)
+    while gpus % nodes:
+        nodes += 1
+    own = ("model", "data", "output", "deepspeed_config")
+    before = {name.upper(): str(given[name]) for name in own if name in given}
+    if options := _options({name: given[name] for name in given if name not in own}):
+        before["PRETRAIN_OPTIONS"] = shlex.join(options)
+    words = [f"--nodes={nodes}"]
+    if gpus // nodes != GPUS_PER_NODE:  # what the scripts say
+        words += [f"--{kind}-per-node={gpus // nodes}" for kind in ("ntasks", "gpus")]
+    script = "pretrain_large" if run.model.endswith(("large", "xl")) else "pretrain_base"
+    settings = "".join(f"{name}={shlex.quote(value)} " for name, value in before.items())
+    return f"{settings}sbatch {' '.join(words)} slurm/{script}.sh"
+
+
+def _options(given: Mapping[str, Any]) -> list[str]:
+    words: list[str] = []
     for name, value in given.items():
-        if name in ("dry_run", "gpus") or value is None:
+        if name in ("dry_run", "gpus"):
             continue
         flag = [option(name)] if value is not False else []
         values = value if isinstance(value, list) else [value]
         words += flag + ([] if isinstance(value, bool) else [str(each) for each in values])
-    return ("DS_ACCELERATOR=cpu " if run.device == "cpu" else "") + shlex.join(words)
+    return words
 
 
 def _by_default(recorded: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from tqdm.contrib import DummyTqdmFile
 
 LIVE_SECONDS = 0.5
 """Between two changes of the live line."""
+WIDE = 120
+"""Columns of a terminal that has room for a bar, and for columns that stay where they are."""
 
 
 class Console:
@@ -39,7 +42,6 @@ class Console:
             self._bar = tqdm(
                 total=total_steps or 1,
                 file=sys.stdout,
-                bar_format="{percentage:3.0f}% {bar:12} {desc}",
                 dynamic_ncols=True,
                 leave=False,
             )
@@ -78,7 +80,12 @@ class Console:
         assert self._bar is not None
         self._shown = now
         self._bar.n = step if self.total_steps is not None else self._time_done(step)
-        self._bar.set_description_str(self._training_line(step, self._scalars))
+        columns = shutil.get_terminal_size().columns
+        wide = columns >= WIDE
+        self._bar.bar_format = "{percentage:3.0f}% {bar:12} {desc}" if wide else "{desc}"
+        line = self._training_line(step, self._scalars, wide=wide)
+        # A line that wraps could not be written over; tqdm cuts only those with a bar.
+        self._bar.set_description_str(line if wide else line[: columns - 1])
 
     def _time_done(self, step: int) -> float:
         left = self._seconds_left(step, self._scalars)
@@ -105,28 +112,35 @@ class Console:
             return None
         return (time.monotonic() - self._began[1]) / (step - self._began[0])
 
-    def _training_line(self, step: int, scalars: Mapping[str, float]) -> str:
+    def _training_line(self, step: int, scalars: Mapping[str, float], *, wide: bool = True) -> str:
+        """Return the line of a step, without gaps if it is not wide.
+
+        What a narrow terminal cuts off stands last: what one looks at seldom.
+        """
         eta = self._seconds_left(step, scalars)
         fields = [
             ("loss", _shown(scalars.get("loss/train"), "{:.4f}"), 8),
-            ("lr", _shown(scalars.get("optimizer/lr"), "{:.2e}"), 8),
-            ("grad", _shown(scalars.get("optimizer/grad_norm"), "{:.3g}"), 6),
             ("tok/s", _shown(scalars.get("throughput/tokens_per_sec"), "{:,.0f}"), 10),
         ]
         # What this run never has gets no column: padding in a finetuning, MFU and dollars on a CPU.
-        for name, tag, form, width in (
-            ("pad", "throughput/padding_share", "{:.1%}", 5),
-            ("MFU", "throughput/device/mfu", "{:.1%}", 5),
-        ):
-            if tag in scalars:
-                fields.append((name, _shown(scalars[tag], form), width))
+        if "throughput/device/mfu" in scalars:
+            fields.append(("MFU", _shown(scalars["throughput/device/mfu"], "{:.1%}"), 5))
         fields.append(("ETA", "-" if eta is None else duration(eta), 6))
         if scalars.get("cost/dollars"):
             fields.append(("$", f"{scalars['cost/dollars']:.2f}", 5))
+        if "throughput/padding_share" in scalars:
+            fields.append(("pad", _shown(scalars["throughput/padding_share"], "{:.1%}"), 5))
+        fields += [
+            ("lr", _shown(scalars.get("optimizer/lr"), "{:.2e}"), 8),
+            ("grad", _shown(scalars.get("optimizer/grad_norm"), "{:.3g}"), 6),
+        ]
         if not scalars:  # live, before the first of them
             fields = [field for field in fields if field[0] == "ETA"]
-        values = (f"{name} {value:>{width}}" for name, value, width in fields)
-        return "  ".join([self._position(step, scalars), *values])
+        values = (f"{name} {value:>{width if wide else 0}}" for name, value, width in fields)
+        position = self._position(step, scalars)
+        if not wide:
+            position = " ".join(position.removesuffix(" of the time").split())
+        return "  ".join([position, *values])
 
     def _eval_line(self, step: int, scalars: Mapping[str, float]) -> str:
         measured = {tag: value for tag, value in scalars.items() if tag.endswith("/eval")}
@@ -138,8 +152,11 @@ class Console:
 
 
 def _is_screen(stream: TextIO) -> bool:
-    """Whether it is a terminal with a size; without one tqdm would show nothing there."""
-    if not stream.isatty():
+    """Whether it is a terminal with a size; without one tqdm would show nothing there.
+
+    One that calls itself dumb cannot write over a line.
+    """
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
         return False
     try:
         return os.get_terminal_size(stream.fileno()).lines > 0

@@ -38,8 +38,25 @@ def test_the_command_parses_to_the_settings_of_the_record(recorded):
 def test_several_nodes_and_processors(tmp_path):
     many, cpu = write_run(tmp_path / "many", world_size=32), write_run(tmp_path / "c", device="cpu")
     first, second = (pretraining_command(run) for run in load_runs([many, cpu]))
-    assert first.startswith("deepspeed --num_nodes 4 --num_gpus 8 recipes/pretrain.py")
+    assert first.endswith(" sbatch --nodes=4 slurm/pretrain_base.sh") and "DATA=data/c4 " in first
     assert second.startswith("DS_ACCELERATOR=cpu deepspeed --num_gpus 8 ")
+
+
+def test_a_job_of_slurm_asks_for_the_settings_of_the_record(recorded):
+    """Its environment is what slurm/pretrain_base.sh reads; 12 GPUs are two nodes of 6."""
+    record = json.loads((recorded / "config.json").read_text())
+    (recorded / "config.json").write_text(json.dumps({**record, "world_size": 12}))
+    words = shlex.split(pretraining_command(load_runs([recorded])[0]))
+    at = words.index("sbatch")
+    job = dict(word.split("=", 1) for word in words[:at])
+    assert words[at + 1 :] == [
+        *("--nodes=2", "--ntasks-per-node=6", "--gpus-per-node=6"),
+        "slurm/pretrain_base.sh",
+    ]
+    given = [f"--{name.lower().replace('_', '-')}={value}" for name, value in job.items()]
+    given = [word for word in given if not word.startswith("--pretrain-options")]
+    again = parse(Settings, [*given, *shlex.split(job["PRETRAIN_OPTIONS"])])
+    assert flat(again) == flat(parse(Settings, WORDS))
 
 
 def test_defaults_are_folded_away(recorded):

@@ -20,6 +20,7 @@ def on_a_terminal(monkeypatch) -> Terminal:
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
     return screen
 
 
@@ -55,11 +56,11 @@ def test_the_lines_in_a_file(capsys):
     assert (
         full.split()
         == (
-            "step 7/1000 loss 6.1235 lr 5.00e-04 grad 1.23 tok/s 1,234,568"
-            " pad 1.2% MFU 45.7% ETA 2h45m $ 3.46"
+            "step 7/1000 loss 6.1235 tok/s 1,234,568 MFU 45.7% ETA 2h45m $ 3.46"
+            " pad 1.2% lr 5.00e-04 grad 1.23"
         ).split()
     )
-    assert bare.split() == "step 640/1000 loss nan lr - grad - tok/s - ETA -".split()
+    assert bare.split() == "step 640/1000 loss nan tok/s - ETA - lr - grad -".split()
     assert full.index("tok/s") == bare.index("tok/s"), "columns stay where they are"
     assert evaluation == "step  640/1000  evaluation: loss 4.5000  accuracy 0.2340"
     assert finetuned == "step  650/1000  evaluation: dev/pearson 0.5000  dev/rmse 5186.48"
@@ -104,7 +105,7 @@ def test_a_terminal_has_one_live_line_and_what_is_printed_stands_above_it(monkey
         "a checkpoint is there",
         "and something is wrong",
         "step  60/100  evaluation: loss 4.0000",
-        "step  60/100  loss   3.0000  lr        -  grad      -  tok/s      1,000  ETA    40s",
+        "step  60/100  loss   3.0000  tok/s      1,000  ETA    40s  lr        -  grad      -",
         "the end",
     ]
 
@@ -127,3 +128,36 @@ def test_a_run_by_the_clock_shows_how_much_of_the_time_is_over(monkeypatch):
     live = terminal.getvalue().rpartition("\r")[2]
     assert "25%" in live and "ETA  2m30s" in live
     console.close()
+
+
+@pytest.mark.parametrize("budget", [None, 3600.0])
+def test_eighty_columns_show_speed_utilisation_time_left_and_cost(monkeypatch, budget):
+    terminal = on_a_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "80")
+    console = Console(None if budget else 70_000, budget)
+    scalars = {
+        "loss/train": 6.12345,
+        "optimizer/lr": 5e-4,
+        "optimizer/grad_norm": 1.2345,
+        "throughput/tokens_per_sec": 1234567.8,
+        "throughput/padding_share": 0.0123,
+        "throughput/device/mfu": 0.4567,
+        "time/step_seconds": 0.2,
+        "time/training_seconds": 1800.0,
+        "cost/dollars": 103.456,
+    }
+    console.log(43_210, scalars)
+    live = terminal.getvalue().rpartition("\r")[2].removesuffix("\x1b[A").rstrip()
+    assert len(live) <= 80 and "%|" not in live
+    for part in ("loss 6.1235", "tok/s 1,234,568", "MFU 45.7%", "ETA ", "$ 103.46"):
+        assert part in live
+    console.close()
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    terminal = on_a_terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
+    console = Console(100)
+    console.log(20, {"loss/train": 5.0})
+    console.close()
+    assert terminal.getvalue().count("\n") == 1 and "\r" not in terminal.getvalue()
