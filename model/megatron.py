@@ -10,19 +10,26 @@ Megatron-core has no `py.typed`, so type checkers take all of this for `Any`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 
 _compile = torch.compile
 
 
-def _compile_when_called(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Return `function` as a stand-in that hands it to `torch.compile` when it is first called."""
+def _compile_when_called(
+    function: Callable[..., Any] | None = None, **options: Any
+) -> Callable[..., Any]:
+    """Return `function` as a stand-in that hands it to `torch.compile` when it is first called.
+
+    Without a function, return what does so with one: `@torch.compile(dynamic=True)`.
+    """
+    if function is None:
+        return functools.partial(_compile_when_called, **options)
     compiled: Callable[..., Any] | None = None
 
     @functools.wraps(function)
@@ -37,7 +44,16 @@ def _compile_when_called(function: Callable[..., Any], **options: Any) -> Callab
     return call
 
 
-with warnings.catch_warnings(), mock.patch.object(torch, "compile", _compile_when_called):
+@contextlib.contextmanager
+def _compiling_when_called() -> Iterator[None]:
+    torch.compile = _compile_when_called  # type: ignore[assignment]  # torch's is overloaded
+    try:
+        yield
+    finally:
+        torch.compile = _compile
+
+
+with warnings.catch_warnings(), _compiling_when_called():
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import (

@@ -20,13 +20,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_parts import dot
-from .launch import FUSED, accumulator, triton_accumulator
+from .launch import FUSED, VARYING, accumulator, triton_accumulator
 
 _ROWS, _COLUMNS = 32, 128
 """Of a chunk; and as many partial sums of an id are read at once."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _embedding_backward(
     DOutput, Ids, Order, DTable, Parts,
     rows, ids_end, columns_in_all,
@@ -59,7 +59,7 @@ def _embedding_backward(
     tl.store(to, sums, first & (came_in | goes_on)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _embedding_parts_backward(
     Ids, DTable, Parts,
     rows, chunks, ids_end, columns_in_all,

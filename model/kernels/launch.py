@@ -11,8 +11,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-# Arguments that differ from layer to layer: one compiled kernel serves all values, 1 included.
-VARYING = ("site", "first_column")
+# Arguments that differ from layer to layer or from batch to batch: one compiled kernel serves all
+# values, 1 and multiples of 16 included.
+VARYING = ("site", "first_column", "rows", "chunks")
 
 # Multiplications and additions of one expression are fused, as they always were: Triton announces
 # another default, which would change the rounding, and so the bits of a resumed run.

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from recipes.engine import peak_memory
+
 
 class CudaGraphs:
     """The current CUDA device, with one pool of memory and one stream for all its graphs."""
@@ -57,11 +59,7 @@ class CudaGraphs:
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
         """See `micro_steps.Device.peak_bytes`."""
-        held = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        peak = torch.cuda.max_memory_allocated()
-        return peak - held
+        return peak_memory.bytes_of(work)
 
     def free_bytes(self) -> int:
         """See `micro_steps.Device.free_bytes`: what torch could still reserve, or has at hand."""

@@ -8,9 +8,11 @@ and leaves the loss where they were at the capture, and adds to the very fp32 su
 the engine adds to, so that the two kinds of pass can be mixed: what happens between the passes, and
 after them, is the engine's.
 
-torch.autograd.grad and not backward(): DeepSpeed's hooks, and the streams that torch keeps for
-parameters, must not be part of a graph. Neither is the exchange of gradients (`gradient_exchange`):
-of a step whose last micro-batch is replayed they travel after its backward pass, not behind it.
+A graph is recorded of other parameters in the same memory, and by torch.autograd.grad, not
+backward(): torch keeps a node for each of DeepSpeed's parameters, with its hooks and the stream on
+which it was made, and no recording may reach that stream. Neither is the exchange of gradients
+(`gradient_exchange`) in a graph: of a step whose last micro-batch is replayed they travel after its
+backward pass, not behind it.
 
 All memory of the graphs comes from one pool, in which a shape reuses what another has freed. A
 shape that comes rarely goes through the engine, whose memory is then needed beside the pool.
@@ -26,6 +28,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from model.config import ModelConfig
 from recipes.corpus.mlm_batches import PackedBatch
@@ -34,6 +37,7 @@ Clock = Callable[[], contextlib.AbstractContextManager[None]]
 """Times what happens inside."""
 Shape = tuple[int, ...]
 Use = Literal["off", "auto", "on"]
+"""on is the benchmark's, which also wants to know what graphs cost where they save nothing."""
 
 WARM_UP = 3
 """Times that a shape goes through the engine first: kernels are compiled, caches are filled."""
@@ -98,21 +102,22 @@ def pass_through(engine: Any, batch: PackedBatch, scale: float, clock: Clock) ->
         The loss, without the factor: fp32 scalar.
     """
     with clock():
-        loss = _loss(engine, batch)
+        arguments, named = _arguments(batch)
+        loss: Tensor = engine(*arguments, **named)
     engine.backward(loss * (scale * _poison(loss)), scale_wrt_gas=False)
     return loss.detach()
 
 
-def _loss(model: Any, batch: PackedBatch) -> Tensor:
-    loss: Tensor = model(
+def _arguments(batch: PackedBatch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what the model is called with for its loss."""
+    arguments = (
         batch.input_ids,
         batch.sequence_offsets,
         batch.max_sequence_length,
         batch.masked_positions,
         batch.labels,
-        sequence_keys=batch.sequence_keys,
     )
-    return loss
+    return arguments, {"sequence_keys": batch.sequence_keys}
 
 
 def _poison(loss: Tensor) -> Tensor:
@@ -128,11 +133,13 @@ class GraphedPass:
         self._inputs = batch.copy()
         self._scale = torch.zeros((), device=batch.input_ids.device)
         self._loss: Tensor | None = None
+        self._aliases: dict[Tensor, Tensor] = {}
         self._result = torch.zeros((), device=batch.input_ids.device)
         self._has_gradient: list[list[bool]] = []
         self._forward = device.record(self._record_forward)
         self._backward = device.record(self._record_backward)
         self._loss = None  # with the activations: a replay needs none of Python's
+        self._aliases = {}
 
     def __call__(self, batch: PackedBatch, scale: float, clock: Clock) -> Tensor:
         """Do what `pass_through` does, but for the reduction; the loss is valid until the next."""
@@ -146,15 +153,18 @@ class GraphedPass:
         return self._result
 
     def _record_forward(self) -> None:
-        self._loss = _loss(self._module, self._inputs)
+        named = dict(self._module.named_parameters())
+        aliases = {name: each.detach().requires_grad_() for name, each in named.items()}
+        self._aliases = {parameter: aliases[name] for name, parameter in named.items()}
+        self._loss = functional_call(self._module, aliases, *_arguments(self._inputs))
         self._result.copy_(self._loss.detach())
 
     def _record_backward(self) -> None:
         assert self._loss is not None
         loss = self._loss * (self._scale * _poison(self._loss))
         groups, sums = self._optimizer.bf16_groups, self._optimizer.fp32_groups_gradients
-        parameters = [parameter for group in groups for parameter in group]
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        aliases = [self._aliases[parameter] for group in groups for parameter in group]
+        found = torch.autograd.grad(loss, aliases, allow_unused=True)
         gradients = iter(found)
         self._has_gradient = []
         with torch.no_grad():
@@ -278,18 +288,21 @@ class MicroSteps:
         if self._seen[shape] <= WARM_UP or len(self._graphs) >= MOST_GRAPHS:
             self._make_room(batch)
             return None
+        why: str | None = None
         try:
-            if self._trial is None:
+            if self._trial is not None:
+                graph = GraphedPass(self.engine, batch, self._device)
+            else:
                 graph, self._trial = self._try(self._device, batch, scale)
                 if fault := self._trial.fault(gain=self._gain):
-                    del graph  # before its memory is given back
-                    self._give_up(f"{self._trial}: not used, since {fault}")
-                    return None
-                self._tell(f"CUDA graphs: {self._trial}: used")
-            else:
-                graph = GraphedPass(self.engine, batch, self._device)
+                    del graph
+                    why = f"{self._trial}: not used, since {fault}"
+                else:
+                    self._tell(f"CUDA graphs: {self._trial}: used")
         except Exception as error:
-            self._give_up(f"not used any more, {type(error).__name__}: {error}")
+            why = f"not used any more, {type(error).__name__}: {error}"
+        if why:  # here, where no frame of an exception holds the recordings any more
+            self._give_up(why)
             return None
         self._graphs[shape] = graph
         return graph

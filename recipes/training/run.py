@@ -17,7 +17,6 @@ from recipes.common.errors import Faults
 from recipes.corpus.sequence_order import Documents
 from recipes.corpus.token_shards import TokenShards, open_shards
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
-from recipes.engine import micro_steps
 from recipes.engine.batch_plan import BatchPlan, plan_batches
 from recipes.engine.ds_config import precision, read_config
 from recipes.training import published_run
@@ -177,12 +176,6 @@ def resolve(settings: Settings, world_size: int, faults: Faults | None = None) -
         assumed = settings.rehearsal.gpus is not None
         kernels = adjustable.kernel_choice.resolve(model, computes_in, faults, assumed_gpus=assumed)
         adjustable = replace(adjustable, kernel_choice=kernels)
-    if adjustable.cuda_graphs == "on" and model and deepspeed:
-        reason = micro_steps.why_not(model, deepspeed, given.tensor_parallel)
-        if reason is None and not torch.cuda.is_available() and settings.rehearsal.gpus is None:
-            reason = "there is no GPU"
-        if reason:
-            faults.append(f"--cuda-graphs on: {reason}; leave it out")
     if adjustable.paper:
         faults += published_run.faults(given, plan.global_batch if plan else None, computes_in)
     faults.stop()

@@ -31,7 +31,6 @@ from recipes.common.settings import (
 )
 from recipes.corpus.sequence_order import Documents
 from recipes.engine.kernel_choice import KernelChoice
-from recipes.engine.micro_steps import Use
 from recipes.training.schedule import duration_in_sequences
 
 Duration = Annotated[str, checked(duration_in_sequences)]
@@ -134,10 +133,10 @@ class Adjustable:
     BERT; refuses settings that are not the paper's (recipes/training/published_run.py)."""
     recompute: bool = False
     """Keep only the inputs of the layers for the backward pass: less memory, more time."""
-    cuda_graphs: Use = "off"
+    cuda_graphs: Literal["off", "auto"] = "off"
     """Launch the kernels of a micro-batch at once: for small micro-batches, whose kernels a GPU
     does faster than one by one they are launched. auto: on a GPU, if a trial at the start computes
-    the same in less time. On: also if it saves none."""
+    the same in less time."""
     loader_workers: Workers = 2
     """Processes per rank that make batches."""
     log_every: Count = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +54,7 @@ class GlobalBatch:
     asked: dict[str, int]
     """Sums of what the ranks ask for."""
     waited: float
-    """Seconds for which the device may have stood still for this rank's micro-batches."""
+    """Seconds for which the device stood still for this rank's micro-batches."""
 
 
 def fetch(
@@ -70,17 +70,36 @@ def fetch(
         accumulation: micro-batches of a step.
         asked: what this rank wants all to know.
     """
-    began = time.perf_counter()
+    idle_seconds = _stopwatch(world.device)
     taken = [next(batches) for _ in range(accumulation)]
-    waited = 0.0 if _busy(world.device) else time.perf_counter() - began
+    waited = idle_seconds()
     micro_batches = [batch.to(world.device, non_blocking=True) for batch in taken]
     counts, sums = _exchange(taken, asked, world)
     return GlobalBatch(micro_batches, counts, sums, waited)
 
 
-def _busy(device: torch.device) -> bool:
-    """Say whether the device still has work, so that it has not waited for the host."""
-    return device.type == "cuda" and not torch.cuda.current_stream(device).query()
+def _stopwatch(device: torch.device) -> Callable[[], float]:
+    """Return what says for how many seconds the device has had nothing to do since this call.
+
+    What it was given before is not counted: a GPU's clock begins when it is done with that.
+    """
+    if device.type != "cuda":
+        began = time.perf_counter()
+        return lambda: time.perf_counter() - began
+    done, now = (
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has none
+        for _ in range(2)
+    )
+    done.record()
+
+    def idle_seconds() -> float:
+        if not done.query():
+            return 0.0
+        now.record()
+        now.synchronize()  # the device is idle: this is there at once
+        return float(done.elapsed_time(now)) / 1000
+
+    return idle_seconds
 
 
 def _exchange(

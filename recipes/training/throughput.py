@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 
 from recipes.common.gpus import peak_flops
+from recipes.engine import peak_memory
 
 
 def mfu(parameters: int, tokens_per_second: float, devices: int, peak: float) -> float:
@@ -194,12 +195,9 @@ class ThroughputMeter:
                 flops, seconds, self.devices, self.peak
             )
         if self.device.type == "cuda":
-            scalars["memory/device_peak_allocated_gb"] = (
-                torch.cuda.max_memory_allocated(self.device) / 1e9
-            )
-            scalars["memory/device_peak_reserved_gb"] = (
-                torch.cuda.max_memory_reserved(self.device) / 1e9
-            )
+            allocated, reserved = peak_memory.peak_bytes()
+            scalars["memory/device_peak_allocated_gb"] = allocated / 1e9
+            scalars["memory/device_peak_reserved_gb"] = reserved / 1e9
         self.start()
         return scalars
 

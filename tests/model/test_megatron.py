@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from model import megatron
@@ -19,6 +20,32 @@ def test_a_function_is_compiled_once_by_its_first_call(monkeypatch):
     assert not compiled
     assert [double(3), double(4)] == [6, 8]
     assert compiled == [{"dynamic": True}]
+
+
+def test_a_decorator_with_options_compiles_when_called(monkeypatch):
+    compiled = []
+
+    def compile(function, **options):
+        compiled.append(options)
+        return function
+
+    monkeypatch.setattr(megatron, "_compile", compile)
+
+    @megatron._compile_when_called(dynamic=True)
+    def double(x):
+        """Doubles."""
+        return 2 * x
+
+    assert double.__doc__ == "Doubles." and not compiled
+    assert [double(3), double(4)] == [6, 8]
+    assert compiled == [{"dynamic": True}]
+
+
+def test_torch_compile_is_torchs_own_behind_an_import_that_fails():
+    with pytest.raises(ImportError), megatron._compiling_when_called():
+        assert torch.compile is megatron._compile_when_called
+        raise ImportError
+    assert torch.compile is megatron._compile
 
 
 def test_torch_compile_is_torchs_own_again():

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,12 +137,19 @@ def compiling(capability: int) -> Iterator[list[Code]]:
         found.append(code_of(self.fn.__name__, compiled, capability))
 
     driver.set_active(NoDriver(capability))
+    with launches_go_to(compile_only):
+        yield found
+
+
+@contextmanager
+def launches_go_to(run: Callable[..., None]) -> Iterator[None]:
+    """Have `run` take every launch of a kernel, as from a model on an H100."""
     with (
-        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(JITFunction, "run", run),
         mock.patch.object(residual_norm, "multiprocessors", lambda _: 132),
         mock.patch.object(norm_dropout, "multiprocessors", lambda _: 132),
     ):
-        yield found
+        yield
 
 
 def signatures() -> set[str]:
@@ -152,11 +159,7 @@ def signatures() -> set[str]:
     def look(self, *arguments, grid, warmup, **options) -> None:
         found.add(signature(self, bound_arguments(self, arguments, options), options))
 
-    with (
-        mock.patch.object(JITFunction, "run", look),
-        mock.patch.object(residual_norm, "multiprocessors", lambda _: 132),
-        mock.patch.object(norm_dropout, "multiprocessors", lambda _: 132),
-    ):
+    with launches_go_to(look):
         launch_all()
     return found
 

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from benchmark_scenarios import run_benchmark
+from replays import Replays
 
 SMALLEST: dict[str, Any] = dict(TOY_ROWS=[("probe-tiny", 2)], PARITY_STEPS=12, REPEATS=2)
-
-
-class Replays:
-    """A device whose recordings are the work itself."""
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        return work
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        work()
-        return 1.0
-
-    def peak_bytes(self, work: Callable[[], object]) -> int:
-        work()
-        return 1
-
-    def free_bytes(self) -> int:
-        return 2
-
-    def release(self) -> None:
-        pass
 
 
 def stand_in(record: Any) -> Replays:

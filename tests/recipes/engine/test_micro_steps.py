@@ -1,14 +1,12 @@
-"""Replayed passes train as passes through the engine do, and nothing that fails ends a run.
-
-A stand-in for the GPU replays what was recorded by calling it again, with its inputs where they
-were at the recording.
-"""
+"""Replayed passes train as passes through the engine do, and nothing that fails ends a run."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,15 +19,14 @@ from pretrain_scenarios import (
     write_config,
     write_data,
 )
+from replays import Replays
 
 from model.config import PRESETS
-from recipes.common.errors import UserError
 from recipes.engine import micro_steps
 from recipes.engine.ds_config import read_config
 from recipes.engine.engine import set_learning_rate, update_weights
-from recipes.engine.micro_steps import MicroSteps, Use, shape_of, why_not
+from recipes.engine.micro_steps import GraphedPass, MicroSteps, Use, pass_through, shape_of, why_not
 from recipes.engine.world import shut_down
-from recipes.training.run import resolve
 from recipes.training.settings import Settings
 from recipes.training.step import compute_gradients, fetch, training_batches
 from recipes.training.stragglers import RankTimes
@@ -38,51 +35,8 @@ BASE = Path(__file__).resolve().parents[3] / "ds_configs" / "base.json"
 IN_PLACE = {
     "bf16": {"enabled": True, "immediate_grad_update": True},
     "data_types": {"grad_accum_dtype": "fp32"},
+    "communication_data_type": "fp32",
 }
-
-
-@dataclass
-class Replays:
-    """A device whose recordings are the work itself. Fields: what goes wrong with it."""
-
-    fails_at: int | None = None
-    """Recording that raises, from 0."""
-    wrong: bool = False
-    graph_seconds: float = 0.5
-    free: int = 100
-    free_later: int | None = None
-    recorded: int = 0
-    replays: int = 0
-    released: int = 0
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        if self.recorded == self.fails_at:
-            raise RuntimeError("operation not permitted when stream is capturing\nCUDA says more")
-        self.recorded += 1
-
-        def replay() -> None:
-            self.replays += 1
-            work()
-            if self.wrong:
-                work.__self__._result.mul_(1.01)
-
-        return replay
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        work()
-        return self.graph_seconds if self.recorded else 1.0
-
-    def peak_bytes(self, work: Callable[[], object]) -> int:
-        work()
-        return 50
-
-    def free_bytes(self) -> int:
-        if self.free_later is not None and self.recorded > 2:
-            return self.free_later
-        return self.free
-
-    def release(self) -> None:
-        self.released += 1
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +61,7 @@ def train(
     if most is not None:
         micro_steps.MOST_GRAPHS = most
     lines: list[str] = []
+    device.engine = engine
     passes = MicroSteps(engine, use, device, lines.append)
     batches, times = training_batches(run, world, 0), RankTimes(world)
     shapes: dict[tuple[int, ...], int] = {}
@@ -119,6 +74,7 @@ def train(
         loss = compute_gradients(passes, batch, seed=17, step=step, times=times)
         assert update_weights(engine).applied
         losses.append(float(loss))
+    device.forget()
     found = Trained(losses, weights(engine), shapes, lines, device)
     shut_down()
     return found
@@ -145,10 +101,13 @@ def same(found: Trained, expected: Trained, steps: int = 200) -> None:
 def test_200_steps_of_replayed_passes_are_the_engines_to_the_bit(settings, engine_alone):
     [found] = values(run_world(1, train, settings, 200, "auto", Replays()))
     same(found, engine_alone)
-    # In steps of two micro-batches; the trial's own replays are those of one and three rounds.
     often = [count for count in found.shapes.values() if count > micro_steps.WARM_UP]
-    assert len(often) > 1 and len(found.shapes) > len(often)  # several graphs, and rare shapes
-    assert 2 <= found.device.recorded <= 2 * min(len(often), micro_steps.MOST_GRAPHS)
+    assert 1 < len(often) < micro_steps.MOST_GRAPHS  # several graphs
+    assert len(found.shapes) > len(often)  # and rare shapes
+    assert found.device.recorded == 2 * len(often)  # both passes of each
+    # Of steps of two micro-batches: the trial comes in a first one, later captures in either.
+    assert found.device.micro_batches[:2] == [0, 0] and 1 in found.device.micro_batches
+    # The trial's own replays are those of one and three rounds.
     assert found.device.replays > 2 * 200
     [line] = found.lines
     assert line == (
@@ -176,7 +135,7 @@ def test_what_a_trial_finds_ends_the_use_of_graphs_with_a_line(
     same(found, engine_alone, 12)
     [line] = found.lines
     assert says in line and "\n" not in line
-    assert found.device.released == 1
+    assert found.device.released == 1 and found.device.held == 0
 
 
 @pytest.mark.parametrize(
@@ -188,6 +147,7 @@ def test_graphs_that_fail_later_leave_the_run_as_it_was(settings, engine_alone, 
     [found] = values(run_world(1, train, settings, 40, "on", device))
     same(found, engine_alone, 40)
     assert found.device.released == 1 and found.device.replays > 0
+    assert found.device.held == 0
     used, given_up = found.lines
     assert used.endswith(": used") and says in given_up
 
@@ -218,10 +178,63 @@ def test_where_passes_cannot_be_graphs():
         assert "summed in place" in why_not(base, deepspeed | changed, 1)
 
 
-def test_graphs_that_cannot_be_are_a_fault_only_where_they_are_asked_for(settings):
-    adjustable = settings.adjustable
-    assert adjustable.cuda_graphs == "off"
-    resolve(replace(settings, adjustable=replace(adjustable, cuda_graphs="auto")), 1)
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="--cuda-graphs on: there is no GPU; leave it out"):
-            resolve(replace(settings, adjustable=replace(adjustable, cuda_graphs="on")), 1)
+class Looks:
+    """Runs what it is to record, once, and counts the parameters that autograd has reached."""
+
+    def __init__(self, engine: Any):
+        self._parameters = {id(parameter) for parameter in engine.module.parameters()}
+        self.found: list[tuple[int, int]] = []
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        loss = work.__self__._loss  # type: ignore[attr-defined]
+        self.found.append(self.reached(loss))
+        return work
+
+    def reached(self, loss: torch.Tensor) -> tuple[int, int]:
+        """The engine's parameters among the leaves of a loss, and all of its leaves."""
+        todo, seen, leaves = [loss.grad_fn], set(), []
+        while todo:
+            node = todo.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if hasattr(node, "variable"):
+                leaves.append(node.variable)
+            todo += [following for following, _ in node.next_functions]
+        return sum(id(leaf) in self._parameters for leaf in leaves), len(leaves)
+
+
+def look(settings: Settings) -> tuple[list[tuple[int, int]], tuple[int, int], bool]:
+    run, world, engine = build(settings)
+    looks = Looks(engine)
+    batch = next(training_batches(run, world, 0))
+    arguments, named = micro_steps._arguments(batch)
+    engines = looks.reached(engine.module(*arguments, **named))
+    own = dict(engine.module.named_parameters())
+    passes = GraphedPass(engine, batch, looks)
+    sums = [total.clone() for total in engine.optimizer.fp32_groups_gradients_flat]
+    engine.optimizer.clear_hp_grads()
+    passes(batch, 1.0, contextlib.nullcontext)
+    again = [total.clone() for total in engine.optimizer.fp32_groups_gradients_flat]
+    engine.optimizer.clear_hp_grads()
+    pass_through(engine, batch, 1.0, contextlib.nullcontext)
+    expected = engine.optimizer.fp32_groups_gradients_flat
+    equal = all(map(torch.equal, again, expected)) and any(total.any() for total in expected)
+    assert not any(total.any() for total in sums)  # recorded with a factor of 0
+    unchanged = all(own[name] is each for name, each in engine.module.named_parameters())
+    shut_down()
+    return looks.found, engines, equal and unchanged
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_recordings_reach_no_parameter_of_the_engine_and_their_gradients_are_the_engines(
+    settings, recompute
+):
+    """DeepSpeed keeps each one's node in autograd, and torch refuses its stream in a capture."""
+    adjustable = replace(settings.adjustable, recompute=recompute)
+    [(found, engines, equal)] = values(run_world(1, look, replace(settings, adjustable=adjustable)))
+    reached, leaves = engines
+    assert reached == leaves > 10
+    assert found == [(0, leaves)] * 2
+    assert equal

@@ -52,7 +52,7 @@ def recorded(arguments: list[str], signal_in: int | None) -> tuple[int | None, l
 
         setattr(owner, attribute, noted)
 
-    note("loader", steps, "_busy")  # asked right behind the loader
+    note("loader", steps, "_stopwatch")  # asked right before the loader
     note("exchange", steps, "_exchange")
     note("update", pretrain, "update_weights")
     note("log", pretrain.Bookkeeping, "log")
