@@ -84,7 +84,8 @@ def train(
 def settings(data, tmp_path_factory) -> Settings:
     directory = tmp_path_factory.mktemp("run")
     config = write_config(directory, 16, 8, 1, **IN_PLACE)
-    return settings_of(data, directory / "run", config, model="dropout-tiny")
+    # Shapes of a seed with which some are captured in second micro-batches.
+    return settings_of(data, directory / "run", config, model="dropout-tiny", seed=34)
 
 
 @pytest.fixture(scope="module")
