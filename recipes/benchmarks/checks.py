@@ -27,6 +27,8 @@ GPU_TESTS = (
 )
 """Where tests are that want a GPU. The others are not collected: one that lacks a package, as
 `convert_hf.py`'s may on a machine without a network, would keep all from running."""
+GRAPH_TESTS = "recipes/engine/test_cuda_graphs.py"
+"""Those of `--cuda-graphs`, a check of their own: other speeds do not depend on them."""
 COMPILED = ("rapidbert-base", "rapidbert-large", "bert-base")
 """Models whose kernels are compiled before the first mode's clock starts."""
 
@@ -63,6 +65,9 @@ def checks(gpu: bool, scratch: Path) -> list[Check]:
     ]
     if gpu:
         found.append(Check(KERNELS, "their tests on this GPU", 240, kernel_tests()))
+        words = [sys.executable, "-m", "pytest", "-q", "--rootdir", str(ROOT)]
+        words.append(str(ROOT / "tests" / GRAPH_TESTS))
+        found.append(Check("CUDA graphs", "a capture, and one that fails", 120, words))
         for model in COMPILED:
             words = first_step("compile", model)
             found.append(Check(f"compile {model}", "first steps, not timed", 180, words))

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from recipes import benchmark
 from recipes.benchmarks import records
 from recipes.benchmarks import run_all as benchmark_all
-from recipes.benchmarks.checks import GPU_TESTS, KERNELS, Check, kernel_tests
+from recipes.benchmarks.checks import GPU_TESTS, GRAPH_TESTS, KERNELS, Check, kernel_tests
 from recipes.benchmarks.mode import MODES, DataSettings, Mode, ModeSettings
 from recipes.common.errors import UserError
 
@@ -298,7 +298,7 @@ def test_no_time_at_all_is_refused(monkeypatch, tmp_path):
 def test_all_tests_that_want_a_gpu_are_collected_there():
     """And the test files there need no package that `convert_hf.py` is checked with."""
     tests = Path(__file__).resolve().parents[2]
-    places = [tests / place for place in GPU_TESTS]
+    places = [tests / place for place in (*GPU_TESTS, GRAPH_TESTS)]
     collected = {
         path
         for place in places

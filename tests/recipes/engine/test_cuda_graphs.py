@@ -56,8 +56,8 @@ def settings(tmp_path_factory) -> Settings:
 
 
 def one_layer(settings: Settings) -> Settings:
-    PRESETS["one-layer"] = replace(PRESETS["rapidbert-base"], name="one-layer", **SIZES)
-    return replace(settings, identity=replace(settings.identity, model="one-layer"))
+    PRESETS["layer-tiny"] = replace(PRESETS["rapidbert-base"], name="layer-tiny", **SIZES)
+    return replace(settings, identity=replace(settings.identity, model="layer-tiny"))
 
 
 def first_batch(run: Run, world: World) -> GlobalBatch:
