@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from recipes.engine.batch_plan import BatchPlan, plan_batches
 from recipes.engine.ds_config import read_config
 from recipes.planning.forecast import Forecast
+from recipes.planning.network import node_shape
 from recipes.planning.settings import ROOT, Question
 from recipes.training import settings as training
 
@@ -66,14 +66,6 @@ def job_line(question: Question, plan: BatchPlan) -> str:
         words.append(f"--job-name=pretrain-{model}")
     before = "".join(f"{name}={shlex.quote(value)} " for name, value in settings.items())
     return f"{before}sbatch {' '.join(words)} slurm/{script}.sh"
-
-
-def node_shape(gpus: int, per_node: int) -> tuple[int, int]:
-    """Return nodes, and GPUs on each: the fewest nodes that share them evenly."""
-    nodes = math.ceil(gpus / per_node)
-    while gpus % nodes:
-        nodes += 1
-    return nodes, gpus // nodes
 
 
 def pretrain_options(question: Question) -> list[str]:

@@ -9,12 +9,16 @@ on average; and the host needs its time to launch the kernels, whatever their si
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Protocol
 
-from model.config import ModelConfig, training_flops
+from model.config import ModelConfig, preset, training_flops
 from recipes.common.gpus import Gpu
 
+COUNTED = Path(__file__).resolve().parents[2] / "docs" / "results" / "step_counted.json"
 TILE = 128 * 256
 """Values of an output tile of a large matrix product."""
 ACCUMULATION_BYTES = 10
@@ -29,8 +33,8 @@ class Rates:
     """Of the peak, in matrix products that fill the GPU."""
     memory_share: float
     """Of the memory bandwidth, in all other kernels."""
-    host_seconds_per_layer: float
-    """Time that the host needs to launch a layer's kernels, forward and backward."""
+    launch_seconds: float
+    """Time that the host needs to launch a kernel, with the Python around it."""
     update_seconds: float
     """Of each step, whatever its size: the host's part of the update, and waiting for the norm."""
     link_share: float
@@ -52,7 +56,8 @@ class Work:
     half_waves: float
     """Sum over the matrix products of half the products' inner width: times 2 x `TILE` x
     multiprocessors, the FLOPs that the unfilled last waves could have done."""
-    layers: int
+    launches: float
+    """Kernels, as counted (`launches`)."""
 
 
 def work(
@@ -89,8 +94,27 @@ def work(
         sequence_bytes=n * (2 * values * again if token_bytes is None else token_bytes),
         micro_batch_bytes=0 if token_bytes is not None else ACCUMULATION_BYTES * model.parameters(),
         half_waves=model.num_layers * inner / 2,
-        layers=model.num_layers,
+        launches=launches(model) * again,
     )
+
+
+@cache
+def launches(model: ModelConfig) -> float:
+    """Return how many kernels forward and backward pass of a micro-batch launch.
+
+    They were counted for two depths of each kind of layer (tests/rehearsal/rehearse.py); other
+    depths lie on a straight line with them.
+    """
+    counted: dict[int, float] = {}
+    for row in json.loads(COUNTED.read_bytes())["rows"]:
+        other = preset(row["model"])
+        kind = (model.feed_forward, model.positions)
+        if kind == (other.feed_forward, other.positions):
+            parts = row["per_micro_batch"].values()
+            counted[other.num_layers] = sum(part["launches"] for part in parts)
+    least, most = min(counted), max(counted)
+    each = (counted[most] - counted[least]) / (most - least)
+    return counted[least] + (model.num_layers - least) * each
 
 
 class Curve(Protocol):
@@ -125,7 +149,7 @@ class TabulatedCurve:
 
     def host_seconds(self) -> float:
         """Return the time that the host takes to launch it all."""
-        return self.rates.host_seconds_per_layer * self.work.layers
+        return self.rates.launch_seconds * self.work.launches
 
     def seconds(self, sequences: int) -> float:
         """Return the longer of both: host and GPU work side by side."""

@@ -24,6 +24,7 @@ from recipes.planning.network import (
     collective_seconds,
     deepspeed_collectives,
     fabric,
+    node_shape,
     sent_in_slices,
     waiting_seconds,
 )
@@ -100,8 +101,10 @@ def forecast(question: Question, gpus: int) -> Forecast:
     """Predict the run on `gpus` GPUs.
 
     Raises:
-        UserError: it does not fit, or there are more GPUs than sequences; with what would do.
+        UserError: it does not fit, there are more GPUs than sequences, or nodes do not share the
+            GPUs evenly; with what would do.
     """
+    node_shape(gpus, question.gpu.gpus_per_node)
     largest = largest_micro_batch(question, gpus, question.memory_gb)
     if not largest:
         raise UserError(
@@ -214,15 +217,12 @@ def one_node_rate(question: Question) -> float:
 
 
 def curve_of(question: Question, rates: Rates) -> Curve | None:
-    """Return how long a micro-batch takes: as given, as measured, or as tabulated.
+    """Return how long a micro-batch takes: as measured, or as tabulated.
 
     Args:
         rates: `best()` and `worst()` take the fastest and slowest steps that were measured.
     """
     run = question.settings.run
-    given = question.settings.evidence.tokens_per_second_per_gpu
-    if given is not None:
-        return MeasuredCurve(((1, run.sequence_length / given),))
     if question.record is not None:
         return _measured_curve(question, rates)
     if precision(question.deepspeed) != "bf16":
@@ -251,7 +251,7 @@ def _seconds(row: MeasuredRow, rates: Rates) -> float:
 
 def tokens_per_sequence(question: Question) -> float:
     """Return real tokens: those of the measured rows, or all where nothing was measured."""
-    if question.settings.evidence.tokens_per_second_per_gpu is None and question.record:
+    if question.record:
         rows = question.record.rows
         return sum(row.tokens_per_sequence for row in rows) / len(rows)
     return question.settings.run.sequence_length

@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from recipes.common.errors import UserError
 from recipes.common.gpus import Gpu
 from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.ds_config import precision
@@ -65,7 +66,27 @@ class Fabric:
         """Return the bytes/s that pass a point of the rings."""
         if self.nodes(ranks) == 1:
             return self.nvlink
-        return min(self.nvlink, self.network * min(ranks, self.gpus_per_node))
+        return min(self.nvlink, self.network * ranks / self.nodes(ranks))
+
+
+def node_shape(gpus: int, per_node: int) -> tuple[int, int]:
+    """Return nodes, and GPUs on each: as few nodes as hold them, which share them evenly.
+
+    Raises:
+        UserError: they cannot, with the nearest numbers of GPUs that such nodes share evenly.
+    """
+    nodes = -(-gpus // per_node)
+    if gpus % nodes:
+        below, above = gpus, gpus
+        while below % -(-below // per_node):
+            below -= 1
+        while above % -(-above // per_node):
+            above += 1
+        raise UserError(
+            f"{gpus} GPUs: {nodes} nodes of up to {per_node} do not share them evenly, "
+            f"{gpus} / {nodes} = {gpus / nodes:.4g}; take {below} or {above}"
+        )
+    return nodes, gpus // nodes
 
 
 def fabric(gpu: Gpu, network_gbit_per_s: float, link_share: float) -> Fabric:

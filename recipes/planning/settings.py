@@ -30,7 +30,6 @@ from recipes.training.settings import DEFAULT_MASK_PROBABILITY, Duration, Gpus
 
 ROOT = Path(__file__).resolve().parents[2]
 SIMULATED = ("rapidbert-base", "rapidbert-large")
-TokensPerSecond = Annotated[float, number_in(number(0.001, 10**12))]
 Gbps = Annotated[float, number_in(number(0.001, 1_000_000))]
 Batch = Annotated[int, number_in(whole(1, MOST_SEQUENCES))]
 Tokens = Annotated[float, number_in(number(1, 10**15))]
@@ -85,9 +84,6 @@ class Evidence:
     record: Path | None = None
     """Record of benchmark.py throughput of this GPU, or a directory of records; docs/results if not
     given. Without one of this GPU times are predicted from data sheets."""
-    tokens_per_second_per_gpu: TokensPerSecond | None = None
-    """Real tokens per second of one GPU, from the log of a run on one GPU or one node; instead of
-    the record."""
 
 
 @dataclass(frozen=True)

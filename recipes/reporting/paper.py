@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from recipes.planning import published
+from recipes.planning.published import (
+    TABLE_S2,
+    TABLE_S3,
+    ScalingRow,
+    cost_inconsistencies,
+    throughput_inconsistencies,
+)
 from recipes.reporting.html_page import Markup, joined, listed, paragraph, subheading, table
 from recipes.reporting.runs import RecordedRun
 from recipes.reporting.scores import Series
@@ -40,51 +46,17 @@ TABLE_S1 = {
 }
 
 
-class Scaled(NamedTuple):
-    """A row of Table S2."""
-
-    model: str
-    name: str
-    tokens_per_second: float
-    mfu: float
-    gpus: int
-    gpu: str
-    """How the paper calls it."""
-    devices: tuple[str, ...]
-    """How drivers call it."""
-    time_to_score: str
-    micro_batch: int
-
-
-_PRINTED = {"bert-base": "BERT-Base", "rapidbert-base": "RapidBERT-Base"}
-_HARDWARE = {
-    "a100-80": ("A100 80", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe")),
-    "a100-40": ("A100 40", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB")),
+_PRINTED = {
+    "bert-base": "BERT-Base",
+    "rapidbert-base": "RapidBERT-Base",
+    "a100-80": "A100 80",
+    "a100-40": "A100 40",
 }
-TABLE_S2 = tuple(
-    Scaled(
-        *(row.model, _PRINTED[row.model], row.tokens_per_second, row.mfu, row.gpus),
-        *_HARDWARE[row.gpu.short_name],
-        *(f"{row.minutes:g} minutes", row.micro_batch),
-    )
-    for row in published.TABLE_S2
-)
-
-
-class Cost(NamedTuple):
-    """A row of Table S3: hours and dollars on 8 GPUs."""
-
-    score: float
-    hours_80: float
-    dollars_80: float
-    hours_40: float
-    dollars_40: float
-
-
-TABLE_S3 = tuple(
-    Cost(large.score, large.hours, large.dollars, small.hours, small.dollars)
-    for large, small in zip(published.TABLE_S3[::2], published.TABLE_S3[1::2], strict=True)
-)
+_DEVICES = {
+    "a100-80": ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"),
+    "a100-40": ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"),
+}
+"""How drivers call the table's GPUs."""
 
 
 def finetuning_part(all_series: Sequence[Series]) -> Markup:
@@ -150,12 +122,12 @@ def throughput_part(runs: Sequence[RecordedRun], swept: Sequence[RecordedRun] = 
         shares = [shown(run.median(_MFU, skip=1), "{:.1%}") for run in mine]
         rows.append(
             (
-                f"{row.name} (paper)",
+                f"{_PRINTED[row.model]} (paper)",
                 f"{row.tokens_per_second:,.0f}",
                 f"{100 * row.mfu:.4g}%",
-                f"{row.gpus} × {row.gpu}",
-                row.time_to_score,
-                "4,096",
+                f"{row.gpus} × {_PRINTED[row.gpu.short_name]}",
+                f"{row.minutes:g} minutes",
+                f"{row.global_batch:,}",
                 f"{row.micro_batch}",
                 "; ".join(speeds) or NOT_MEASURED,
                 "; ".join(shares) or NOT_MEASURED,
@@ -165,8 +137,7 @@ def throughput_part(runs: Sequence[RecordedRun], swept: Sequence[RecordedRun] = 
     said = [
         "Runs here are medians of the logged windows, without the first, in real tokens/s; MFU is "
         "Eq. 3, 6·N·T over the peak of the devices.",
-        "The row of 39.97% does not fit Eq. 3: 1.1 million tokens/s are 36.2%; 39.97% would be "
-        "1.214 million.",
+        *(f"{said}." for said in throughput_inconsistencies()),
     ]
     return joined(subheading("Table S2: throughput and MFU"), table(rows), listed(said))
 
@@ -174,9 +145,11 @@ def throughput_part(runs: Sequence[RecordedRun], swept: Sequence[RecordedRun] = 
 _SPEED, _MFU = "throughput/tokens_per_sec", "throughput/device/mfu"
 
 
-def _same_hardware(run: RecordedRun, row: Scaled) -> bool:
-    same = run.model == row.model and run.devices == row.gpus and run.device in row.devices
-    return same and run.config.get("global_batch") == 4096
+def _same_hardware(run: RecordedRun, row: ScalingRow) -> bool:
+    same = (run.model, run.devices, run.config.get("global_batch")) == (
+        *(row.model, row.gpus, row.global_batch),
+    )
+    return same and run.device in _DEVICES[row.gpu.short_name]
 
 
 def _own_row(run: RecordedRun) -> tuple[str, ...]:
@@ -213,21 +186,21 @@ def cost_part(spent: Sequence[Spent]) -> Markup:
     """
     header = ("GLUE average", "8×A100 80GB hours", "cost at $2.50", "8×A100 40GB hours")
     rows = [(*header, "cost at $2", "here")]
-    for row in TABLE_S3:
+    for large, small in zip(TABLE_S3[::2], TABLE_S3[1::2], strict=True):
         rows.append(
             (
-                f"{row.score}",
-                f"{row.hours_80:.2f}",
-                f"${row.dollars_80:.2f}",
-                f"{row.hours_40:.2f}",
-                f"${row.dollars_40:.2f}",
-                "; ".join(_reached(row.score, one) for one in spent) or NOT_MEASURED,
+                f"{large.score}",
+                f"{large.hours:.2f}",
+                f"${large.dollars:.2f}",
+                f"{small.hours:.2f}",
+                f"${small.dollars:.2f}",
+                "; ".join(_reached(large.score, one) for one in spent) or NOT_MEASURED,
             )
         )
     said = [
         "Here are hours and dollars of whole pretraining runs, finetuning not counted; a run that "
         "ends above a score has passed it earlier.",
-        "One cell does not add up: 1.28 h × 8 × $2.00 are $20.48, the table has $20.00.",
+        *(f"{said}." for said in cost_inconsistencies()),
     ]
     return joined(subheading("Table S3: score, time and cost"), table(rows), listed(said))
 

@@ -34,8 +34,10 @@ from recipes.reporting.plan_page import (
     forecast_record,
     forecast_table,
     heading,
+    in_sequences,
     notes,
     recommendation,
+    starting,
     step_table,
 )
 from recipes.reporting.tables import markdown
@@ -139,7 +141,12 @@ def report(simulations: Sequence[Simulation]) -> str:
         parts += [f"## {question.model.name}", heading(question)]
         parts += [markdown(forecast_table(question, each.planned))]
         parts += ["\n\n".join([*notes(question, each.planned), *recommendation(each.planned)])]
-        parts += [f"```bash\n{pasted}\n```", "A step in ms:", markdown(step_table(each.planned))]
+        parts += [
+            f"{starting(each.planned)}:",
+            f"```bash\n{pasted}\n```",
+            "A step in ms:",
+            markdown(step_table(each.planned)),
+        ]
         parts += [f"With a global batch that grows, {growing_name(each)}:"]
         parts += [markdown(forecast_table(question, each.growing))]
     parts += ["## What the numbers stand on"]
@@ -237,7 +244,6 @@ def _draw_step(axes: Axes, each: Simulation) -> None:
 
 def _draw_cost(axes: Axes, each: Simulation) -> None:
     lines = ((f"{each.question.global_batch:,}", each.planned), (growing_name(each), each.growing))
-    length = _times(each.planned)[0].costs[0].length
     for (name, found), (color, marker, line) in zip(
         lines, ((COLORS[0], "o", "-"), (COLORS[3], "D", "--")), strict=True
     ):
@@ -250,6 +256,7 @@ def _draw_cost(axes: Axes, each: Simulation) -> None:
     axes.set_xscale("log")
     if each.question.gpu.dollars_per_hour:
         axes.set_yscale("log")
+    length = in_sequences(each.question.lengths[0])
     axes.set_xlabel(f"hours to {length}; at each point the GPUs")
     axes.set_ylabel("dollars")
     for axis in (axes.xaxis, axes.yaxis):

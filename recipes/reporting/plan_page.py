@@ -10,12 +10,20 @@ from typing import Any
 
 from recipes.common.settings import flat
 from recipes.engine.ds_config import precision
-from recipes.planning.calibration import best, expected, fit, worst
+from recipes.planning.calibration import (
+    LARGEST_MATMUL_SHARE,
+    best,
+    expected,
+    fit,
+    left_out_errors,
+    share_range,
+    worst,
+)
 from recipes.planning.commands import lines_to_paste
-from recipes.planning.compute import TabulatedCurve
+from recipes.planning.compute import TabulatedCurve, launches
 from recipes.planning.forecast import Forecast, Times, curve_of
-from recipes.planning.published import inconsistencies
-from recipes.planning.settings import Question
+from recipes.planning.published import TABLE_S2, inconsistencies
+from recipes.planning.settings import Length, Question
 from recipes.reporting.tables import markdown
 from recipes.training.schedule import STEP_SEQUENCES
 
@@ -28,7 +36,7 @@ def page(question: Question, forecasts: Sequence[Forecast]) -> str:
     parts = [heading(question), markdown(forecast_table(question, forecasts), to_the_right=True)]
     parts += ["\n".join([*notes(question, forecasts), *recommendation(forecasts)])]
     pasted = "\n".join(f"    {line}" for line in lines_to_paste(question, forecasts))
-    parts += [f"To start it, from the repository's root (data in data/c4):\n\n{pasted}"]
+    parts += [f"{starting(forecasts)} (data in data/c4):\n\n{pasted}"]
     if any(each.times for each in forecasts):
         parts += [f"A step in ms:\n\n{markdown(step_table(forecasts), to_the_right=True)}"]
     parts += ["\n".join(f"- {line}" for line in explanation(question))]
@@ -52,9 +60,6 @@ def heading(question: Question) -> str:
 
 def basis(question: Question) -> str:
     """Return in one line where the times are from."""
-    given = question.settings.evidence.tokens_per_second_per_gpu
-    if given is not None:
-        return f"Times are PREDICTED from the rate given, {given:,.0f} tokens/s per GPU."
     if question.record is not None:
         return f"Times are PREDICTED from {question.record.path}, measured on one such GPU."
     if curve_of(question, expected()) is None:
@@ -64,15 +69,29 @@ def basis(question: Question) -> str:
 
 def forecast_table(question: Question, forecasts: Sequence[Forecast]) -> list[tuple[str, ...]]:
     """Return a header, then a row for each number of GPUs."""
-    header = ["GPUs", "micro-batch x accum.", "GB per GPU"]
+    header, with_steps = ["GPUs", "micro-batch x accum.", "GB per GPU"], False
     if any(each.times for each in forecasts):
         header += ["ms a step", "between", "tokens/s", "MFU", "efficiency"]
+        with_steps = _has_other_steps(question, forecasts)
         for length in question.lengths:
-            header += [f"hours to {length.name}", "dollars"]
-    return [tuple(header), *(_row(each) for each in forecasts)]
+            name = in_sequences(length) if with_steps else length.name
+            header += [f"hours to {name}", *["steps"] * with_steps, "dollars"]
+    return [tuple(header), *(_row(each, with_steps) for each in forecasts)]
 
 
-def _row(each: Forecast) -> tuple[str, ...]:
+def _has_other_steps(question: Question, forecasts: Sequence[Forecast]) -> bool:
+    """Whether 70k-steps are another number of steps here: they are of 4,096 sequences."""
+    asked = {each.plan.requested for each in forecasts}
+    return question.settings.run.tokens is None and asked != {STEP_SEQUENCES}
+
+
+def in_sequences(length: Length) -> str:
+    """Return the length as `286.7M sequences`."""
+    count = length.sequences
+    return f"{count / 1e6:,.1f}M sequences" if count >= 1e6 else f"{count:,} sequences"
+
+
+def _row(each: Forecast, with_steps: bool) -> tuple[str, ...]:
     plan, times = each.plan, each.times
     batch = f"{plan.micro_batch} x {plan.accumulation}"
     cells = [f"{each.gpus}{'*' if times and times.extrapolated else ''}"]
@@ -86,7 +105,8 @@ def _row(each: Forecast) -> tuple[str, ...]:
             f"{times.efficiency:.0%}",
         ]
         for cost in times.costs:
-            cells += [f"{cost.hours:,.2f}", f"{cost.dollars:,.2f}"]
+            steps = [f"{cost.steps:,}"] * with_steps
+            cells += [f"{cost.hours:,.2f}", *steps, f"{cost.dollars:,.2f}"]
     return tuple(cells)
 
 
@@ -151,6 +171,13 @@ def recommendation(forecasts: Sequence[Forecast]) -> list[str]:
     return [f"{said} ({cheapest.length})."]
 
 
+def starting(forecasts: Sequence[Forecast]) -> str:
+    """Return what is said above the lines to paste."""
+    if len(forecasts) == 1:
+        return "To start it, from the repository's root"
+    return "To start it, choose one sbatch line, from the repository's root"
+
+
 def counted(gpus: int) -> str:
     """Return `1 GPU`, `8 GPUs`."""
     return f"{gpus} GPU{'s' * (gpus != 1)}"
@@ -173,16 +200,20 @@ def explanation(question: Question) -> list[str]:
 
 
 def _assumptions(question: Question, tabulated: bool) -> list[str]:
-    now, low, high, found = expected(), worst(), best(), fit()
+    now, low, high = expected(), worst(), best()
     lines = []
     if tabulated:
+        host = [
+            f"{1e3 * rates.launch_seconds * launches(question.model):.0f}"
+            for rates in (now, low, high)
+        ]
         lines.append(
             f"Micro-batches: matrix products at {now.matmul_share:.0%} of the peak (between: "
             f"{low.matmul_share:.0%} and {high.matmul_share:.0%}), other passes at "
             f"{now.memory_share:.0%} of the memory's bandwidth ({low.memory_share:.0%}, "
-            f"{high.memory_share:.0%}), and no less than the host's "
-            f"{1e3 * now.host_seconds_per_layer:.1f} ms per layer ("
-            f"{1e3 * low.host_seconds_per_layer:.1f}, {1e3 * high.host_seconds_per_layer:.1f}). "
+            f"{high.memory_share:.0%}), and no less than the host needs for {question.model.name}, "
+            f"{host[0]} ms ({host[1]}, {host[2]}): {launches(question.model):.0f} launches were "
+            f"counted, {1e6 * now.launch_seconds:.0f} us for each are assumed. "
             "CUDA graphs, off by default, would take most of the host's time away; benchmark.py "
             "throughput replaces all of this by a measurement."
         )
@@ -191,25 +222,48 @@ def _assumptions(question: Question, tabulated: bool) -> list[str]:
                 f" {question.model.name} drops attention weights, for which there is no kernel of "
                 "ours: it will be slower than this."
             )
-    errors = ", ".join(f"{row} {found.error(row):+.1%}" for row in found.held_out)
-    lines += [
-        f"Fitted to Table S2 ({', '.join(map(str, found.used))}): matrix products at "
-        f"{found.matmul_share:.0%} of the peak, {found.published_token_bytes / 1e6:.1f} MB moved "
-        f"per token by the published code, a mean delay of "
-        f"{1e3 * found.waiting_seconds:.0f} ms per node, for the slowest of which a step waits. "
-        f"Rows held out: {errors}. The table is of RapidBERT-Base, 128 tokens and A100s: all else "
-        "is extrapolated from there.",
-        "Exchange: all gradients once per step (ZeRO 2: per micro-batch), then the weights; none "
-        f"of it beside the backward pass, as DeepSpeed does it; links at {now.link_share:.0%} of "
-        "their speed. Between: waiting none to 1.25 times the fitted, links at "
-        f"{low.link_share:.0%} to {high.link_share:.0%}. The waiting is what is known least: "
-        "the step times of a run on two nodes beside one tell yours.",
+    return [
+        *lines,
+        *_from_table_s2(),
+        "Exchange: all gradients once per step (ZeRO 2: per micro-batch), then the weights; links "
+        f"at {now.link_share:.0%} of their speed. The interval assumes waiting from zero to 1.25 "
+        f"times the fitted value, and links at {low.link_share:.0%} to {high.link_share:.0%}. The "
+        "waiting is what is known least: the step times of a run on two nodes beside one tell "
+        "yours.",
         "Left out: input that is too slow, evaluation, checkpoints (below 0.5% as measured on a "
         "CPU), restarts. Hours and dollars stretch as a step does. Efficiency: tokens/s per GPU "
         "against one node, same global batch.",
         f"The paper's own numbers differ: {'; '.join(inconsistencies())}.",
     ]
-    return lines
+
+
+def _from_table_s2() -> list[str]:
+    """Return what was fitted to Table S2, and what the table does not say."""
+    found, (least, most) = fit(), share_range()
+    unused = ", ".join(f"{row} {found.error(row):+.1%}" for row in found.unused)
+    left_out = ", ".join(f"{row} {error:+.1%}" for row, error in left_out_errors().items())
+    [bert] = (row for row in TABLE_S2 if row.model == "bert-base")
+    eight, sixteen = found.used[1], found.unused[0]
+    scaled = eight.step_seconds / sixteen.step_seconds
+    modelled = found.step_seconds(eight) / found.step_seconds(sixteen)
+    return [
+        f"Fitted to Table S2 ({', '.join(map(str, found.used))}): matrix products at "
+        f"{found.matmul_share:.0%} of the peak, {found.published_token_bytes / 1e6:.1f} MB moved "
+        f"per token by the published code, a mean delay of "
+        f"{1e3 * found.waiting_seconds:.0f} ms per node, for the slowest of which a step waits. "
+        "The table is of RapidBERT-Base, 128 tokens and A100s: all else is extrapolated.",
+        f"The {found.matmul_share:.0%} are not tested by any other row, and all times on one node "
+        "stand on them. They hang on 1.1e6 tokens/s, printed with two digits: 1.05e6 to 1.15e6 "
+        f"give {least:.0%} to {most:.0%}. The interval is that range, but at most the "
+        f"{LARGEST_MATMUL_SHARE:.0%} that large matrix products by themselves reached on an H200. "
+        "The row of BERT-Base is no test: its unfused code moves bytes of its own, which no other "
+        f"row tells. With RapidBERT's bytes a step would take {1e3 * found.step_seconds(bert):,.0f}"
+        f" ms; in the table it takes {1e3 * bert.step_seconds:,.0f}.",
+        f"The waiting, each row predicted from the other three: {left_out}. The form of the "
+        f"waiting was chosen among four by these errors, and those of the rows that the fit does "
+        f"not use ({unused}) were known, so that neither is a test. From 8 to 16 GPUs the table "
+        f"scales by {scaled:.2f}, the model by {modelled:.2f}.",
+    ]
 
 
 def record(question: Question, forecasts: Sequence[Forecast]) -> dict[str, Any]:

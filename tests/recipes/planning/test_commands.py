@@ -15,7 +15,7 @@ from recipes.common.errors import Faults
 from recipes.common.settings import flat, parse
 from recipes.engine.batch_plan import plan_batches
 from recipes.engine.ds_config import read_config
-from recipes.planning.commands import lines_to_paste, node_shape, pretrain_options
+from recipes.planning.commands import lines_to_paste, pretrain_options
 from recipes.planning.forecast import forecast
 from recipes.planning.settings import ROOT
 from recipes.training.settings import Settings
@@ -111,11 +111,6 @@ def test_options_of_the_run_are_passed_on(tmp_path):
         for tokens in ("1.28e9",)
     ]
     assert tokens == ["--duration", "10000000"]
-
-
-def test_gpus_are_spread_evenly_over_as_few_nodes_as_possible():
-    shapes = [node_shape(n, 8) for n in (1, 4, 8, 9, 12, 13, 200)]
-    assert shapes == [(1, 1), (1, 4), (1, 8), (3, 3), (2, 6), (13, 1), (25, 8)]
 
 
 def test_the_file_that_is_right_is_named_and_no_other_written(tmp_path):

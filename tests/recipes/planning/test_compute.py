@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from model.config import PRESETS
 from recipes.common.gpus import GPUS, SHORT_NAMES
 from recipes.planning.calibration import best, expected, worst
-from recipes.planning.compute import MeasuredCurve, TabulatedCurve, work
+from recipes.planning.compute import MeasuredCurve, TabulatedCurve, launches, work
 from recipes.planning.settings import ROOT
 
 H200 = SHORT_NAMES["h200"]
@@ -59,13 +59,37 @@ def test_work_by_hand():
         assert again.sequence_flops == pytest.approx(4 / 3 * asked.sequence_flops)
 
 
+COUNTED = ROOT / "docs" / "results" / "step_counted.json"
+
+
+def counted_launches() -> dict[str, float]:
+    """Launches of forward, backward and accumulation by model."""
+    return {
+        row["model"]: sum(part["launches"] for part in row["per_micro_batch"].values())
+        for row in json.loads(COUNTED.read_text())["rows"]
+    }
+
+
+def test_launches_are_those_counted_and_between_two_depths_on_a_line():
+    counted = counted_launches()
+    assert len(counted) == 5
+    assert {name: launches(PRESETS[name]) for name in counted} == counted
+    for family in ("rapidbert", "bert"):
+        base, large = counted[f"{family}-base"], counted[f"{family}-large"]
+        tiny = launches(PRESETS[f"{family}-tiny"])  # 3 layers beside 12 and 24
+        assert tiny == pytest.approx(base - 9 * (large - base) / 12)
+    again = work(PRESETS["rapidbert-base"], 128, 0.3, recompute=True).launches
+    assert again == pytest.approx(4 / 3 * counted["rapidbert-base"])
+
+
 def test_small_micro_batches_are_less_efficient():
     """Appendix C: the same sequences in smaller pieces take longer, at last because of the host."""
+    counted = counted_launches()
     for model in ("rapidbert-base", "rapidbert-large"):
         made = curve(model)
         each = [made.seconds(size) / size for size in (16, 64, 128, 256, 512)]
         assert each == sorted(each, reverse=True) and each[0] > 2 * each[-1]
-        assert made.seconds(1) == made.host_seconds() == 2e-3 * PRESETS[model].num_layers
+        assert made.seconds(1) == made.host_seconds() == 30e-6 * counted[model]
         assert made.seconds(512) == made.device_seconds(512) > made.host_seconds()
     # Without the host it is the last wave of tiles: half a wave, in each of the layer's products.
     device = curve("rapidbert-base", replace(expected(), memory_share=1e9)).device_seconds

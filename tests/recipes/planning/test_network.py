@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recipes.common.errors import UserError
 from recipes.common.gpus import SHORT_NAMES
 from recipes.engine.batch_plan import BatchPlan
 from recipes.planning.network import (
@@ -16,6 +17,7 @@ from recipes.planning.network import (
     collective_seconds,
     deepspeed_collectives,
     fabric,
+    node_shape,
     sent_bytes,
     waiting_seconds,
 )
@@ -122,3 +124,17 @@ def test_a_step_waits_for_the_slowest_of_its_nodes():
     for nodes in (1, 2, 8):
         drawn = delays[:, :nodes].max(axis=1).mean() - 0.02
         assert waiting_seconds(0.02, nodes) == pytest.approx(drawn, rel=0.02, abs=2e-4)
+
+
+def test_gpus_are_spread_evenly_over_as_few_nodes_as_possible():
+    shapes = [node_shape(n, 8) for n in (1, 4, 7, 8, 12, 14, 21, 200)]
+    assert shapes == [(1, 1), (1, 4), (1, 7), (1, 8), (2, 6), (2, 7), (3, 7), (25, 8)]
+    for count, nearest in ((9, "8 or 10"), (13, "12 or 14"), (20, "18 or 21"), (199, "192 or 200")):
+        with pytest.raises(UserError, match=f"{count} GPUs: .* take {nearest}"):
+            node_shape(count, 8)
+
+
+def test_nodes_that_are_not_full_have_fewer_cards():
+    links = fabric(SHORT_NAMES["h100"], 40.0, 1.0)
+    assert links.bandwidth(16) == 8 * links.network and links.bandwidth(12) == 6 * links.network
+    assert links.bandwidth(6) == links.nvlink

@@ -25,6 +25,7 @@ def test_dollars_of_table_s3_follow_from_its_hours_but_for_one_cell():
 def test_both_are_named_with_the_arithmetic():
     first, second = inconsistencies()
     assert "1.1e6 tokens/s are 36.2% MFU by Eq. 3, the table says 39.97%" in first
+    assert "which would be 1.214e6 tokens/s" in first
     assert "1.28 h x 8 x $2.00 = $20.48, the table says $20.00" in second
 
 

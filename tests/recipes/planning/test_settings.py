@@ -20,17 +20,17 @@ def asked(words: list[str]) -> Question:
 def test_every_fault_is_named_at_once(tmp_path):
     (tmp_path / "record.json").write_text('{"device": "cpu"}')
     words = ["--model", "rapidbert-bose", "--gpus", "0", "--duration", "8e5"]
-    words += ["--gpu", "h1000", "--tokens-per-second-per-gpu", "0", "--global-batch", "0"]
+    words += ["--gpu", "h1000", "--network-gbps", "0", "--global-batch", "0"]
     with pytest.raises(UserError) as caught:
         asked(words)
     faults = "\n".join(caught.value.faults)
-    for named in ("rapidbert-base?", "--gpus", "8e5", "--tokens-per-second", "mean h100?"):
+    for named in ("rapidbert-base?", "--gpus", "8e5", "--network-gbps", "mean h100?"):
         assert named in faults
     assert "--global-batch 0: must be a whole number from 1" in faults
     assert len(caught.value.faults) == 6
     (tmp_path / "file").touch()
     words = ["--model", "bert-base", "--sequence-length", "1024", "--tokens", "1e9"]
-    words += ["--gpu-memory-gb", "inf", "--tokens-per-second-per-gpu", "inf", "--duration", "900"]
+    words += ["--gpu-memory-gb", "inf", "--duration", "900"]
     words += ["--network-gbps", "inf", "--price-per-gpu-hour", "inf"]
     words += ["--record", str(tmp_path / "record.json")]
     for target, why in (
@@ -39,11 +39,11 @@ def test_every_fault_is_named_at_once(tmp_path):
     ):
         with pytest.raises(UserError) as caught:
             asked([*words, "--json", str(target)])
-        assert why in caught.value.faults[4]
-        assert "learned positions for 512 tokens" in caught.value.faults[5]
-        assert "--duration and --tokens: a run has one length" in caught.value.faults[6]
-        assert "no record of benchmark.py throughput" in caught.value.faults[7]
-        assert len(caught.value.faults) == 8
+        assert why in caught.value.faults[3]
+        assert "learned positions for 512 tokens" in caught.value.faults[4]
+        assert "--duration and --tokens: a run has one length" in caught.value.faults[5]
+        assert "no record of benchmark.py throughput" in caught.value.faults[6]
+        assert len(caught.value.faults) == 7
 
 
 def test_a_model_is_needed_unless_both_are_simulated(tmp_path):

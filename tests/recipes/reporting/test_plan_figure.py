@@ -47,7 +47,7 @@ def test_the_curves_are_the_predictions_and_extrapolation_is_named(simulation):
 
 def test_simulate_writes_figure_page_and_json(tmp_path, capsys):
     output = tmp_path / "out"
-    assert plan.main(["--simulate", "--gpus", "8", "100", "--output", str(output)]) == 0
+    assert plan.main(["--simulate", "--gpus", "8", "104", "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("PREDICTED from data sheets") == 2
     for suffix in ("png", "md", "json"):
@@ -55,7 +55,7 @@ def test_simulate_writes_figure_page_and_json(tmp_path, capsys):
     with Image.open(output / "predicted_scaling.png") as image:
         assert image.width > 1000
     text = (output / "predicted_scaling.md").read_text()
-    assert "Everything here is a prediction" in text and "| 100* |" in text
+    assert "Everything here is a prediction" in text and "| 104* |" in text
     content = json.loads((output / "predicted_scaling.json").read_text())
     assert [each["model"] for each in content] == ["rapidbert-base", "rapidbert-large"]
     assert all(each["predicted"] is True for each in content)
