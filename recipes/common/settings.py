@@ -108,11 +108,7 @@ def parse(
 
 
 def explain(settings: type[DataclassInstance], manual: str | None = None) -> None:
-    """End with the explanation of the options if it is asked for, before imports that take long.
-
-    Args:
-        manual: as that of `parse`.
-    """
+    """End with help, `manual` in front, if it is asked for, before imports that take long."""
     if {"-h", "--help"}.intersection(sys.argv):
         parse(settings, manual=manual)
 
