@@ -7,6 +7,8 @@ MNLI runs first; RTE, MRPC and STS-B start from its result, everything else runs
 is a process of its own, on a GPU of its own where there are any, so that one that dies takes
 nothing with it. A restart skips the jobs whose results are there with the same settings, data and
 start weights included.
+
+Options after a bare -- go to recipes/finetune.py, for all tasks alike.
 """
 
 from __future__ import annotations
