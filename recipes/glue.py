@@ -43,13 +43,13 @@ def main(words: Sequence[str] | None = None, script: Path = FINETUNE) -> int:
     settings = parse(Settings, own, faults=refused, manual=__doc__)
     plan = resolve(settings, handed_on, refused, script)
     places = slots(settings.jobs and min(settings.jobs, len(plan.jobs)))
+    board = settings.leaderboard or plan.output / leaderboard.FILE
+    leaderboard.read(board)  # what is wrong with it is said before hours of work
     if settings.dry_run:
         for job in plan.jobs:
             print(shlex.join(job.command) + (f"  # after {job.after.name}" if job.after else ""))
         print(f"{len(plan.jobs)} jobs, {len(places)} at a time, {places[0].threads} threads each")
         return 0
-    board = settings.leaderboard or plan.output / leaderboard.FILE
-    leaderboard.read(board)  # what is wrong with it is said before hours of work
     plan.output.mkdir(parents=True, exist_ok=True)
     lock(plan.output, "running GLUE's tasks or writing their table")
     given = sys.argv[1:] if words is None else words

@@ -52,7 +52,7 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     A reader, or a crash, sees the old or the new, never half.
 
     Raises:
-        OSError: the file system's own (full, read-only); `path` is then as it was.
+        OSError: the file system's own (full, read-only), with `path` in it, which is as it was.
     """
     file = PartialFile(path)
     try:
@@ -60,6 +60,9 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
             file.write(part)
         file.close()
         file.publish()
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
     finally:
         file.discard()
 

@@ -33,10 +33,10 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("benchmark", "score_name", "hardware", "source", "series", "command"), (str,)),
     **dict.fromkeys(("hours", "gpu_hours", "dollars"), (int, float)),
     **dict.fromkeys(("tasks", "git_revision", "dates"), (dict,)),
-    "published": (bool,),
+    **dict.fromkeys(("published", "command_as_typed"), (bool,)),
 }
 """What a line may have besides; null where it is not known."""
-SETTINGS = ("learning_rate", "epochs", "batch_size", "max_length")
+SETTINGS = ("learning_rate", "weight_decay", "epochs", "batch_size", "max_length")
 """Of finetuning, that results say and `finetune.py` takes."""
 
 Line = dict[str, Any]
@@ -102,6 +102,10 @@ def add(path: Path, line: Line) -> str | None:
                 "these results lack; name another file, or remove the line"
             )
         if places:
+            earlier = lines[places[0]]
+            if earlier.get("command_as_typed") and not line.get("command_as_typed"):
+                kept = {name: earlier[name] for name in ("command", "command_as_typed")}
+                line = {**line, **kept}  # what was typed is more than what the results say
             lines[places[0]] = line
         else:
             lines.append(line)
@@ -174,6 +178,7 @@ def line_of(
         },
         "model": run.model if run else _model(results),
         "command": " && ".join(commands),
+        "command_as_typed": command is not None,
         "git_revision": {
             "pretraining": run.config.get("git_revision") if run else None,
             "finetuning": " and ".join(sorted(revisions)),

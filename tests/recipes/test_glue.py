@@ -307,8 +307,9 @@ def test_help_says_what_comes_after_the_dashes_and_nothing_of_slurm(capsys):
 def test_a_leaderboard_that_is_none_is_refused_before_any_job(checkpoint, fake, tmp_path):
     board = tmp_path / "board.json"
     board.write_text("{")
-    with pytest.raises(UserError, match="no leaderboard"):
-        benchmark(checkpoint, fake, "--tasks", "cola", "--leaderboard", str(board))
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(UserError, match="no leaderboard"):
+            benchmark(checkpoint, fake, "--tasks", "cola", "--leaderboard", str(board), *more)
     assert not (checkpoint / "glue").exists()
 
 

@@ -96,6 +96,20 @@ def test_the_same_again_replaces_its_line_and_others_do_not(tmp_path):
     assert len(read(board)[0]["tasks"]) == 8
 
 
+def test_a_command_that_was_typed_is_not_replaced_by_one_made_from_the_results(tmp_path):
+    base, board = run(tmp_path / "base"), tmp_path / "board.json"
+    results = [result("rte", 17, 0.5)]
+    series = summarize("mine", results)
+    typed = "python recipes/glue.py --checkpoint runs/base -- --max-train 64"
+    add(board, line_of("base", base, series, results, typed))
+    add(board, line_of("base", base, series, results))
+    [kept] = read(board)
+    assert kept["command"].endswith(typed) and kept["command_as_typed"]
+    again = typed.replace("64", "32")
+    add(board, line_of("base", base, series, results, again))
+    assert read(board)[0]["command"].endswith(again)
+
+
 def test_fewer_tasks_or_seeds_do_not_replace_more(tmp_path):
     base, board = run(tmp_path / "base"), tmp_path / "board.json"
     trial, whole = line(base, result("rte", 17, 0.5)), line(base, *all_eight())
@@ -190,7 +204,7 @@ def test_only_glue_stands_beside_the_published(tmp_path):
 
 
 def test_the_command_of_the_results_asks_for_these_results():
-    changed = {"learning_rate": 4e-4, "epochs": 2, "max_length": 256}
+    changed = {"learning_rate": 4e-4, "weight_decay": 1e-3, "epochs": 2, "max_length": 256}
     results = [
         result(task, seed, 0.5, data="my data", settings=changed)
         for task in ("cola", "sst2")
@@ -201,7 +215,7 @@ def test_the_command_of_the_results_asks_for_these_results():
     settings = parse(Settings, own)
     assert (settings.tasks, settings.seeds, settings.data) == (("cola", "sst2"), 2, Path("my data"))
     assert str(settings.checkpoint) == "runs/base"
-    assert handed_on == ["--learning-rate", "0.0004", "--epochs", "2"]
+    assert handed_on == ["--learning-rate", "0.0004", "--weight-decay", "0.001", "--epochs", "2"]
     published = [result(task, 17 + n, 0.5) for task in TASKS for n in range(TASKS[task].seeds)]
     assert finetuning_command(published) == "python recipes/glue.py --checkpoint runs/base"
 
