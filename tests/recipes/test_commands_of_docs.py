@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/results/README.md")
 ] + sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "your-own-domain.md")
-NOT_OURS = ("source", "pip", "python3", "tensorboard", "touch", "$EDITOR")
+NOT_OURS = ("source", "pip", "python3", "tar", "tensorboard", "touch", "$EDITOR")
 # What the pages say for a real run, and what is run instead: the size, and what the network has.
 TOY = {
     "--input allenai/c4 --config en": "--input my_corpus --vocab-size 300 --workers 1",
@@ -36,7 +36,7 @@ TOY = {
         f"--deepspeed_config {ROOT}/ds_configs/"
     ),
     "recipes/glue.py --checkpoint runs/base": (
-        "recipes/glue.py --checkpoint runs/base --data glue --tasks cola --seeds 1"
+        "recipes/glue.py --dry-run --checkpoint runs/base --data glue --tasks cola --seeds 1"
     ),
     "--seeds 1 --output runs/base/glue": "--seeds 1 --output runs/base/glue -- --epochs 1",
     "--task rte": "--task rte --data glue --epochs 1",
@@ -84,6 +84,9 @@ def follow(place: str, command: str) -> int | None:
     """Run a command in a folder, in this process; returns its exit status."""
     os.chdir(place)
     script, *words = at_toy_size(command)
+    if script == "-c":
+        exec(words[0], {})
+        return 0
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     sys.argv = [script, *words]
     return module.main()
