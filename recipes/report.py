@@ -20,6 +20,7 @@ anywhere. What cannot be read is named, and the report is of the rest.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from recipes.common.settings import Positional, parse
 from recipes.reporting import leaderboard_page
 from recipes.reporting.kinds import Wanted, report_of
 
-RECORDS = Path("docs/results")
+RECORDS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Settings:
     """File that gets a line for each run with scores, shown beside the published ones;
     leaderboard.json in the report's directory if not given. Without DIRECTORIES the report is of
     this file alone."""
-    records: Path = RECORDS
-    """Directory of the benchmarks' records (--output of benchmark.py) that the page shows."""
+    records: Path | None = None
+    """Directory of the benchmarks' records (--output of benchmark.py) that the page shows; the
+    repository's docs/results if not given."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -80,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> int:
             )
         )
     if report:
-        sections = partial(record_sections, settings.records)
+        sections = partial(record_sections, settings.records or Path(os.path.relpath(RECORDS)))
         print(report(Wanted(directories, settings.output, settings.leaderboard, sections)))
     return 0
 

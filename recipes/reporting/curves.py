@@ -168,7 +168,8 @@ def _draw_losses(axes: Axes, runs: Sequence[RecordedRun], position: Position) ->
             linewidth=1,
             label=f"{'' if shared else prefix}unigram entropy {run.unigram_entropy:.2f}",
         )
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if position.key != "seconds":  # 0.5 minutes are not 500m
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel(position.label)
 
 

@@ -133,6 +133,14 @@ def test_records_of_other_versions_are_reported_as_far_as_they_go(tmp_path):
     assert page.count("not recorded") >= 3
 
 
+def test_the_repositorys_records_are_found_from_any_folder(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    assert report.main([str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "docs/results/peers_cpu.json" in page and "no peers.json" not in page
+
+
 def test_a_leaderboard_gets_a_line_for_each_run(tmp_path):
     runs = [write_run(tmp_path / name) for name in ("base", "other")]
     for run, score in zip(runs, (0.7, 0.8), strict=True):

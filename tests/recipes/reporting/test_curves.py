@@ -86,6 +86,16 @@ def test_losses_stand_against_steps_tokens_and_time(tmp_path):
     assert last["minutes of wall time"] == pytest.approx((200 / 60, -10))
 
 
+def test_half_a_minute_is_not_500_thousandths(tmp_path):
+    runs = load_runs([write_run(tmp_path / "short", steps=5)])
+    figure = losses_figure(runs)
+    figure.canvas.draw()
+    steps, _, time = figure.axes[:3]
+    labels = [label.get_text() for label in time.get_xticklabels()]
+    assert "wall time" in time.get_xlabel() and not any("m" in label for label in labels)
+    assert type(time.xaxis.get_major_formatter()) is not type(steps.xaxis.get_major_formatter())
+
+
 def test_restarts_are_marked_where_they_were(tmp_path):
     """The second start began after 25 seconds, from step 20: its records say so."""
     run = write_run(tmp_path / "base")
