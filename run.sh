@@ -26,6 +26,16 @@ check_python() {
   }
 }
 
+# The `deepspeed` command begins with the path of its Python, which ends there at the first space,
+# and so does PyTorch's compiler.
+check_place() {
+  [[ $PWD != *[[:space:]]* ]] || {
+    echo "run.sh: '$PWD' has a space in it, and neither DeepSpeed's command nor PyTorch's compiler" \
+      "runs there. Move the folder, for instance to '${PWD//[[:space:]]/-}'." >&2
+    exit 2
+  }
+}
+
 # The stamp holds what was installed, so that a changed pin installs again and an unchanged one
 # costs nothing; what came from a folder of wheels serves later commands without it.
 #
@@ -33,6 +43,7 @@ check_python() {
 setup() {
   local stamp=$venv/.installed wanted torch packages=(-e '.[dev]')
   check_python
+  check_place
   wanted=$("$base" -V; cat pyproject.toml constraints.txt)
   [[ -z ${WHEELS:-} ]] || wanted+=$(echo; cd "$WHEELS" && echo ./*.whl)
   [[ -f $stamp && $(<"$stamp") == "$wanted"* ]] && return

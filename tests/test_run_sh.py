@@ -183,3 +183,14 @@ def gpu_found(tmp_path):
 )
 def test_a_gpu_is_found_with_and_without_its_tools(gpu_found, machine, has):
     assert gpu_found(**machine) == has
+
+
+def test_a_folder_with_a_space_is_refused_before_anything_is_installed(tmp_path):
+    place = tmp_path / "my models"
+    place.mkdir()
+    for name in ("run.sh", "pyproject.toml", "constraints.txt"):
+        shutil.copy2(ROOT / name, place / name)
+    ended = run_sh(place, "setup")
+    assert ended.returncode == 2 and "has a space in it" in ended.stderr
+    assert f"to '{tmp_path / 'my-models'}'" in ended.stderr
+    assert not (place / ".venv").exists()
