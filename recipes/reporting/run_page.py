@@ -230,10 +230,7 @@ def _losses(runs: Sequence[RecordedRun]) -> Markup:
 
 def _speed(runs: Sequence[RecordedRun]) -> Markup:
     restarts = [
-        f"{run.name}: restarted after step {restart.step:,} was logged, "
-        f"{duration(restart.seconds)} into the run"
-        for run in runs
-        for restart in run.restarts
+        f"{run.name}: restarted {restart.words}" for run in runs for restart in run.restarts
     ]
     caption = "Real tokens per second of all devices, and what of them and of the time is lost."
     if restarts:

@@ -44,6 +44,7 @@ def _column(run: RecordedRun) -> dict[str, str]:
             run.median("throughput/device/executed_flops_utilization"), "{:.1%}"
         ),
         "wall time": duration(latest["seconds"]),
+        "restarts": str(len(run.restarts)),
         "cost": shown(run.dollars, "${:,.2f}"),
     }
 
@@ -52,6 +53,9 @@ def report(runs: Sequence[RecordedRun], left_out: Sequence[str] = ()) -> str:
     """Return the report as Markdown; `left_out` says what could not be read."""
     lines = ["# Pretraining report", "", markdown(table(runs)), ""]
     lines += [f"- {run.name} is not finished: {run.unfinished}" for run in runs if run.unfinished]
+    lines += [
+        f"- {run.name} was restarted {restart.words}" for run in runs for restart in run.restarts
+    ]
     lines += [f"- left out: {line}" for line in left_out]
     lines += ["", "![loss](loss.png)", "", "![throughput](throughput.png)"]
     for run in runs:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from recipes.common.errors import Faults, UserError
 from recipes.training.bill import DOLLARS, GPU_HOURS
+from recipes.training.console import duration
 from recipes.training.run_log import LOG_NAME, read_records
 
 Values = NDArray[np.float64]
@@ -35,6 +36,11 @@ class Restart(NamedTuple):
     """The last step logged before it."""
     seconds: float
     """Wall time at which it began."""
+
+    @property
+    def words(self) -> str:
+        """Where it was, in words."""
+        return f"after step {self.step:,} was logged, {duration(self.seconds)} into the run"
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,16 @@ def write_run(directory: Path, *, steps: int = 40, evals: bool = True, **config:
     return directory
 
 
+def restart(run: Path, step: int, *, at: float) -> Path:
+    """Let its records behind `step` be of a start that began after so many seconds."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        late = line["step"] > step
+        line |= {"seconds": line["step"] + 10 * late, "time/earlier_seconds": float(at * late)}
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
 def write_timed_run(
     directory: Path, losses: list[float], scores: list[float], **changes: Any
 ) -> Path:

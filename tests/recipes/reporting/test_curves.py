@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-from report_scenarios import write_run
+from report_scenarios import restart, write_run
 
 from recipes.reporting.curves import bin_means, loss_figure, losses_figure, throughput_figure
 from recipes.reporting.figures import look
@@ -98,13 +96,7 @@ def test_half_a_minute_is_not_500_thousandths(tmp_path):
 
 def test_restarts_are_marked_where_they_were(tmp_path):
     """The second start began after 25 seconds, from step 20: its records say so."""
-    run = write_run(tmp_path / "base")
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    for line in lines:
-        late = line["step"] > 20
-        line |= {"seconds": line["step"] + 10 * late, "time/earlier_seconds": 25.0 * late}
-    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    loaded = load_runs([run])
+    loaded = load_runs([restart(write_run(tmp_path / "base"), 20, at=25)])
     assert loaded[0].restarts == [(20, 25.0)]
     for axes in throughput_figure(loaded).axes:
         marks = [line for line in axes.lines if line.get_label() == "restart"]

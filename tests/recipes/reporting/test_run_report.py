@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from report_scenarios import write_run
+from report_scenarios import restart, write_run
 
 from recipes.reporting.run_report import report, table
 from recipes.reporting.runs import load_runs
@@ -33,6 +33,7 @@ def test_the_table_by_hand(tmp_path):
         "MFU, 6N (median)": "40.0%",
         "executed-FLOPs utilisation (median)": "-",
         "wall time": "40s",
+        "restarts": "0",
         "cost": "$20.00",
     }
 
@@ -53,3 +54,10 @@ def test_the_markdown_holds_every_setting_and_escapes_bars(tmp_path):
     for row in ("| seed | `7` |", "| data | `a\\|b` |", "| torch | `2.13.0` |"):
         assert row in text
     assert "![loss](loss.png)" in text
+
+
+def test_the_markdown_says_where_a_run_was_restarted(tmp_path):
+    run = restart(write_run(tmp_path / "base"), 20, at=25)
+    assert column(run)["restarts"] == "1"
+    text = report(load_runs([run]))
+    assert "- base was restarted after step 20 was logged, 25s into the run" in text.splitlines()
