@@ -25,10 +25,10 @@ from recipes.common.entry import run
 from recipes.common.errors import Faults, UserError
 from recipes.common.locks import lock
 from recipes.common.settings import parse, split_rest
-from recipes.glue import report, run_to_the_end
 from recipes.reporting import leaderboard
+from recipes.reporting.glue_report import report
 from recipes.tasks.glue_plan import FINETUNE, Plan, Settings, resolve
-from recipes.tasks.jobs import result_of, slots
+from recipes.tasks.jobs import result_of, run_to_the_end, slots
 
 
 def main(words: Sequence[str] | None = None, script: Path = FINETUNE) -> int:

@@ -43,3 +43,14 @@ def _lines(path: Path) -> int:
 def test_no_chapter_is_named_like_a_command(folder):
     """A package would hide the file of the same name."""
     assert not folder.with_suffix(".py").exists()
+
+
+def test_jobs_of_slurm_take_their_parts_from_the_chapters_not_from_commands():
+    commands = {path.stem for path in (ROOT / "recipes").glob("*.py")} - {"__init__"}
+    for path in (ROOT / "slurm").glob("*.py"):
+        imported = [
+            node.module
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module
+        ]
+        assert not commands.intersection(name.removeprefix("recipes.") for name in imported)

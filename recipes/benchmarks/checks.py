@@ -14,7 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.benchmarks.jobs import LATE, NOT_FINISHED, Ended, Job, run_at_once
+from recipes.benchmarks.limited_processes import (
+    LATE,
+    NOT_FINISHED,
+    Ended,
+    LimitedProcess,
+    run_at_once,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = "kernels"
@@ -87,8 +93,8 @@ def run_checks(
     listed: Sequence[Check], logs: Path, seconds: float, signals: Sequence[int]
 ) -> list[Ended]:
     """Run the checks at once, none for longer than `seconds`."""
-    jobs = [
-        Job(
+    processes = [
+        LimitedProcess(
             check.name,
             check.words,
             logs / f"{check.name.replace(' ', '-')}.log",
@@ -97,7 +103,7 @@ def run_checks(
         )
         for check in listed
     ]
-    return [_with_count(end) for end in run_at_once(jobs, signals)]
+    return [_with_count(end) for end in run_at_once(processes, signals)]
 
 
 def _with_count(end: Ended) -> Ended:

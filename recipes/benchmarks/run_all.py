@@ -27,7 +27,7 @@ import torch
 
 from recipes.benchmarks.archive import why_no_archive, write_archive
 from recipes.benchmarks.checks import KERNELS, checks, run_checks
-from recipes.benchmarks.jobs import Ended, Job, run_at_once
+from recipes.benchmarks.limited_processes import Ended, LimitedProcess, run_at_once
 from recipes.benchmarks.mode import MODES, AllSettings, DataSettings, Mode
 from recipes.benchmarks.records import Record
 from recipes.benchmarks.running import draw, take_directory
@@ -132,7 +132,7 @@ class Bench:
         log = output / "logs" / f"{called}.log"
         print(f"{name}: up to {share:.0f} s, {self.left()}; log in {log}", flush=True)
         limit = min(share + GRACE_SECONDS, self.clock.left())
-        (end,) = run_at_once([Job(name, words, log, limit)], self.signals)
+        (end,) = run_at_once([LimitedProcess(name, words, log, limit)], self.signals)
         status = end.status
         if end.failed and record.exists():
             try:

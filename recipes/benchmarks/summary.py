@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from recipes.benchmarks.jobs import DONE, NOT_FINISHED, Ended
+from recipes.benchmarks.limited_processes import DONE, NOT_FINISHED, Ended
 from recipes.benchmarks.mode import Mode
 from recipes.benchmarks.predictions import beside
 from recipes.benchmarks.records import Json, Rows

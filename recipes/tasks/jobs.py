@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from recipes.common import processes
 from recipes.common.errors import UserError
-from recipes.common.processes import last_error, last_line
+from recipes.common.processes import last_error, last_line, received_signals
 from recipes.common.settings import parse
 from recipes.tasks.finetune_result import is_done
 from recipes.tasks.finetune_settings import Settings
@@ -119,6 +119,17 @@ def slots(count: int | None) -> list[Slot]:
         return [Slot(f"slot {index}", None, threads) for index in range(number)]
     chosen = [gpus[index % len(gpus)] for index in range(number)]
     return [Slot(f"GPU {gpu}", gpu, threads) for gpu in chosen]
+
+
+def run_to_the_end(jobs: Sequence[Job], places: Sequence[Slot]) -> int:
+    """Run the jobs until all have ended; returns an exit status, not 0 if a signal came first."""
+    with received_signals() as signals:
+        run_jobs(jobs, places, signals)
+    if not signals:
+        return 0
+    left = sum(job.state in ("waiting", "running") for job in jobs)
+    print(f"stopped with {left} jobs to do; the same command goes on", file=sys.stderr)
+    return 128 + signals[0]
 
 
 def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], signals: Sequence[int] = ()) -> None:

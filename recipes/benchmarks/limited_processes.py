@@ -1,4 +1,4 @@
-"""Processes of the bench: with a time limit each, some of them at once, ended by a signal to ours.
+"""The bench's processes: each has a time limit, some run at once, and a signal to ours ends all.
 
 What failed is known by the last lines that it printed.
 """
@@ -17,11 +17,11 @@ LINES_KEPT = 15
 """Last lines of a failed process's output that go into the record."""
 DONE, LATE, STOPPED = "done", "ended at the time limit", "stopped by a signal"
 NOT_FINISHED = "not finished"
-"""How the status of tests begins that the time limit ended; what they found until then follows."""
+"""Beginning of the status of tests that the time limit ended; counts of what they found follow."""
 
 
 @dataclass(frozen=True)
-class Job:
+class LimitedProcess:
     """A process to start."""
 
     name: str
@@ -60,39 +60,39 @@ class Ended:
         }
 
 
-def run_at_once(jobs: Sequence[Job], signals: Sequence[int]) -> list[Ended]:
+def run_at_once(processes: Sequence[LimitedProcess], signals: Sequence[int]) -> list[Ended]:
     """Run processes side by side, each to its end, to its limit, or all of them to a signal.
 
     Args:
         signals: what this process has received so far, from `received_signals`.
     """
     began = time.monotonic()
-    running: dict[str, tuple[Job, Child]] = {}
+    running: dict[str, tuple[LimitedProcess, Child]] = {}
     ended: dict[str, Ended] = {}
     try:
-        for job in jobs:
-            job.log.parent.mkdir(parents=True, exist_ok=True)
-            job.log.unlink(missing_ok=True)
-            running[job.name] = job, start(job.words, job.log)
+        for process in processes:
+            process.log.parent.mkdir(parents=True, exist_ok=True)
+            process.log.unlink(missing_ok=True)
+            running[process.name] = process, start(process.words, process.log)
         while running:
             passed = time.monotonic() - began
-            for name, (job, child) in list(running.items()):
-                said = _how_it_ended(child, passed > job.seconds, bool(signals))
+            for name, (process, child) in list(running.items()):
+                said = _how_it_ended(child, passed > process.seconds, bool(signals))
                 if said is None:
                     continue
                 kill(child)  # what it started, too
                 del running[name]
                 print(f"{name}: {said} after {passed:.0f} s", flush=True)
-                lines = last_lines(job.log, 1 if said == DONE else LINES_KEPT)
+                lines = last_lines(process.log, 1 if said == DONE else LINES_KEPT)
                 ended[name] = Ended(
-                    name, said, said != DONE, passed, job.log, None, lines, job.says
+                    name, said, said != DONE, passed, process.log, None, lines, process.says
                 )
             if running:
                 time.sleep(LOOK_SECONDS)
     finally:
         for _, child in running.values():
             kill(child)
-    return [ended[job.name] for job in jobs]
+    return [ended[process.name] for process in processes]
 
 
 def _how_it_ended(child: Child, late: bool, stopped: bool) -> str | None:
