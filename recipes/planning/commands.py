@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ BATCH_KEY = "train_batch_size"
 MICRO_BATCH_KEY = "train_micro_batch_size_per_gpu"
 JOBS = ("rapidbert-base", "rapidbert-large")
 """Models that a script in slurm/ trains unless it is told otherwise."""
+GPUS_PER_NODE = 8
+"""What the scripts in slurm/ ask for unless they are told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -39,33 +42,46 @@ def config_for(question: Question, plan: BatchPlan) -> Config:
     if same and plan_batches(batch, limit, plan.data_parallel) == plan:
         return Config(str(shown), None)
     other = Path("runs/plan") / f"{path.stem}-{batch}-{plan.micro_batch}.json"
-    edits = "; ".join(
-        rf's/("{key}": *)[0-9]+/\1{value}/'
-        for key, value in ((BATCH_KEY, batch), (MICRO_BATCH_KEY, plan.micro_batch))
-    )
-    line = f"mkdir -p {other.parent} && sed -E '{edits}' {shlex.quote(str(shown))} > {other}"
+    content = {**question.deepspeed, BATCH_KEY: batch, MICRO_BATCH_KEY: plan.micro_batch}
+    line = f"mkdir -p {other.parent} && echo {shlex.quote(json.dumps(content))} > {other}"
     return Config(str(other), line)
 
 
 def job_line(question: Question, plan: BatchPlan) -> str:
     """Return the sbatch line of the run on so many GPUs."""
     model, config = question.model.name, config_for(question, plan)
-    script = "pretrain_large" if model.endswith(("large", "xl")) else "pretrain_base"
-    settings = {}
+    script, settings = job_script(model), {}
     if model not in JOBS:
         settings["MODEL"] = model
     if config.path != f"ds_configs/{script.removeprefix('pretrain_')}.json":
         settings["DEEPSPEED_CONFIG"] = config.path
     if options := pretrain_options(question):
         settings["PRETRAIN_OPTIONS"] = shlex.join(options)
-    nodes, per_node = node_shape(plan.data_parallel, question.gpu.gpus_per_node)
-    words = [f"--nodes={nodes}"]
-    if per_node != 8:  # what the scripts say
-        words += [f"--ntasks-per-node={per_node}", f"--gpus-per-node={per_node}"]
-    if model not in JOBS:
-        words.append(f"--job-name=pretrain-{model}")
+    name = [] if model in JOBS else [f"--job-name=pretrain-{model}"]
+    shape = node_shape(plan.data_parallel, question.gpu.gpus_per_node)
+    return sbatch_line(script, settings, *shape, *name)
+
+
+def job_script(model: str) -> str:
+    """Return the script in slurm/, without its ending, whose nodes and hours suit a model."""
+    return "pretrain_large" if model.endswith(("large", "xl")) else "pretrain_base"
+
+
+def sbatch_line(
+    script: str, settings: Mapping[str, str], nodes: int, per_node: int, *words: str
+) -> str:
+    """Return the line that submits a script of slurm/.
+
+    Args:
+        settings: for the script, from the environment.
+        per_node: GPUs, and processes, of each node.
+        words: more options of sbatch.
+    """
+    shape = [f"--nodes={nodes}"]
+    if per_node != GPUS_PER_NODE:
+        shape += [f"--ntasks-per-node={per_node}", f"--gpus-per-node={per_node}"]
     before = "".join(f"{name}={shlex.quote(value)} " for name, value in settings.items())
-    return f"{before}sbatch {' '.join(words)} slurm/{script}.sh"
+    return f"{before}sbatch {' '.join((*shape, *words))} slurm/{script}.sh"
 
 
 def pretrain_options(question: Question) -> list[str]:

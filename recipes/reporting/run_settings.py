@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
 from recipes.common.settings import option
+from recipes.planning.commands import GPUS_PER_NODE, job_script, sbatch_line
 from recipes.reporting.html_page import Markup, command, folded, joined, subheading, table
 from recipes.reporting.runs import RecordedRun
 from recipes.training.settings import (
@@ -19,7 +20,6 @@ from recipes.training.settings import (
     Settings,
 )
 
-GPUS_PER_NODE = 8
 _RESOLVED = {
     "documents": DEFAULT_DOCUMENTS,
     "duration": DEFAULT_DURATION,
@@ -71,12 +71,7 @@ def _job_line(run: RecordedRun, given: Mapping[str, Any], gpus: int) -> str:
     before = {name.upper(): str(given[name]) for name in own if name in given}
     if options := _options({name: given[name] for name in given if name not in own}):
         before["PRETRAIN_OPTIONS"] = shlex.join(options)
-    words = [f"--nodes={nodes}"]
-    if gpus // nodes != GPUS_PER_NODE:  # what the scripts say
-        words += [f"--{kind}-per-node={gpus // nodes}" for kind in ("ntasks", "gpus")]
-    script = "pretrain_large" if run.model.endswith(("large", "xl")) else "pretrain_base"
-    settings = "".join(f"{name}={shlex.quote(value)} " for name, value in before.items())
-    return f"{settings}sbatch {' '.join(words)} slurm/{script}.sh"
+    return sbatch_line(job_script(run.model), before, nodes, gpus // nodes)
 
 
 def _options(given: Mapping[str, Any]) -> list[str]:
