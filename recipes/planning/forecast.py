@@ -12,31 +12,30 @@ import math
 from dataclasses import dataclass, replace
 
 from recipes.common.errors import UserError
-from recipes.common.gpus import SHORT_NAMES
+from recipes.common.gpus import SHORT_NAMES, Gpu
 from recipes.engine.batch_plan import BatchPlan, plan_batches
 from recipes.engine.ds_config import precision
 from recipes.planning.calibration import BACKWARD_SHARE, best, expected, fit, worst
 from recipes.planning.compute import Curve, MeasuredCurve, Rates, TabulatedCurve, work
 from recipes.planning.memory import MemoryEstimate, state_bytes
 from recipes.planning.network import (
-    STAGED_BYTES,
     Collective,
     collective_seconds,
     deepspeed_collectives,
     fabric,
     node_shape,
-    sent_in_slices,
+    staged_bytes,
     waiting_seconds,
 )
 from recipes.planning.records import MeasuredRow
 from recipes.planning.settings import Question
 from recipes.training.throughput import mfu
 
-UPDATE_BYTES = 28
-"""AdamW reads and writes two moments and the fp32 weight, and reads the gradient; per parameter of
-a rank's share."""
-WHOLE_BYTES = 12
-"""Of every parameter on every rank: the norm, zeroing, copies to and from bf16."""
+UPDATE_BYTES = 34
+"""AdamW reads and writes two moments and the fp32 weight, and reads the gradient (28); the weight
+is read again and written in bf16 (6). Per parameter of a rank's share."""
+WHOLE_BYTES = 8
+"""Of every parameter on every rank: its gradient is read for the norm, and set to zero."""
 CALIBRATED_GPUS = 64
 """Table S2 ends there."""
 
@@ -167,6 +166,9 @@ def step_time(question: Question, plan: BatchPlan, rates: Rates) -> StepTime:
     links = fabric(gpu, gpu.network_gbit_per_s, rates.link_share)
     micro_batch = curve.seconds(plan.micro_batch)
     exchange = 0.0
+    if ranks > 1:
+        staged = staged_bytes(question.deepspeed, plan.accumulation)
+        exchange = staged * parameters / memory_bandwidth(gpu, rates)
     for collective in deepspeed_collectives(parameters, question.deepspeed, plan.accumulation):
         seconds = collective_seconds(collective, ranks, links)
         if collective.beside_backward:
@@ -198,12 +200,16 @@ def _exposed_seconds(
 
 def update_seconds(question: Question, ranks: int, rates: Rates) -> float:
     """Predict the update of the weights: the host's part, and the memory that is moved."""
-    assert question.gpu.memory_gb_per_s
     stage = question.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    staged = STAGED_BYTES if ranks > 1 and not sent_in_slices(question.deepspeed) else 0
-    each = UPDATE_BYTES / (ranks if stage else 1) + WHOLE_BYTES + staged
-    bandwidth = question.gpu.memory_gb_per_s * 1e9 * rates.memory_share
-    return rates.update_seconds + each * question.model.parameters() / bandwidth
+    each = UPDATE_BYTES / (ranks if stage else 1) + WHOLE_BYTES
+    moved = each * question.model.parameters()
+    return rates.update_seconds + moved / memory_bandwidth(question.gpu, rates)
+
+
+def memory_bandwidth(gpu: Gpu, rates: Rates) -> float:
+    """Return the bytes/s that kernels other than matrix products reach."""
+    assert gpu.memory_gb_per_s
+    return gpu.memory_gb_per_s * 1e9 * rates.memory_share
 
 
 def one_node_rate(question: Question) -> float:

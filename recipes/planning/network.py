@@ -31,9 +31,6 @@ RING_SECONDS = {"nvlink": 3.4e-6, "network": 14e-6}
 TREE_SECONDS = {"nvlink": 4.0e-6, "network": 14e-6}
 BUCKET = 500_000_000
 """Values: DeepSpeed starts another all-reduce behind so many (`MEMORY_OPT_ALLREDUCE_SIZE`)."""
-STAGED_BYTES = 24
-"""Moved in the GPU's memory per fp32 gradient where DeepSpeed sends: it copies the gradients into
-one tensor, divides it by the ranks, and copies them back. Ours moves nothing but the all-reduce."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +151,27 @@ def sent_in_slices(deepspeed: dict[str, Any]) -> bool:
         and not deepspeed.get("prescale_gradients")
         and deepspeed.get("gradient_predivide_factor", 1) == 1
     )
+
+
+def staged_bytes(deepspeed: dict[str, Any], accumulation: int) -> int:
+    """Return what the sending of the gradients moves in a GPU's memory beside the all-reduces.
+
+    Ours moves nothing. DeepSpeed reads and writes the gradients to divide them by the ranks, and
+    once more to bring them back to where they were; and again to convert them for the message and
+    back, or to gather them in one tensor, where the fp32 sums of bf16 gradients are already
+    (tests/rehearsal/ counts it).
+
+    Returns:
+        Bytes per parameter and step.
+    """
+    if sent_in_slices(deepspeed):
+        return 0
+    fp32_sums = deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    as_they_are = fp32_sums and deepspeed.get("communication_data_type") == "fp32"
+    stage = deepspeed.get("zero_optimization", {}).get("stage", 0)
+    if precision(deepspeed) == "bf16" and stage == 1 and as_they_are:
+        return 16
+    return 24 * (accumulation if stage == 2 else 1)
 
 
 def sent_bytes(collectives: list[Collective], plan: BatchPlan) -> float:

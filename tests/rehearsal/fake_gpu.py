@@ -60,6 +60,8 @@ _FREE |= {"new_empty_strided", "_is_mkldnn_fp16_supported", "_reshape_alias"}
 _FREE |= {"_record_function_enter_new", "_record_function_exit"}
 # What they change they do not read.
 _OVERWRITING = {"zero_", "fill_", "copy_", "bernoulli_"}
+# What they could change and do not: AdamW scales gradients only where it is given a scale.
+_ONLY_READ = {("_fused_adamw_", "grads")}
 # Of their first tensor they read as much as they return.
 _GATHERING = {"embedding", "index_select", "index", "gather", "select_backward"}
 _FILLING = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
@@ -244,6 +246,7 @@ def _bytes(function: Any, arguments: Any, keywords: dict[str, Any], out: Any) ->
     moved, changed, first = 0, set(), True
     for spec in schema:
         writes = spec.alias_info is not None and spec.alias_info.is_write
+        writes = writes and (name, spec.name) not in _ONLY_READ
         for tensor in tree_leaves(given.get(spec.name)):
             if not isinstance(tensor, Tensor):
                 continue

@@ -40,11 +40,14 @@ class Case:
     """Tokens of a sequence."""
     layers: int | None = None
     """None for all."""
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Keys of the JSON that have another value."""
 
     @property
     def name(self) -> str:
         layers = "" if self.layers is None else f", {self.layers} layers"
-        return f"{self.model}, {self.length} tokens{layers}"
+        changes = "".join(f", {key} {value}" for key, value in self.changes)
+        return f"{self.model}, {self.length} tokens{layers}{changes}"
 
 
 CASES = (
@@ -56,6 +59,9 @@ CASES = (
     Case("rapidbert-base", "base", 128, 2),
     Case("rapidbert-base", "base", 64, 2),
     Case("rapidbert-base", "base", 512, 2),
+    # DeepSpeed sends the gradients.
+    Case("rapidbert-base", "base", 128, 2, (("prescale_gradients", True),)),
+    Case("rapidbert-base", "base", 128, 2, (("communication_data_type", "bf16"),)),
 )
 
 
@@ -80,6 +86,14 @@ class Step:
             part["teraflops"] += total.flops / 1e12
         return dict(found)
 
+    def update_bytes(self) -> int:
+        """What an update moves in this GPU's memory, without the messages themselves."""
+        return sum(
+            total.bytes
+            for (name, place), total in self.counts.operations.items()
+            if part_of(name, place) in UPDATE and name not in MESSAGES
+        )
+
     def budget(self) -> dict[str, Any]:
         operations = {
             f"{name} | {place}": [total.launches, total.bytes]
@@ -92,9 +106,10 @@ class Step:
         }
 
 
+MESSAGES = ("allreduce_", "_allgather_base_", "allgather_", "reduce_scatter")
 # In the order in which they are asked: what of an operation's name or place makes it a part's.
 PARTS = (
-    ("communication", ("allreduce_", "_allgather_base_", "allgather_", "reduce_scatter")),
+    ("communication", MESSAGES),
     ("matrix products", ("mm |", "addmm |", "bmm |")),
     ("activation", ("gated_gelu", "transformer/mlp.py", "/fusions/")),
     ("attention", ("attention", "Attention")),
@@ -156,7 +171,7 @@ def rehearse(counting: Any, case: Case) -> Step:
     from recipes.training.step import GlobalBatch, compute_gradients
     from recipes.training.stragglers import RankTimes
 
-    config = read_config(REPOSITORY / f"ds_configs/{case.config}.json")
+    config = read_config(REPOSITORY / f"ds_configs/{case.config}.json") | dict(case.changes)
     sequences = config["train_micro_batch_size_per_gpu"] * 128 // case.length
     model = preset(case.model, **({} if case.layers is None else {"num_layers": case.layers}))
     choice = KernelChoice().resolve(model, precision(config), Faults(), assumed_gpus=True)
@@ -256,9 +271,9 @@ def _differ(counted: tuple[int, int], expected: tuple[int, int]) -> bool:
 
 
 def record(steps: list[Step]) -> dict[str, Any]:
-    """What others read: parts of a step, and what is sent when."""
+    """What others read: parts of a step, what is sent when, and what an update moves."""
     rows = []
-    for step in steps:
+    for step in whole(steps):
         parts = {
             part: {
                 name: round(value / (1 if part in UPDATE else ACCUMULATION), 4)
@@ -292,7 +307,21 @@ def record(steps: list[Step]) -> dict[str, Any]:
         "ranks": RANKS,
         "versions": {name: metadata.version(name) for name in ("torch", "triton", "deepspeed")},
         "rows": rows,
+        "updates": [
+            {
+                "deepspeed_config": f"ds_configs/{step.case.config}.json",
+                "changes": dict(step.case.changes),
+                "bytes_per_parameter": round(step.update_bytes() / step.parameters, 4),
+            }
+            for step in steps
+            if step.case == Case("rapidbert-base", "base", 128, 2, step.case.changes)
+        ],
     }
+
+
+def whole(steps: list[Step]) -> list[Step]:
+    """Those of whole models as their JSONs are."""
+    return [step for step in steps if step.case.layers is None and not step.case.changes]
 
 
 def main() -> None:
@@ -301,9 +330,8 @@ def main() -> None:
     BUDGET.write_text(
         json.dumps({step.case.name: step.budget() for step in steps}, indent=0) + "\n"
     )
-    whole = [step for step in steps if step.case.layers is None]
-    RECORD.write_text(json.dumps(record(whole), indent=1) + "\n")
-    print(table(whole))
+    RECORD.write_text(json.dumps(record(steps), indent=1) + "\n")
+    print(table(whole(steps)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 from recipes.common.errors import UserError
 from recipes.common.gpus import SHORT_NAMES
 from recipes.engine.batch_plan import BatchPlan
+from recipes.planning.forecast import UPDATE_BYTES, WHOLE_BYTES
 from recipes.planning.network import (
     Collective,
     Fabric,
@@ -19,6 +20,7 @@ from recipes.planning.network import (
     fabric,
     node_shape,
     sent_bytes,
+    staged_bytes,
     waiting_seconds,
 )
 
@@ -92,6 +94,18 @@ def test_collectives_are_those_that_deepspeed_was_seen_to_start():
     two = {**BF16, "zero_optimization": {"stage": 2, "reduce_bucket_size": 50_000_000}}
     reduce, _ = deepspeed_collectives(137_400_384, two, 8)
     assert reduce.calls == 8 * 3 and reduce.bytes == pytest.approx(8 * 4 * 137_400_384)
+
+
+def test_an_update_moves_the_bytes_that_were_counted():
+    """By the real engine on fake CUDA tensors, with the gradients sent by us and by DeepSpeed."""
+    updates = COUNTED["updates"]
+    assert [each["bytes_per_parameter"] for each in updates] == [12.25, 28.25, 36.25]
+    for each in updates:
+        config = json.loads((ROOT / each["deepspeed_config"]).read_text()) | each["changes"]
+        own = UPDATE_BYTES / COUNTED["ranks"] + WHOLE_BYTES
+        assert own + staged_bytes(config, 2) == pytest.approx(each["bytes_per_parameter"])
+    two = {**BF16, "zero_optimization": {"stage": 2}}
+    assert staged_bytes(two, 8) == 8 * staged_bytes(two, 1)
 
 
 def test_time_is_latency_then_bandwidth():
