@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import socket
 import statistics
@@ -61,6 +62,7 @@ def build_engine(
     """
     import deepspeed
 
+    import_muon()
     model.to(world.device)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -90,6 +92,23 @@ def build_engine(
     if getattr(engine.optimizer, "immediate_grad_update", False):
         _sum_in_place(engine, world)
     return engine
+
+
+def import_muon() -> None:
+    """Import DeepSpeed's Muon without the compiler.
+
+    Every engine asks whether its optimizer is Muon. Muon's file hands its functions to
+    `torch.compile` when it is imported, and with that loads Inductor: a second at every start
+    of every rank.
+    """
+    from deepspeed.runtime import compiler
+
+    compiling = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compiling
 
 
 def _sum_in_place(engine: Any, world: World) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import deepspeed  # noqa: F401  (imported for the forks)
 import numpy as np
 import torch
+import torch._dynamo  # (imported for the forks: torch's optimizers load it when one is made)
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,6 +38,7 @@ from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWri
 from recipes.engine.engine import (
     build_engine,
     full_precision_parameters,
+    import_muon,
     set_learning_rate,
     update_weights,
 )
@@ -51,6 +53,8 @@ from recipes.training.stragglers import RankTimes
 _SIZES: dict[str, Any] = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_size=64)
 PRESETS["probe-tiny"] = ModelConfig("probe-tiny", **_SIZES, hidden_dropout=0.0, ffn_dropout=0.0)
 PRESETS["dropout-tiny"] = ModelConfig("dropout-tiny", **_SIZES)
+
+import_muon()  # for the forks
 
 # A world that has not answered by then hangs: one rank waits for another.
 TIMEOUT_SECONDS = 60

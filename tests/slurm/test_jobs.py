@@ -119,7 +119,15 @@ def killed(cluster, job: str, output: Path) -> None:
 
 
 def hung(cluster, job: str, output: Path) -> None:
-    ranks(output)[1].suspend()
+    """A rank stands still; where it may for long, while it saves, then at another moment."""
+    rank = ranks(output)[1]
+    for _ in range(6):
+        rank.suspend()
+        with suppress(TimeoutError):
+            cluster.wait_for(job, "PENDING", "COMPLETING", "REQUEUED", seconds=20)
+            return
+        rank.resume()
+    raise AssertionError(cluster.log(job))
 
 
 def node_down(cluster, job: str, output: Path) -> None:
