@@ -44,7 +44,7 @@ setup() {
   local stamp=$venv/.installed wanted torch packages=(-e '.[dev]')
   check_python
   check_place
-  wanted=$("$base" -V; cat pyproject.toml constraints.txt)
+  wanted=$("$base" -V; what_decides)
   [[ -z ${WHEELS:-} ]] || wanted+=$(echo; cd "$WHEELS" && echo ./*.whl)
   [[ -f $stamp && $(<"$stamp") == "$wanted"* ]] && return
   if [[ ${1:-} == demo ]]; then
@@ -78,6 +78,12 @@ setup() {
   "$python" -m compileall -q -j 0 -x '/(tests?|testing|transformers/models)/' \
     "$venv"/lib/python*/site-packages >/dev/null 2>&1 || true
   printf '%s\n' "$wanted" >"$stamp"
+}
+
+# What decides the installation: of pyproject.toml not the settings of pytest, ruff and the like.
+what_decides() {
+  awk '/^\[/ { decides = !/^\[+tool\./ || /^\[tool\.setuptools/ } decides' pyproject.toml
+  cat constraints.txt
 }
 
 # Everything in the folder, and behind it PyTorch of the interpreter that runs this.
@@ -195,27 +201,27 @@ demo() {
   if [[ ${DEMO:-} == small ]]; then
     sequences=160 chosen=(--tasks cola) finetuning+=(--max-train 64)
   fi
-  measure_pace
-  say "1/5  text to tokenizer and token shards, and eight finetuning tasks made from it" 10
+  say "1/5  text to tokenizer and token shards, and eight finetuning tasks made from it" 5
   behind "$python" recipes/stand_in_tasks.py --output "$tasks" --train 2000
   "$python" recipes/prepare_data.py --output "$data" --vocab-size 4096 --validation-fraction 0.05
   catch_up
-  say "2/5  pretraining of a small model on $sequences sequences, two processes of DeepSpeed" 150
+  say "2/5  pretraining of a small model on $sequences sequences, two processes of DeepSpeed;
+     ETA in its lines is the time left" 131
   "$venv/bin/deepspeed" --quiet --num_gpus "$(processes)" --master_port "$(free_port)" recipes/pretrain.py \
     --model rapidbert-tiny --data "$data" --output "$output" \
     --deepspeed_config ds_configs/tiny_cpu.json \
     --duration "$sequences" --learning-rate 1.5e-3 \
     --loader-workers 0 --log-every 50 --eval-every 200 --save-every 200
-  say "3/5  what it has learned: held-out sentences with a word masked" 8
+  say "3/5  what it has learned: held-out sentences with a word masked" 7
   # The control: the same architecture on the first task without pretraining.
   behind "$python" recipes/glue.py --checkpoint "$output" --data "$tasks" --seeds 1 --tasks cola \
     --from-scratch -- "${finetuning[@]}"
   "$python" recipes/fill_mask.py --checkpoint "$output" --data "$data"
-  say "4/5  finetuning on the eight tasks (stand-ins, not GLUE), and on one without pretraining" 120
+  say "4/5  finetuning on the eight tasks (stand-ins, not GLUE), and on one without pretraining" 93
   "$python" recipes/glue.py --checkpoint "$output" --data "$tasks" --seeds 1 "${chosen[@]}" \
     -- "${finetuning[@]}"
   catch_up
-  say "5/5  the report, and the model in plain transformers" 12
+  say "5/5  the report, and the model in plain transformers" 6
   behind env HF_HUB_OFFLINE=1 TQDM_DISABLE=1 "$python" -c "$(in_transformers "$output/export")"
   "$python" recipes/report.py "$output"
   printf '\nIn Python, with transformers alone:\n\n'
@@ -247,29 +253,21 @@ for guess in fill("return [MASK] if the file exists.", top_k=3):
 END
 }
 
-# How many times slower than the machine on which the stages were measured one core is now, in
-# percent, by a short loop: estimates are scaled by it.
-measure_pace() {
-  pace=$("$python" -c '
-import time
-began = time.perf_counter()
-sum(k * k % 7 for k in range(2_000_000))
-print(max(1, round(100 * (time.perf_counter() - began) / 0.110)))')
-  (($(nproc 2>/dev/null || echo 2) > 1)) || pace=$((2 * pace))
-}
-
-# A stage's title, and how long it will take: $2 are seconds on two cores.
+# A stage's title, and how long it takes: $2 are the seconds on two idle cores
+# (docs/results/demo_cpu.json). How fast this machine is, the stages before say, as soon as a long
+# one is among them.
 say() {
-  local about=$(($2 * pace / 100))
+  local about="took $2 s on two idle cores"
   if [[ ${DEMO:-} == small ]]; then
     about="not measured at this size"
   elif has_gpu; then
-    about="$2 s on two CPU cores; on this GPU not measured"
-  elif ((about < 100)); then
-    about="about $((about < 10 ? about : (about + 5) / 10 * 10)) s"
-  else
-    about="about $(((about + 30) / 60)) min"
+    about+="; on this GPU not measured"
+  elif ((${before:=0} >= 60)); then
+    about=$(($2 * (SECONDS - began) / before))
+    about=$( ((about < 100)) && echo "about $about s" || echo "about $(((about + 30) / 60)) min")
+    about+=", judged by the stages before"
   fi
+  before=$((${before:-0} + $2))
   printf '\n== %s (%s)\n' "$1" "$about"
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +39,23 @@ def with_this_environment(checkout: Path) -> None:
         if path.name != ".installed":
             (venv / path.name).symlink_to(path)
     python = subprocess.run([sys.executable, "-V"], capture_output=True, text=True).stdout
-    texts = [(checkout / name).read_text() for name in ("pyproject.toml", "constraints.txt")]
-    (venv / ".installed").write_text(python + "".join(texts))
+    (venv / ".installed").write_text(python + what_decides(checkout))
+
+
+def function_of_run_sh(name: str) -> str:
+    text = (ROOT / "run.sh").read_text()
+    return text[text.index(f"{name}() {{") :].partition("\n}\n")[0] + "\n}\n"
+
+
+def bash(program: str, **options: Any) -> str:
+    program = f"set -euo pipefail\n{program}"
+    return subprocess.run(
+        ["bash", "-c", program], capture_output=True, text=True, check=True, **options
+    ).stdout
+
+
+def what_decides(checkout: Path) -> str:
+    return bash(f"{function_of_run_sh('what_decides')}what_decides", cwd=checkout)
 
 
 def run_sh(checkout: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +96,48 @@ def test_what_runs_beside_ends_the_demo_when_it_fails(tmp_path):
     for status, printed in (("0", "before\nsaid\nafter\n"), ("3", "before\nsaid\n")):
         ended = subprocess.run(["bash", "-c", script, "_", status], capture_output=True, text=True)
         assert (ended.returncode, ended.stdout) == (int(status), printed)
+
+
+def test_only_what_decides_the_installation_makes_run_sh_install_again(tmp_path):
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    before, project = what_decides(tmp_path), tmp_path / "pyproject.toml"
+    for tables in ("[project]", "[project.optional-dependencies]", "[build-system]"):
+        assert f"{tables}\n" in before
+    text = project.read_text()
+    for old, new, counts in (
+        ("addopts = ", "addopts = '-x' #", False),
+        ("line-length = 100", "line-length = 90", False),
+        ('"sentencepiece>=0.2.3"', '"sentencepiece>=0.3"', True),
+        ('"mteb>=2.26"', '"mteb>=3"', True),
+        ('"setuptools>=77"', '"setuptools>=80"', True),
+        ('"rapidbert.kernels"]', '"rapidbert.kernels", "rapidbert.more"]', True),
+    ):
+        assert old in text
+        project.write_text(text.replace(old, new))
+        assert (what_decides(tmp_path) != before) == counts, old
+    project.write_text(text)
+    (tmp_path / "constraints.txt").write_text("torch==9\n")
+    assert what_decides(tmp_path) != before
+
+
+def test_later_stages_are_judged_by_those_before():
+    """Of 5 and 131 s elsewhere 272 were taken here: twice as long."""
+    program = f"has_gpu() {{ false; }}\n{function_of_run_sh('say')}"
+    program += "began=1; SECONDS=1; say one 5; SECONDS=21; say two 131\n"
+    program += "SECONDS=273; say three 7; SECONDS=287; say four 93"
+    assert [line for line in bash(program).splitlines() if line] == [
+        "== one (took 5 s on two idle cores)",
+        "== two (took 131 s on two idle cores)",
+        "== three (about 14 s, judged by the stages before)",
+        "== four (about 3 min, judged by the stages before)",
+    ]
+    # What run.sh says is what was measured.
+    measured = json.loads((ROOT / "docs/results/demo_cpu.json").read_text())["stages_seconds"]
+    said = re.findall(r'^  say "\d/5 [^"]*" (\d+)$', (ROOT / "run.sh").read_text(), re.M)
+    assert list(map(int, said)) == measured
+    small = bash(f"DEMO=small\n{program}")
+    assert small.count("(not measured at this size)") == 4
 
 
 def test_an_unknown_command_is_refused(checkout):
@@ -146,8 +205,7 @@ def gpu_found(tmp_path):
             if does is not None:
                 (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
                 (tmp_path / name).chmod(0o755)
-        text = (ROOT / "run.sh").read_text()
-        function = text[text.index("has_gpu() {") :].partition("\n}\n")[0] + "\n}\n"
+        function = function_of_run_sh("has_gpu")
         program = (
             f"set -euo pipefail\npython={tmp_path}/python\n{function}if has_gpu; then exit 7; fi"
         )
