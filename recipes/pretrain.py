@@ -14,7 +14,6 @@ from __future__ import annotations
 import faulthandler
 import sys
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the repository root, not from recipes/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -40,6 +39,7 @@ from recipes.engine.engine import (
     set_learning_rate,
     update_weights,
 )
+from recipes.engine.interface import Engine
 from recipes.engine.micro_steps import MicroSteps, why_not
 from recipes.engine.rendezvous import launched_world_size
 from recipes.engine.world import World, initialize_world, shut_down
@@ -141,7 +141,7 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
     return 0
 
 
-def micro_steps_of(run: Run, world: World, engine: Any) -> MicroSteps:
+def micro_steps_of(run: Run, world: World, engine: Engine) -> MicroSteps:
     """Return what does the passes, with CUDA graphs where they are wanted and possible."""
 
     def tell(line: str) -> None:
@@ -170,7 +170,7 @@ def checkpoints_of(run: Run, world: World) -> Checkpoints:
     )
 
 
-def build(run: Run, world: World, *, start: bool) -> Any:
+def build(run: Run, world: World, *, start: bool) -> Engine:
     """Return the engine around a model with random weights, or, at the `start` of a run that begins
     from others, with those.
     """

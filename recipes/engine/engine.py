@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from model.megatron import parallel_state
 from recipes.engine import gradient_exchange
 from recipes.engine.batch_plan import BatchPlan
+from recipes.engine.interface import Engine
 from recipes.engine.world import World
 
 NORM_PIECE = 2**22
@@ -54,7 +55,7 @@ def build_engine(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
-) -> Any:
+) -> Engine:
     """A DeepSpeed engine around `model`, with AdamW over all parameters.
 
     `weight_decay` is AdamW's own (weights are multiplied by 1 - lr * weight_decay). The learning
@@ -72,7 +73,8 @@ def build_engine(
         weight_decay=weight_decay,
         fused=True,
     )
-    engine, *_ = deepspeed.initialize(
+    made: Engine
+    made, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
         config={
@@ -89,9 +91,9 @@ def build_engine(
         dist_init_required=False,
         mpu=MegatronTopology() if world.tensor_parallel_size > 1 else None,
     )
-    if getattr(engine.optimizer, "immediate_grad_update", False):
-        _sum_in_place(engine, world)
-    return engine
+    if getattr(made.optimizer, "immediate_grad_update", False):
+        _sum_in_place(made, world)
+    return made
 
 
 def import_muon() -> None:
@@ -155,7 +157,7 @@ def _pieces(optimizer: Any) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
     return [piece for gradients in flat for piece in torch.split(gradients, NORM_PIECE)], {}
 
 
-def set_learning_rate(engine: Any, learning_rate: float) -> None:
+def set_learning_rate(engine: Engine, learning_rate: float) -> None:
     """Set the learning rate of the next step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
@@ -171,7 +173,7 @@ class Update:
     """2-norm of the global batch's gradient. `float` of it waits for the device."""
 
 
-def update_weights(engine: Any) -> Update:
+def update_weights(engine: Engine) -> Update:
     """Update the weights, after the backward pass of the last micro-batch of a step.
 
     Waits for the gradient, which must be known to be finite, but not for the update. Where loss or
@@ -179,8 +181,9 @@ def update_weights(engine: Any) -> Update:
     """
     assert engine.is_gradient_accumulation_boundary()
     if hasattr(next(engine.module.parameters()), "_hp_mapping"):
-        engine.step()  # with ZeRO the optimizer computes the norm, and skips by itself
-        return Update(not engine.optimizer.overflow, engine.get_global_grad_norm())
+        deepspeed: Any = engine  # with ZeRO its optimizer computes the norm, and skips by itself
+        deepspeed.step()
+        return Update(not deepspeed.optimizer.overflow, deepspeed.get_global_grad_norm())
     norm = _unsharded_norm(engine)
     if not math.isfinite(norm):
         # AdamW passes over parameters without a gradient: no update, no moment is touched.
@@ -190,7 +193,7 @@ def update_weights(engine: Any) -> Update:
     return Update(math.isfinite(norm), norm)
 
 
-def _unsharded_norm(engine: Any) -> float:
+def _unsharded_norm(engine: Engine) -> float:
     """What DeepSpeed does not compute at ZeRO stage 0."""
     parameters = list(engine.module.parameters())
     parts = [  # those that all tensor-parallel ranks hold alike count once
@@ -209,7 +212,7 @@ def _unsharded_norm(engine: Any) -> float:
     return math.sqrt(squares.item()) if squares.isfinite() else math.inf
 
 
-def check_replicas(engine: Any, world: World) -> None:
+def check_replicas(engine: Engine, world: World) -> None:
     """Compare the bits of the parameters that data-parallel ranks hold alike.
 
     Raises:
@@ -238,7 +241,7 @@ def checksum(module: nn.Module) -> int:
     return int(total)
 
 
-def set_full_precision_parameters(engine: Any, values: Mapping[str, Tensor]) -> None:
+def set_full_precision_parameters(engine: Engine, values: Mapping[str, Tensor]) -> None:
     """Give the optimizer these fp32 weights, each whole or of this tensor-parallel rank.
 
     An engine in bf16 makes its fp32 weights of the model's, which it has rounded by then.
@@ -250,7 +253,7 @@ def set_full_precision_parameters(engine: Any, values: Mapping[str, Tensor]) -> 
             safe_set_full_fp32_param(parameter, values[name].to(parameter.device))
 
 
-def full_precision_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:
+def full_precision_parameters(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     """This rank's (tensor-parallel) parameters in fp32, as the optimizer has them.
 
     Where the model itself holds bf16, the fp32 master weights lie spread over the data-parallel

@@ -32,6 +32,7 @@ from torch.func import functional_call
 
 from model.config import ModelConfig
 from recipes.corpus.mlm_batches import PackedBatch
+from recipes.engine.interface import Engine
 
 Clock = Callable[[], contextlib.AbstractContextManager[None]]
 """Times what happens inside."""
@@ -91,7 +92,7 @@ def why_not(model: ModelConfig, deepspeed: dict[str, Any], tensor_parallel: int)
     return None
 
 
-def pass_through(engine: Any, batch: PackedBatch, scale: float, clock: Clock) -> Tensor:
+def pass_through(engine: Engine, batch: PackedBatch, scale: float, clock: Clock) -> Tensor:
     """Do forward and backward pass of a micro-batch through DeepSpeed's engine.
 
     Args:
@@ -128,7 +129,7 @@ def _poison(loss: Tensor) -> Tensor:
 class GraphedPass:
     """Both passes of micro-batches of one shape, recorded."""
 
-    def __init__(self, engine: Any, batch: PackedBatch, device: Device):
+    def __init__(self, engine: Engine, batch: PackedBatch, device: Device):
         self._module, self._optimizer = engine.module, engine.optimizer
         self._inputs = batch.copy()
         self._scale = torch.zeros((), device=batch.input_ids.device)
@@ -252,12 +253,13 @@ class MicroSteps:
 
     def __init__(
         self,
-        engine: Any,
+        engine: Engine,
         use: Use = "off",
         device: Device | None = None,
         tell: Callable[[str], None] = print,
     ):
         self.engine = engine
+        self._deepspeed: Any = engine  # which is not the control's where graphs are used
         self._gain = LEAST_GAIN if use == "auto" else -float("inf")
         self._device = device if use != "off" else None
         self._tell = tell
@@ -277,7 +279,7 @@ class MicroSteps:
             return pass_through(self.engine, batch, scale, clock)
         loss = graph(batch, scale, clock)
         if self.engine.is_gradient_accumulation_boundary():
-            self.engine.allreduce_gradients()
+            self._deepspeed.allreduce_gradients()
         return loss
 
     def _captured(self, shape: Shape, batch: PackedBatch, scale: float) -> GraphedPass | None:
@@ -334,7 +336,7 @@ class MicroSteps:
             return graph(batch, scale, contextlib.nullcontext)
 
         try:
-            with self.engine.no_sync():  # the ranks' gradients are not to be averaged
+            with self._deepspeed.no_sync():  # the ranks' gradients are not to be averaged
                 engine_bytes = device.peak_bytes(through_engine)
                 engine_seconds = min(device.seconds(through_engine) for _ in range(ROUNDS))
                 optimizer.clear_hp_grads()

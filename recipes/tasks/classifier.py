@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from model.weights import scatter_state
 from recipes.common.errors import UserError
 from recipes.engine import engine as engines
 from recipes.engine.batch_plan import BatchPlan
+from recipes.engine.interface import Engine
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import ClassificationBatch
 from recipes.tasks.glue_tasks import Task
@@ -65,7 +66,7 @@ def build_classifier(work: Finetuning, options: ModelOptions) -> RapidBertForSeq
     return RapidBertForSequenceClassification(work.config, work.task.outputs, options)
 
 
-def build_engine(model: nn.Module, work: Finetuning, world: World) -> Any:
+def build_engine(model: nn.Module, work: Finetuning, world: World) -> Engine:
     """Put the model into a DeepSpeed engine, which has no types. A micro-batch is a whole step."""
     task, ranks = work.task, world.data_parallel_size
     plan = BatchPlan(task.batch_size, -(-task.batch_size // ranks), 1, ranks)
@@ -73,7 +74,7 @@ def build_engine(model: nn.Module, work: Finetuning, world: World) -> Any:
 
 
 def train_step(
-    engine: Any, batch: ClassificationBatch, learning_rate: float, world: World
+    engine: Engine, batch: ClassificationBatch, learning_rate: float, world: World
 ) -> tuple[float, float]:
     """Train on one batch.
 
@@ -98,7 +99,7 @@ def train_step(
     return total.item() / batch.global_losses, float(update.norm)
 
 
-def save_model(engine: Any, work: Finetuning, metrics: Metrics) -> None:
+def save_model(engine: Engine, work: Finetuning, metrics: Metrics) -> None:
     """Write `<task>-seed<k>/export`, for other tasks to start from and for use on new data.
 
     Call on every rank.

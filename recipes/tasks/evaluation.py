@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.classifier import RapidBertForSequenceClassification
 from recipes.common.errors import UserError
 from recipes.engine.world import World
-from recipes.tasks.classification_batches import EncodedExamples, PackedExamples
+from recipes.tasks.classification_batches import (
+    ClassificationBatch,
+    EncodedExamples,
+    PackedExamples,
+)
 from recipes.tasks.example_files import Examples
 from recipes.tasks.metrics import compute
 from recipes.tasks.predictions import write_predictions
-from recipes.tasks.rank_results import check_numbers, of_all_ranks
+from recipes.tasks.rank_results import check_numbers, computed_by_all
 from recipes.tasks.work import Finetuning, Measured, Metrics
 
 EVALUATION_BATCH = 256
@@ -37,12 +40,13 @@ def cut_notes(work: Finetuning, sets: Mapping[str, PackedExamples]) -> list[str]
 
 def classification_notes(work: Finetuning, name: str, of: EncodedExamples) -> list[str]:
     """How many texts of a set are cut."""
-    if not of.cut:
-        return []
-    return [
-        f"{name} set: {of.cut:,} of {len(of):,} examples are cut to {work.settings.max_length:,} "
-        f"tokens, the longest has {of.longest:,} (--max-length)"
-    ]
+    return cut_note(name, of.cut, f"{len(of):,} examples", work.settings.max_length, of.longest)
+
+
+def cut_note(name: str, cut: int, of: str, length: int, longest: int) -> list[str]:
+    """Say how many of so many are cut to a length; nothing where none is."""
+    said = f"{name} set: {cut:,} of {of} are cut to {length:,} tokens, the longest has {longest:,}"
+    return [f"{said} (--max-length)"] if cut else []
 
 
 def encode(work: Finetuning, examples: Examples, training: bool = False) -> EncodedExamples:
@@ -65,7 +69,6 @@ def evaluation_batch(length: int, world: World) -> int:
     return max(world.data_parallel_size, fitting)
 
 
-@torch.no_grad()
 def scores(
     model: RapidBertForSequenceClassification, examples: EncodedExamples, world: World
 ) -> np.ndarray:
@@ -74,24 +77,13 @@ def scores(
     Raises:
         UserError: the model computes something else than numbers.
     """
-    model.eval()
-    mine: list[tuple[np.ndarray, np.ndarray]] = []
-    for batch in examples.evaluation_batches(
-        evaluation_batch(examples.max_length, world),
-        rank=world.data_parallel_rank,
-        world_size=world.data_parallel_size,
-    ):
-        batch = batch.to(world.device)
-        logits = model.logits(
-            batch.input_ids,
-            batch.sequence_offsets,
-            batch.max_sequence_length,
-            batch.token_type_ids,
-        )
-        mine.append((batch.rows, logits[: len(batch.rows)].cpu().numpy()))
-    model.train()
+
+    def part(batch: ClassificationBatch, logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return batch.rows, logits[: len(batch.rows)].cpu().numpy()
+
+    batch_size = evaluation_batch(examples.max_length, world)
     found = np.zeros((len(examples), model.outputs), np.float32)
-    for rows, values in of_all_ranks(mine, world):
+    for rows, values in computed_by_all(model, model.logits, examples, batch_size, world, part):
         found[rows] = values
     # Of what is not finite, argmax makes a class like any other.
     check_numbers(int((~np.isfinite(found)).any(-1).sum()), len(examples), "examples")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import pyarrow
@@ -31,6 +31,7 @@ from recipes.common.compressed import COMPRESSIONS, open_binary
 from recipes.common.errors import UserError
 
 BAD_RECORDS_TOLERATED = 0.01  # share of a set
+Item = TypeVar("Item")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -75,6 +76,26 @@ class Examples:
         """Yield what a checksum is of, the set's name included."""
         yield repr((name, self.first, self.second)).encode()
         yield b"" if self.labels is None else self.labels.tobytes()
+
+
+@dataclass(frozen=True)
+class RecordSet(Generic[Item]):
+    """A set of records that are more than texts and a label."""
+
+    all: list[Item]
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def front(self, count: int) -> Self:
+        """The first so many."""
+        return type(self)(self.all[:count])
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        """Yield what a checksum is of, the set's name included."""
+        yield repr(name).encode()
+        for each in self.all:
+            yield repr(each).encode()
 
 
 class Reading:

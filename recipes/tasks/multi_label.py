@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from recipes.engine.world import World
 from recipes.tasks.classification_batches import EncodedExamples
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.evaluation import scores
-from recipes.tasks.example_files import Examples, Reading, label_name, naming, read_file
+from recipes.tasks.example_files import Examples, Reading, label_name
 from recipes.tasks.finetune_settings import Checks, OwnData, Settings, text_checks
-from recipes.tasks.own_data import empty_texts, shared_texts
+from recipes.tasks.own_data import read_texts, shared_texts
 from recipes.tasks.work import Finetuning, Measured
 
 METRICS = ("micro_f1", "macro_f1", "exact_match")
@@ -89,26 +90,15 @@ def load_label_sets(
     listed = len(label_columns) == 1
     label = _names if listed else _columns(label_columns)
 
-    def read(file: Path, label: Callable[[Any], Any]) -> _Reading:
-        reading = _Reading(str(file), label, len(label_columns))
-
-        def whole() -> None:
-            with naming(file):
-                read_file(file, columns, reading)
-            reading.check(notes)
-            notes.extend(empty_texts(reading, text_columns))
-
-        faults.attempt(whole)
-        return reading
-
-    train = read(train_file, label)
+    read = partial(read_texts, columns=columns, texts=text_columns, faults=faults, notes=notes)
+    train = read(_Reading(str(train_file), label, len(label_columns)))
     names = tuple(label_columns)
     if listed and not faults:
         names = tuple(sorted({name for each in train.labels for name in each}))
         label = _known(names)
     if not faults:
         _check_labels(train, names, faults)
-    dev = read(dev_file, label)
+    dev = read(_Reading(str(dev_file), label, len(label_columns)))
     faults.stop()
     notes += [note for reading in (train, dev) for note in _support(reading, names)]
     notes += shared_texts(train, dev)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from unicodedata import normalize
 
 import numpy as np
@@ -33,6 +34,7 @@ FEW_CLASSES = 20
 """Up to so many different numbers as labels are taken for classes without a note."""
 LARGEST_SCORE = 1e37  # weights and predictions are fp32, which ends at 3.4e38
 SMALLEST_SPREAD = 1e-5  # of the size of the labels: fp32 tells 6e-8 of a number apart
+Kind = TypeVar("Kind", bound=Reading)
 _MISSING = {"nan", "none", "null", "na", "n/a", "<na>"}
 
 
@@ -107,30 +109,44 @@ def load_files(
     notes: list[str] = []
     faults = Faults()
 
-    def read(file: str | Path, label: Callable[[Any], Any]) -> Reading:
-        reading = Reading(str(file), label)
-
-        def whole() -> None:
-            with naming(file):
-                read_file(Path(file), columns, reading)
-            reading.check(notes)
-            notes.extend(empty_texts(reading, text_columns))
-
-        faults.attempt(whole)
-        return reading
-
-    train = read(train_file, score if regression else label_name)
+    read = partial(read_texts, columns=columns, texts=text_columns, faults=faults, notes=notes)
+    train = read(Reading(str(train_file), score if regression else label_name))
     names = None
     if not regression and not faults:
         names = faults.attempt(lambda: _distinct_labels(train, label_column, notes))
     index = {name: i for i, name in enumerate(names or ())}
-    dev = read(dev_file, class_index(index) if names else train.label)
+    dev = read(Reading(str(dev_file), class_index(index) if names else train.label))
     faults.stop()
     if names:
         train.labels = [index[name] for name in train.labels]
     notes += shared_texts(train, dev)
     dtype = np.float64 if regression else np.int64
     return TaskData(train.examples(dtype), {"dev": dev.examples(dtype)}, {}, names, notes)
+
+
+def read_texts(
+    reading: Kind,
+    *,
+    columns: Sequence[str],
+    texts: Sequence[str],
+    faults: Faults,
+    notes: list[str],
+) -> Kind:
+    """Read the file that a reading is named after, and return the reading.
+
+    Args:
+        columns: to read, those of texts and labels.
+        texts: those of the columns whose empty texts are noted.
+    """
+
+    def whole() -> None:
+        with naming(reading.name):
+            read_file(Path(reading.name), columns, reading)
+        reading.check(notes)
+        notes.extend(empty_texts(reading, texts))
+
+    faults.attempt(whole)
+    return reading
 
 
 def label_scale(data: TaskData[Examples]) -> LabelScale | None:

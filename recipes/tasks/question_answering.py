@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from model.config import ModelOptions
 from model.span_classifier import RapidBertForQuestionAnswering
@@ -21,13 +21,13 @@ from recipes.tasks.answers import (
     answer_questions,
     best_spans,
 )
-from recipes.tasks.classification_batches import PackedExamples
+from recipes.tasks.classification_batches import ClassificationBatch, PackedExamples
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.evaluation import evaluation_batch
 from recipes.tasks.finetune_settings import Checks, OwnData, Settings
 from recipes.tasks.question_data import Question, Questions, load_questions
 from recipes.tasks.question_windows import SPECIAL_TOKENS, make_windows
-from recipes.tasks.rank_results import check_numbers, of_all_ranks
+from recipes.tasks.rank_results import check_numbers, computed_by_all
 from recipes.tasks.work import Finetuning, Measured
 
 
@@ -117,7 +117,6 @@ def measure(
     return Measured(metrics, answer_files(answered, may_refuse=may_refuse))
 
 
-@torch.no_grad()
 def answer(
     model: RapidBertForQuestionAnswering,
     examples: EncodedQuestions,
@@ -131,26 +130,18 @@ def answer(
     Raises:
         UserError: the model computes something else than numbers.
     """
-    model.eval()
-    mine: list[tuple[int, Candidate | None]] = []
-    for batch in examples.evaluation_batches(
-        batch_size, rank=world.data_parallel_rank, world_size=world.data_parallel_size
-    ):
-        batch = batch.to(world.device)
-        scores = model.logits(
-            batch.input_ids,
-            batch.sequence_offsets,
-            batch.max_sequence_length,
-            batch.token_type_ids,
-        )
-        parts = np.split(scores.cpu().numpy(), batch.sequence_offsets[1:-1].tolist())
-        for row, of in zip(batch.rows.tolist(), parts, strict=False):
-            whole = bool(np.isfinite(of).all())
-            mine.append((row, best_spans(examples.made.windows[row], of) if whole else None))
-    model.train()
-    found = of_all_ranks(mine, world)
-    candidates = {row: candidate for row, candidate in found if candidate is not None}
-    check_numbers(len(found) - len(candidates), len(examples), "windows")
+
+    def part(batch: ClassificationBatch, scores: Tensor) -> list[tuple[int, Candidate | None]]:
+        of_windows = np.split(scores.cpu().numpy(), batch.sequence_offsets[1:-1].tolist())
+        return [
+            (row, best_spans(examples.made.windows[row], of) if np.isfinite(of).all() else None)
+            for row, of in zip(batch.rows.tolist(), of_windows, strict=False)
+        ]
+
+    found = computed_by_all(model, model.logits, examples, batch_size, world, part)
+    windows = [window for of_batch in found for window in of_batch]
+    candidates = {row: candidate for row, candidate in windows if candidate is not None}
+    check_numbers(len(windows) - len(candidates), len(examples), "windows")
     return answer_questions(examples.questions, examples.made, candidates, may_refuse=may_refuse)
 
 

@@ -17,12 +17,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from recipes.common.compressed import open_binary
 from recipes.common.errors import Faults, UserError
 from recipes.tasks.classification_data import TaskData
-from recipes.tasks.example_files import Reading, naming
+from recipes.tasks.example_files import Reading, RecordSet, naming
 
 LINES = (".jsonl", ".ndjson")
 _KEYS = ("id", "question", "answers")
@@ -47,24 +47,8 @@ class Question:
     answers: tuple[Answer, ...]
 
 
-@dataclass(frozen=True)
-class Questions:
+class Questions(RecordSet[Question]):
     """A set of questions."""
-
-    all: list[Question]
-
-    def __len__(self) -> int:
-        return len(self.all)
-
-    def front(self, count: int) -> Self:
-        """The first so many."""
-        return type(self)(self.all[:count])
-
-    def parts(self, name: str) -> Iterator[bytes]:
-        """Yield what a checksum is of, the set's name included."""
-        yield repr(name).encode()
-        for question in self.all:
-            yield repr(question).encode()
 
     @property
     def unanswerable(self) -> int:

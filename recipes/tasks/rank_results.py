@@ -1,22 +1,53 @@
-"""What the evaluations of all kinds share: the parts of all ranks, and that they are numbers."""
+"""What the evaluations of all kinds share: the ranks compute a part each, and all get numbers."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from recipes.common.errors import UserError
 from recipes.engine.world import World
+from recipes.tasks.classification_batches import ClassificationBatch, PackedExamples
 
 Part = TypeVar("Part")
 
 
-def of_all_ranks(mine: list[Part], world: World) -> list[Part]:
-    """Return what each rank has found, rank by rank. Call on every rank."""
-    gathered: list[Any] = [None] * world.world_size
+@torch.no_grad()
+def computed_by_all(
+    model: nn.Module,
+    compute: Callable[..., Tensor],
+    examples: PackedExamples,
+    batch_size: int,
+    world: World,
+    part: Callable[[ClassificationBatch, Tensor], Part],
+) -> list[Part]:
+    """Compute all examples, each rank its share of every batch. Call on every rank.
+
+    Args:
+        model: is in evaluation mode meanwhile, and in training mode afterwards.
+        compute: a method of the model; takes token ids, offsets, the largest length and types.
+        part: makes what is kept of a batch on the device and of what was computed for it.
+
+    Returns:
+        What was kept, rank by rank.
+    """
+    model.eval()
+    mine: list[Part] = []
+    for batch in examples.evaluation_batches(
+        batch_size, rank=world.data_parallel_rank, world_size=world.data_parallel_size
+    ):
+        batch = batch.to(world.device)
+        if len(batch.rows):
+            packed = (batch.input_ids, batch.sequence_offsets, batch.max_sequence_length)
+            mine.append(part(batch, compute(*packed, batch.token_type_ids)))
+    model.train()
+    gathered = [mine] * world.world_size
     dist.all_gather_object(gathered, mine)
-    return [part for of_rank in gathered for part in of_rank]
+    return [kept for of_rank in gathered for kept in of_rank]
 
 
 def check_numbers(broken: int, count: int, what: str) -> None:

@@ -7,7 +7,7 @@ from model.sentence_encoder import RapidBertForSentenceEmbedding
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import EncodedExamples, PackedExamples
 from recipes.tasks.classification_data import TaskData
-from recipes.tasks.evaluation import evaluation_batch
+from recipes.tasks.evaluation import cut_note, evaluation_batch
 from recipes.tasks.finetune_settings import Checks, OwnData, Settings
 from recipes.tasks.pair_batches import EncodedPairs
 from recipes.tasks.pair_data import TextSet, load_pairs
@@ -69,12 +69,7 @@ def encode(work: Finetuning, texts: TextSet, training: bool) -> PackedExamples:
 
 def notes(work: Finetuning, name: str, of: EncodedPairs | EncodedTexts) -> list[str]:
     """Say how many texts of a set are cut."""
-    if not of.cut:
-        return []
-    return [
-        f"{name} set: {of.cut:,} of {len(of.ids):,} texts are cut to {work.settings.max_length:,} "
-        f"tokens, the longest has {of.longest:,} (--max-length)"
-    ]
+    return cut_note(name, of.cut, f"{len(of.ids):,} texts", work.settings.max_length, of.longest)
 
 
 def why_not(work: Finetuning) -> list[str]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.sentence_encoder import RapidBertForSentenceEmbedding
 from recipes.engine.world import World
-from recipes.tasks.classification_batches import EncodedExamples
+from recipes.tasks.classification_batches import ClassificationBatch, EncodedExamples
 from recipes.tasks.metrics import compute
 from recipes.tasks.pair_data import TextSet
-from recipes.tasks.rank_results import check_numbers, of_all_ranks
+from recipes.tasks.rank_results import check_numbers, computed_by_all
 
 AT_ONCE = 1024
 """Anchors that look for their positive at once: their similarities to all are in memory."""
 
 
-@torch.no_grad()
 def embed(
     model: RapidBertForSentenceEmbedding, texts: EncodedExamples, batch_size: int, world: World
 ) -> np.ndarray:
@@ -25,23 +25,13 @@ def embed(
     Raises:
         UserError: the model computes something else than numbers.
     """
-    model.eval()
-    mine: list[tuple[np.ndarray, np.ndarray]] = []
-    for batch in texts.evaluation_batches(
-        batch_size, rank=world.data_parallel_rank, world_size=world.data_parallel_size
-    ):
-        batch = batch.to(world.device)
-        vectors = model.embed(
-            batch.input_ids,
-            batch.sequence_offsets,
-            batch.max_sequence_length,
-            batch.token_type_ids,
-        )
+
+    def part(batch: ClassificationBatch, vectors: Tensor) -> tuple[np.ndarray, np.ndarray]:
         units = torch.nn.functional.normalize(vectors[: len(batch.rows)], dim=-1)
-        mine.append((batch.rows, units.cpu().numpy()))
-    model.train()
+        return batch.rows, units.cpu().numpy()
+
     whole = np.zeros((len(texts), model.config.hidden_size), np.float32)
-    for rows, values in of_all_ranks(mine, world):
+    for rows, values in computed_by_all(model, model.embed, texts, batch_size, world, part):
         whole[rows] = values
     check_numbers(int((~np.isfinite(whole)).any(1).sum()), len(texts), "texts")
     return whole

@@ -12,15 +12,22 @@ word. A sentence that cannot be used is counted, and more than 1% of them are an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from recipes.common.compressed import COMPRESSIONS, open_binary
 from recipes.common.errors import Faults, UserError
 from recipes.tasks.classification_data import TaskData
-from recipes.tasks.example_files import JSON_LINES, Reading, label_name, naming, read_json_lines
+from recipes.tasks.example_files import (
+    JSON_LINES,
+    Reading,
+    RecordSet,
+    label_name,
+    naming,
+    read_json_lines,
+)
 from recipes.tasks.tag_schemes import (
     complete,
     entities,
@@ -43,24 +50,8 @@ class Sentence:
     tags: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Sentences:
+class Sentences(RecordSet[Sentence]):
     """A set of sentences."""
-
-    all: list[Sentence]
-
-    def __len__(self) -> int:
-        return len(self.all)
-
-    def front(self, count: int) -> Self:
-        """The first so many."""
-        return type(self)(self.all[:count])
-
-    def parts(self, name: str) -> Iterator[bytes]:
-        """Yield what a checksum is of, the set's name included."""
-        yield repr(name).encode()
-        for sentence in self.all:
-            yield repr(sentence).encode()
 
 
 class _Reading(Reading):

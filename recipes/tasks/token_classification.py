@@ -22,13 +22,13 @@ from model.token_classifier import RapidBertForTokenClassification
 from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.world import World
-from recipes.tasks.classification_batches import PackedExamples
+from recipes.tasks.classification_batches import ClassificationBatch, PackedExamples
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.evaluation import evaluation_batch
 from recipes.tasks.example_files import JSON_LINES
 from recipes.tasks.finetune_settings import Checks, OwnData, Settings
 from recipes.tasks.question_windows import encode_context, window_starts
-from recipes.tasks.rank_results import check_numbers, of_all_ranks
+from recipes.tasks.rank_results import check_numbers, computed_by_all
 from recipes.tasks.tag_schemes import (
     ENTITY_METRICS,
     OUTSIDE,
@@ -227,7 +227,6 @@ def measure(
     return Measured(tag_metrics(right, predicted), {PREDICTIONS: "\n".join(lines).encode()})
 
 
-@torch.no_grad()
 def tag(
     model: RapidBertForTokenClassification,
     examples: EncodedSentences,
@@ -243,28 +242,18 @@ def tag(
     Raises:
         UserError: the model computes something else than numbers.
     """
-    model.eval()
-    mine: list[tuple[np.ndarray, np.ndarray, int]] = []
-    for batch in examples.evaluation_batches(
-        batch_size, rank=world.data_parallel_rank, world_size=world.data_parallel_size
-    ):
-        batch = batch.to(world.device)
-        if not len(batch.rows):
-            continue
-        scores = model.logits(
-            batch.input_ids,
-            batch.sequence_offsets,
-            batch.max_sequence_length,
-            batch.token_type_ids,
-        )
+
+    def part(batch: ClassificationBatch, scores: Tensor) -> tuple[np.ndarray, np.ndarray, int]:
         scores = scores[torch.from_numpy(examples.tokens(batch.rows)).to(world.device)]
         words = np.concatenate([examples.words[row] for row in batch.rows])
         broken = int((~scores.isfinite().all(-1)).sum())
-        mine.append((words, scores.argmax(-1).cpu().numpy(), broken))
-    model.train()
+        return words, scores.argmax(-1).cpu().numpy(), broken
+
     predicted = np.full(examples.count, unread, np.int64)
     broken = 0
-    for words, classes, wrong in of_all_ranks(mine, world):
+    for words, classes, wrong in computed_by_all(
+        model, model.logits, examples, batch_size, world, part
+    ):
         predicted[words] = classes
         broken += wrong
     check_numbers(broken, examples.count, "words")

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from model.config import training_flops
 from recipes.common.errors import SaveError
 from recipes.common.gpus import describe_peak
 from recipes.engine.engine import Update, check_replicas
+from recipes.engine.interface import Engine
 from recipes.engine.world import World
 from recipes.training import run_record
 from recipes.training.bill import DOLLARS, GPU_HOURS, Bill
@@ -41,7 +41,7 @@ class Bookkeeping:
         self,
         run: Run,
         world: World,
-        engine: Any,
+        engine: Engine,
         checkpoints: Checkpoints,
         watchdog: Watchdog,
         resumed: Progress,

@@ -24,6 +24,7 @@ from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL, sha256, sync_directory
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, other_fingerprint
 from recipes.engine.engine import full_precision_parameters
+from recipes.engine.interface import Engine
 from recipes.engine.world import on_first_rank
 from recipes.interop.hf_directory import write_directory
 from recipes.training.checkpoints.manifest import published
@@ -32,7 +33,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def export(
-    engine: Any,
+    engine: Engine,
     config: ModelConfig,
     tokenizer_dir: Path,
     output: Path,

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from recipes.engine.interface import Engine
 from recipes.engine.world import World
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
@@ -42,7 +43,7 @@ class Reader(Protocol):
     def read(self, kind: str, name: str, start: int, numel: int) -> Tensor: ...
 
 
-def pieces(engine: Any, world: World) -> Iterator[Piece]:
+def pieces(engine: Engine, world: World) -> Iterator[Piece]:
     """This rank's share of the state; over the data-parallel ranks every element occurs once."""
     _make_moments(engine)
     held = list(_held(engine))
@@ -63,7 +64,7 @@ def pieces(engine: Any, world: World) -> Iterator[Piece]:
 
 
 @torch.no_grad()
-def load(engine: Any, reader: Reader, optimizer_steps: int) -> None:
+def load(engine: Engine, reader: Reader, optimizer_steps: int) -> None:
     """Put a state into the engine.
 
     Args:
@@ -81,18 +82,18 @@ def load(engine: Any, reader: Reader, optimizer_steps: int) -> None:
             parameter.copy_(weight.view_as(parameter))
 
 
-def _is_sharded(engine: Any) -> bool:
+def _is_sharded(engine: Engine) -> bool:
     return hasattr(next(engine.module.parameters()), "_hp_mapping")
 
 
-def _optimizer(engine: Any) -> torch.optim.Optimizer:
+def _optimizer(engine: Engine) -> torch.optim.Optimizer:
     """The AdamW inside."""
     sharded = _is_sharded(engine)
     inner: torch.optim.Optimizer = engine.optimizer.optimizer if sharded else engine.optimizer
     return inner
 
 
-def _held(engine: Any) -> Iterator[Piece]:
+def _held(engine: Engine) -> Iterator[Piece]:
     state = _optimizer(engine).state
     for name, parameter in engine.module.named_parameters():
         if not _is_sharded(engine):
@@ -104,7 +105,7 @@ def _held(engine: Any) -> Iterator[Piece]:
             yield Piece(name, start, {"weight": mapping.hp_fragment, **moments})
 
 
-def _make_moments(engine: Any) -> None:
+def _make_moments(engine: Engine) -> None:
     """AdamW makes its moments in its first step, and DeepSpeed finds them there only then."""
     optimizer = _optimizer(engine)
     for group in optimizer.param_groups:

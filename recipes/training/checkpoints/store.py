@@ -30,6 +30,7 @@ import torch.distributed as dist
 from model.weights import not_finite
 from recipes.common.errors import SaveError, UserError, refused
 from recipes.common.files import PARTIAL, sync_directory, write_whole
+from recipes.engine.interface import Engine
 from recipes.engine.world import World, agree
 from recipes.training.checkpoints import state, writer
 from recipes.training.checkpoints.manifest import (
@@ -93,7 +94,7 @@ class Checkpoints:
         """Whether this rank could not write its part; `wait` tells everybody."""
         return self._save is not None and self._save.fault is not None
 
-    def save(self, engine: Any, progress: Progress) -> None:
+    def save(self, engine: Engine, progress: Progress) -> None:
         """Begin a checkpoint; training may go on at once. Waits for the one before.
 
         Raises:
@@ -154,7 +155,7 @@ class Checkpoints:
         if self._world.rank == 0:
             self.timings = save.timings
 
-    def resume(self, engine: Any, *, expected: bool) -> Progress:
+    def resume(self, engine: Engine, *, expected: bool) -> Progress:
         """Load the newest whole checkpoint, or start at zero where there is none.
 
         Args:

@@ -98,7 +98,7 @@ def test_ranks_answer_together(asked, monkeypatch):
     with pytest.raises(InterruptedError):
         answer(model, asked, 4, first, may_refuse=True)
     assert answer(model, asked, 4, second, may_refuse=True) == whole
-    rows = [[row for row, _ in part] for part in found]
+    rows = [[row for batch in part for row, _ in batch] for part in found]
     assert sorted(rows[0] + rows[1]) == list(range(len(asked))) and rows[0] and rows[1]
 
 
