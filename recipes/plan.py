@@ -11,7 +11,6 @@ this GPU, else from data sheets and what Table S2 of the paper says about the re
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -25,6 +24,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root,
 from recipes.common.entry import run
 from recipes.common.errors import Faults
 from recipes.common.files import write_whole
+from recipes.common.json_content import json_bytes
 from recipes.common.settings import parse
 from recipes.planning.forecast import forecast
 from recipes.planning.settings import SIMULATED, Settings, resolve
@@ -45,8 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(page(question, forecasts))
     if settings.json:
         settings.json.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(record(question, forecasts), indent=1) + "\n"
-        write_whole(settings.json, content.encode())
+        write_whole(settings.json, json_bytes(record(question, forecasts)))
     return 0
 
 

@@ -10,7 +10,6 @@ loss, torch's fused AdamW on fp32 masters.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -18,7 +17,7 @@ from model.attention import BACKENDS
 from model.kernels import KERNELS
 from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.presentation import panels, shown
-from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import (
     SEQUENCE_LENGTH,
@@ -33,6 +32,7 @@ from recipes.benchmarks.training_step import (
     recommended,
     training_data,
 )
+from recipes.common.json_content import Json
 from recipes.corpus.mlm_batches import PackedBatch
 from recipes.engine.world import World
 from recipes.reporting.figures import COLORS
@@ -62,7 +62,7 @@ def variants(setup: Setup) -> dict[str, Setup]:
     return found
 
 
-def zero_0(deepspeed: dict[str, Any]) -> dict[str, Any]:
+def zero_0(deepspeed: Json) -> Json:
     """Take ZeRO out of the configuration: DeepSpeed then sums gradients in their own precision."""
     left_out = ("zero_optimization", "data_types")
     return {key: value for key, value in deepspeed.items() if key not in left_out}

@@ -26,7 +26,7 @@ from model.attention import BACKENDS, packed_attention, slopes_on
 from model.padding import sequence_of_row
 from recipes.benchmarks.mode import Mode, ModeSettings
 from recipes.benchmarks.presentation import panels, shown
-from recipes.benchmarks.records import Json, NotHere, Record, Rows
+from recipes.benchmarks.records import NotHere, Record, Rows
 from recipes.benchmarks.timing import (
     alternate,
     release_memory,
@@ -35,6 +35,7 @@ from recipes.benchmarks.timing import (
     synchronize,
 )
 from recipes.benchmarks.training_step import check_attention_timed
+from recipes.common.json_content import Json
 from recipes.common.numbers import whole
 from recipes.common.settings import number_in
 from recipes.reporting.figures import COLORS
@@ -146,7 +147,7 @@ def measure_length(record: Record, sizes: Sizes, names: list[str], length: int) 
     offsets = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
     slopes = slopes_on(device, heads, 0, heads)
     passes: dict[str, Callable[[], object]] = {}
-    facts: dict[str, dict[str, Any]] = {}
+    facts: dict[str, Json] = {}
 
     def add(name: str) -> None:
         began = time.perf_counter()
@@ -185,7 +186,7 @@ def measure_length(record: Record, sizes: Sizes, names: list[str], length: int) 
         print(f"{point['backend']} at {length}: {text(point)}", flush=True)
 
 
-def pass_seconds(times: dict[str, list[float]], name: str) -> dict[str, Any]:
+def pass_seconds(times: dict[str, list[float]], name: str) -> Json:
     """Compute the times of the forward and the backward pass from those of forward and both."""
     forward = times[f"{name} forward"]
     backward = [both - once for both, once in zip(times[f"{name} both"], forward, strict=True)]
@@ -216,7 +217,7 @@ def check_contender(name: str, device: torch.device) -> None:
 
 def contender(
     name: str, qkv: Tensor, offsets: Tensor, length: int, slopes: Tensor
-) -> tuple[Callable[[], Tensor], dict[str, Any]]:
+) -> tuple[Callable[[], Tensor], Json]:
     """Return the forward pass of a backend, and what else is to be recorded of it."""
     if name == FLEX:
         return flex_contender(qkv, offsets, slopes)
@@ -225,7 +226,7 @@ def contender(
 
 def flex_contender(
     qkv: Tensor, offsets: Tensor, slopes: Tensor
-) -> tuple[Callable[[], Tensor], dict[str, Any]]:
+) -> tuple[Callable[[], Tensor], Json]:
     """Compile FlexAttention for the packed batch, with a mask that keeps sequences apart."""
     from torch.nn.attention import flex_attention as flex
 
@@ -272,7 +273,7 @@ def flex_functions(
     return same_sequence, alibi
 
 
-def text(point: dict[str, Any]) -> str:
+def text(point: Json) -> str:
     parts = []
     for name in ("forward", "backward"):
         seconds = point[f"{name}_seconds"]

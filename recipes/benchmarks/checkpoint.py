@@ -39,10 +39,11 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from model.config import preset
 from recipes.benchmarks.mode import Mode, ModeSettings
 from recipes.benchmarks.presentation import panels, shown
-from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.timing import spread
 from recipes.benchmarks.training_step import Setup, Trainer, full_batch
 from recipes.common.errors import Faults
+from recipes.common.json_content import Json
 from recipes.engine.ds_config import precision, read_config
 from recipes.engine.world import World, initialize_world, shut_down
 from recipes.reporting.figures import COLORS
@@ -92,7 +93,7 @@ class Passes:
     timings: list[dict[str, float]] = field(default_factory=list)
     loads: list[float] = field(default_factory=list)
 
-    def saving(self) -> dict[str, Any]:
+    def saving(self) -> Json:
         """Compute stall, write and whole cost of a checkpoint; of rank 0, which has the timings."""
         gigabytes = self.timings[0]["checkpoint/gigabytes"]
         writes = [timing["checkpoint/write_seconds"] for timing in self.timings]
@@ -161,7 +162,7 @@ def _forget_pages(directory: Path) -> None:
         os.close(descriptor)
 
 
-def share_of_training(saving: dict[str, Any], processes: int) -> dict[str, Any]:
+def share_of_training(saving: Json, processes: int) -> Json:
     """Compute which share of the training time the seconds are at the default interval.
 
     On one node of eight GPUs, at the published step time. The node holds the state once, in eight
@@ -320,7 +321,7 @@ def measure(settings: Settings, record: Record) -> None:
 def _measure(
     settings: Settings,
     record: Record,
-    deepspeed: dict[str, Any],
+    deepspeed: Json,
     world: World,
     directory: Path,
     start_up: float,
@@ -355,9 +356,7 @@ def _measure(
             record.save()
 
 
-def results(
-    passes: Passes, start: dict[str, float], first_step: float, processes: int
-) -> dict[str, Any]:
+def results(passes: Passes, start: dict[str, float], first_step: float, processes: int) -> Json:
     """Compute what the record holds after some passes."""
     saving, loads = passes.saving(), passes.loads
     return {

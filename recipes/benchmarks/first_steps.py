@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the repository root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -27,8 +26,8 @@ if __package__ in (None, ""):  # run as a file: import from the repository root
 
 from recipes.common.entry import run
 from recipes.common.files import sha256
+from recipes.common.json_content import Json
 
-Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 """Optimizer steps of the pretraining; the checkpoint that it goes on from lies in the middle."""

@@ -40,10 +40,11 @@ from recipes.benchmarks.matrix_products import (
 )
 from recipes.benchmarks.mode import Mode, ModeSettings
 from recipes.benchmarks.presentation import panels, shown
-from recipes.benchmarks.records import Json, NotHere, Record, Rows
+from recipes.benchmarks.records import NotHere, Record, Rows
 from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import CONFIGS, TOY_VOCABULARY
 from recipes.common.gpus import peak_flops
+from recipes.common.json_content import Json
 from recipes.common.numbers import whole
 from recipes.common.settings import number_in
 from recipes.engine.ds_config import read_config
@@ -153,7 +154,7 @@ def check_cublaslt(what: str, device: torch.device) -> None:
         raise NotHere("it is a GPU's library")
 
 
-def waves(layer: Layer, which: str, multiprocessors: int | None) -> dict[str, Any]:
+def waves(layer: Layer, which: str, multiprocessors: int | None) -> Json:
     """Return the tiles of a pass' result; nothing on the CPU, which has no multiprocessors."""
     if multiprocessors is None:
         return {}
@@ -162,7 +163,7 @@ def waves(layer: Layer, which: str, multiprocessors: int | None) -> dict[str, An
 
 def measure_pass(
     record: Record, layer: Layer, which: str, operands: Operands, cublaslt: bool
-) -> dict[str, Any]:
+) -> Json:
     """Time the ways of one pass in turns; return a point."""
     timed = in_turns(record, layer.name, which, ways(which, operands, cublaslt=cublaslt))
     return {
@@ -187,9 +188,7 @@ def add_fp8(record: Record, point: Json, which: str, operands: Operands) -> Json
     return point
 
 
-def in_turns(
-    record: Record, layer: str, which: str, contenders: dict[str, Way]
-) -> dict[str, dict[str, Any]]:
+def in_turns(record: Record, layer: str, which: str, contenders: dict[str, Way]) -> dict[str, Json]:
     """Time the ways of one pass in turns, those that give the first one's result."""
     expected = contenders[AS_TRAINED]()
     differences = {}

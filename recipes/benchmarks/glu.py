@@ -25,9 +25,10 @@ from model.megatron import build_module
 from model.megatron_config import megatron_config
 from recipes.benchmarks.mode import Mode, ModeSettings
 from recipes.benchmarks.presentation import panels, shown
-from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import check_kernels_timed, one_process
+from recipes.common.json_content import Json
 from recipes.common.numbers import whole
 from recipes.common.settings import number_in
 from recipes.reporting.figures import look
@@ -142,7 +143,7 @@ def measure_blocks(
     tokens: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Measure the times of every block, and its slowdown beside the standard one."""
     hidden_size: Any = next(iter(modules.values())).config.hidden_size  # type: ignore[union-attr]
     hidden = torch.randn(tokens, 1, hidden_size, device=device).to(dtype).requires_grad_()
@@ -164,7 +165,7 @@ def measure_blocks(
     times = alternate(passes, device, repeats=REPEATS, seconds=TURN_SECONDS)
     points = []
     for kernels, name in modules:
-        point: dict[str, Any] = {"kernels": kernels, "block": name}
+        point: Json = {"kernels": kernels, "block": name}
         for which in ("forward", "both"):
             mine = times[f"{kernels} {name} {which}"]
             point[f"{which}_seconds"] = spread(mine)

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.presentation import panels, shown
-from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.synthetic import write_synthetic_data
 from recipes.benchmarks.timing import rates
+from recipes.common.json_content import Json
 from recipes.common.numbers import whole
 from recipes.common.settings import SequenceLength, number_in
 from recipes.corpus.mlm_batches import MlmBatches

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.presentation import panels, shown
-from recipes.benchmarks.records import Json, NotHere, Record, Rows
+from recipes.benchmarks.records import NotHere, Record, Rows
 from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import (
     CONFIGS,
@@ -31,6 +31,7 @@ from recipes.benchmarks.training_step import (
     recommended,
     training_data,
 )
+from recipes.common.json_content import Json
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.cuda_graphs import CudaGraphs
 from recipes.engine.ds_config import read_config

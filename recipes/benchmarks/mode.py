@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 from recipes.common.settings import Minutes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from recipes.benchmarks.records import Json, Record, Rows
+    from recipes.benchmarks.records import Record, Rows
 
 
 class Listed(NamedTuple):

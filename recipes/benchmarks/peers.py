@@ -23,7 +23,7 @@ from model.labels import IGNORED_LABEL
 from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.peer_models import peers
 from recipes.benchmarks.presentation import panels, shown
-from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.timing import (
     alternate,
     ratios,
@@ -41,6 +41,7 @@ from recipes.benchmarks.training_step import (
     recommended,
     training_data,
 )
+from recipes.common.json_content import Json
 from recipes.corpus.mlm_batches import PackedBatch
 from recipes.reporting.figures import COLORS
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from recipes.benchmarks.records import Json
+from recipes.common.json_content import Json
 
 PREDICTIONS = Path(__file__).resolve().parents[2] / "docs" / "results" / "predictions.json"
 ALL_ELSE = "all else"
@@ -29,7 +28,7 @@ def beside(content: Json) -> Beside:
     return lines
 
 
-def _mfu(row: dict[str, Any], predicted: dict[str, Any]) -> Beside:
+def _mfu(row: Json, predicted: Json) -> Beside:
     if row["mfu"] is None:
         return []
     low, middle, high = predicted["mfu"]
@@ -37,7 +36,7 @@ def _mfu(row: dict[str, Any], predicted: dict[str, Any]) -> Beside:
     return [(name, f"{row['mfu']:.1%}", f"{middle:.1%} ({low:.1%} to {high:.1%})")]
 
 
-def _classes(parts: dict[str, Any] | None, predicted: dict[str, Any]) -> Beside:
+def _classes(parts: Json | None, predicted: Json) -> Beside:
     """Compare the classes of a step, each as the milliseconds of the predicted number of tokens."""
     if parts is None or parts["micro_batch"] != predicted["micro_batch"]:
         return []

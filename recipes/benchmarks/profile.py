@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from recipes.common.json_content import Json
+
 # The first pattern that a name matches decides. Names of fused kernels list what they fused
 # (`triton_red_fused_add_native_layer_norm_3`), so what is rarer stands first.
 CLASSES: dict[str, str] = {
@@ -52,9 +54,7 @@ def kernel_class(name: str) -> str:
     return OTHER
 
 
-def breakdown(
-    step: Callable[[], object], step_seconds: float, device: torch.device
-) -> dict[str, Any]:
+def breakdown(step: Callable[[], object], step_seconds: float, device: torch.device) -> Json:
     """Measure the seconds of one step by class, and the names that took the most.
 
     Args:

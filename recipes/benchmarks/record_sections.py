@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from recipes.benchmarks.presentation import where
+from recipes.common.json_content import Json
 from recipes.reporting.figures import in_style
 from recipes.reporting.html_page import (
     Markup,
@@ -71,7 +72,7 @@ def _part(directory: Path, shown: Shown) -> Markup:
             command(f"python recipes/benchmark.py {shown.mode} --output {directory}"),
         )
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        content: Json = json.loads(path.read_bytes())
         return joined(heading, _measured(path, content, shown))
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         # A record of another version is anything; the page is made without it.
@@ -80,7 +81,7 @@ def _part(directory: Path, shown: Shown) -> Markup:
 
 
 @in_style
-def _measured(path: Path, content: dict[str, Any], shown: Shown) -> Markup:
+def _measured(path: Path, content: Json, shown: Shown) -> Markup:
     # Not at the top of the file: it loads torch, for a page that may have no record.
     from recipes.benchmarks.mode import mode_of
 

@@ -8,7 +8,6 @@ that is not installed, too little memory, no time left), or `failures` (everythi
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 
 from recipes.benchmarks.timing import release_memory
 from recipes.common.files import write_whole
+from recipes.common.json_content import Json, json_bytes
 from recipes.training.provenance import git_revision, sources_sha256, versions
 
 OTHER_PACKAGES = ("transformers", "flash-attn")
@@ -30,8 +30,6 @@ OTHER_PACKAGES = ("transformers", "flash-attn")
 Result = TypeVar("Result")
 Rows = list[tuple[str, ...]]
 """Cells of a table for the console, its header first."""
-Json = dict[str, Any]
-"""What a record's file holds; its types are known where it is written, not where it is read."""
 
 
 def cpu_name() -> str:
@@ -49,7 +47,7 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Json:
     """Return what a rate depends on besides the settings: date, devices, versions and revision."""
     found = versions()
     for package in OTHER_PACKAGES:
@@ -108,7 +106,7 @@ class Record:
 
     def save(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
+        write_whole(self.path, json_bytes(self.content))
 
     def left(self) -> float:
         """Give the seconds until the minutes are over; infinite where none were given."""

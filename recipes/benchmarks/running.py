@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.benchmarks.mode import Mode, Settings
-from recipes.benchmarks.records import Json, Record
+from recipes.benchmarks.records import Record
 from recipes.common.errors import UserError, refused
 from recipes.common.files import why_no_directory
+from recipes.common.json_content import Json
 from recipes.common.locks import lock, unlock_if_alone
 from recipes.reporting.figures import in_style, write_png
 from recipes.reporting.tables import aligned

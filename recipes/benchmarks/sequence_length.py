@@ -7,14 +7,13 @@ length of 4,096 is one of 4,096 tokens and not of C4's 400; --data keeps its own
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.presentation import panels, shown
-from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.throughput import rate
 from recipes.benchmarks.timing import release_memory
 from recipes.benchmarks.training_step import (
@@ -27,6 +26,7 @@ from recipes.benchmarks.training_step import (
     recommended,
     training_data,
 )
+from recipes.common.json_content import Json
 from recipes.common.settings import SequenceLength
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.world import World
@@ -90,7 +90,7 @@ def measure(settings: Settings, record: Record) -> None:
 
 def measure_length(
     setup: Setup, length: int, tokens: int, shards: TokenShards, world: World
-) -> dict[str, Any]:
+) -> Json:
     """Measure steps of one micro-batch of `tokens` tokens in sequences of `length`."""
     sequences = max(1, tokens // length)
     batches = made_batches(shards, sequences, sequences, length, steps=3)

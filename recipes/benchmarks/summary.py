@@ -9,7 +9,8 @@ from typing import Any
 from recipes.benchmarks.limited_processes import DONE, NOT_FINISHED, Ended
 from recipes.benchmarks.mode import Mode
 from recipes.benchmarks.predictions import beside
-from recipes.benchmarks.records import Json, Rows
+from recipes.benchmarks.records import Rows
+from recipes.common.json_content import Json
 
 NAMES_SHOWN = 2
 """Rows that are named of those without a result for the same reason; the record names all."""

@@ -22,7 +22,7 @@ from recipes.benchmarks.mode import DataSettings, Mode
 from recipes.benchmarks.presentation import panels, shown
 from recipes.benchmarks.profile import COLORS as CLASS_COLORS
 from recipes.benchmarks.profile import breakdown
-from recipes.benchmarks.records import Json, Record, Rows
+from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.timing import release_memory
 from recipes.benchmarks.training_step import (
     SEQUENCE_LENGTH,
@@ -38,6 +38,7 @@ from recipes.benchmarks.training_step import (
     training_data,
 )
 from recipes.common.gpus import describe_peak
+from recipes.common.json_content import Json
 from recipes.common.numbers import whole
 from recipes.common.settings import checked
 from recipes.corpus.token_shards import TokenShards
@@ -179,7 +180,7 @@ def measure_row(
             }
 
 
-def largest_micro_batch(setup: Setup, start: int, world: World) -> dict[str, Any]:
+def largest_micro_batch(setup: Setup, start: int, world: World) -> Json:
     """Double from `start` until memory runs out; return what still fitted, and the GB it took.
 
     Where not even `start` fits, halve instead.
@@ -211,7 +212,7 @@ def largest_micro_batch(setup: Setup, start: int, world: World) -> dict[str, Any
     return {"micro_batch": size, "reserved_gb": tried}
 
 
-def rate(measured: dict[str, Any]) -> str:
+def rate(measured: Json) -> str:
     return f"{shown(measured['tokens_per_second'], ',.0f')} real tokens/s"
 
 

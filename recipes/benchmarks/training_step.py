@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from recipes.benchmarks.synthetic import write_synthetic_data
 from recipes.benchmarks.timing import seconds_per_call, spread
 from recipes.common.errors import Faults, UserError
 from recipes.common.gpus import peak_flops
+from recipes.common.json_content import Json
 from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
 from recipes.corpus.token_shards import TokenShards, open_shards
 from recipes.engine.batch_plan import plan_batches
@@ -57,14 +57,14 @@ class Setup:
     """What decides how a step is computed."""
 
     model: ModelConfig
-    deepspeed: dict[str, Any]
+    deepspeed: Json
     attention: str
     kernels: str
     recompute: bool = False
     with_deepspeed: bool = True
     """False: the control, AdamW without an engine around it."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         return {
             "model": self.model.name,
             "parameters": self.model.parameters(),
@@ -255,7 +255,7 @@ def full_batch(model: ModelConfig, micro_batch: int, sequence_length: int) -> Pa
     )
 
 
-def measure_steps(trainer: Trainer, *, warm_up: int, repeats: int) -> dict[str, Any]:
+def measure_steps(trainer: Trainer, *, warm_up: int, repeats: int) -> Json:
     """Measure time and memory of optimizer steps, each with the tokens that it held."""
     device = trainer.world.device
     first = seconds_per_call(trainer.step, device)  # what compiles does so here
@@ -271,14 +271,12 @@ def measure_steps(trainer: Trainer, *, warm_up: int, repeats: int) -> dict[str, 
     return found | {"first_step_seconds": first}
 
 
-def step_rates(
-    model: ModelConfig, seconds: list[float], held: list[dict[str, int]]
-) -> dict[str, Any]:
+def step_rates(model: ModelConfig, seconds: list[float], held: list[dict[str, int]]) -> Json:
     """Compute the rates of steps that took `seconds` and `held` so many tokens.
 
     Utilisations are given where the device's peak is known."""
     rates = [counts["real_tokens"] / time for counts, time in zip(held, seconds, strict=True)]
-    found: dict[str, Any] = {
+    found: Json = {
         "step_seconds": spread(seconds),
         "tokens_per_second": spread(rates),
         **{

@@ -6,14 +6,14 @@ with no code of ours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from recipes.common.json_content import Json, json_bytes
 from recipes.corpus.tokenizer_interface import ROLES, SPECIAL_PIECES
 
 
-def special_tokens(ids: Mapping[str, int]) -> list[dict[str, Any]]:
+def special_tokens(ids: Mapping[str, int]) -> list[Json]:
     """Return the entries by which a reader finds the special pieces in text.
 
     That is what `pipeline("fill-mask")` needs, and why a text with the characters "[MASK]" has
@@ -27,7 +27,7 @@ def special_tokens(ids: Mapping[str, int]) -> list[dict[str, Any]]:
     return sorted(tokens, key=lambda token: token["id"])
 
 
-def template(ids: Mapping[str, int]) -> dict[str, Any]:
+def template(ids: Mapping[str, int]) -> Json:
     """Return what makes [CLS] a [SEP] of a text, and [CLS] a [SEP] b [SEP] of a pair."""
     cls, sep = (
         [{"SpecialToken": {"id": piece, "type_id": kind}} for kind in (0, 1)]
@@ -62,4 +62,4 @@ def tokenizer_config(max_length: int | None, **more: Any) -> bytes:
         **limit,
         **more,
     }
-    return (json.dumps(content, indent=1) + "\n").encode()
+    return json_bytes(content)

@@ -26,8 +26,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from recipes.common.json_content import Json
 from recipes.corpus.charsmap import sequences_pattern
 from recipes.corpus.hf_tokenizer_files import special_tokens, template
 
@@ -81,7 +81,7 @@ def tokenizer_json(model: Unigram) -> bytes:
     """Return the file's content."""
     mark = " " if model.keeps_text else _MARK
     pieces = [piece.replace(_MARK, mark) for piece in model.pieces]
-    decoder: list[dict[str, Any]] = [{"type": "ByteFallback"}, {"type": "Fuse"}]
+    decoder: list[Json] = [{"type": "ByteFallback"}, {"type": "Fuse"}]
     if not model.keeps_text:
         decoder.insert(0, _replace(_MARK, " "))
     if model.add_dummy_prefix:
@@ -109,7 +109,7 @@ def tokenizer_json(model: Unigram) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode()
 
 
-def _normalizers(model: Unigram) -> Iterable[dict[str, Any]]:
+def _normalizers(model: Unigram) -> Iterable[Json]:
     if model.charsmap:
         yield from _map_characters(model.charsmap)
     if model.remove_extra_whitespaces:
@@ -121,7 +121,7 @@ def _normalizers(model: Unigram) -> Iterable[dict[str, Any]]:
         yield _replace(" ", _MARK)
 
 
-def _map_characters(charsmap: bytes) -> Iterable[dict[str, Any]]:
+def _map_characters(charsmap: bytes) -> Iterable[Json]:
     """Apply a character map as SentencePiece does: at each place its longest string."""
     yield _replace_all(f"[{_APART}-{_KEPT_I}]", "")
     sequences = sequences_pattern(charsmap)
@@ -142,7 +142,7 @@ def _map_characters(charsmap: bytes) -> Iterable[dict[str, Any]]:
     yield _replace(_APART, "")
 
 
-def _pre_tokenizer(decoys: Sequence[str], pieces: Sequence[str]) -> dict[str, Any] | None:
+def _pre_tokenizer(decoys: Sequence[str], pieces: Sequence[str]) -> Json | None:
     """Cut texts within what looks like a piece that no text gives."""
     hidden = set(decoys)
     pairs = Counter(
@@ -171,9 +171,9 @@ def _pre_tokenizer(decoys: Sequence[str], pieces: Sequence[str]) -> dict[str, An
     }
 
 
-def _replace(old: str, new: str) -> dict[str, Any]:
+def _replace(old: str, new: str) -> Json:
     return {"type": "Replace", "pattern": {"String": old}, "content": new}
 
 
-def _replace_all(pattern: str, new: str) -> dict[str, Any]:
+def _replace_all(pattern: str, new: str) -> Json:
     return {"type": "Replace", "pattern": {"Regex": pattern}, "content": new}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
+from recipes.common.json_content import json_bytes
 from recipes.corpus.preparation_plan import Plan
 from recipes.corpus.preparation_progress import PROGRESS_NAME, Progress
 from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, Manifest, SplitInfo
@@ -41,7 +41,7 @@ def write_manifest(output: Path, plan: Plan, progress: Progress, tokenizer: Toke
             "files_not_read": plan.ignored.counts,
         },
     }
-    write_whole(output / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_whole(output / MANIFEST_NAME, json_bytes(manifest))
     (output / PROGRESS_NAME).unlink()
     return manifest
 

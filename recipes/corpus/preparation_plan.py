@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import Faults, UserError
+from recipes.common.json_content import Json
 from recipes.corpus.encode_shards import ShardPlan
 from recipes.corpus.input_files import DOCUMENTS_PER, Ignored, Layout
 from recipes.corpus.preparation_checks import check_documents
@@ -149,7 +150,7 @@ def _find_spans(
     return spans, ignored, messages
 
 
-def _options(settings: Settings, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _options(settings: Settings, tokenizer: Tokenizer | None) -> Json:
     text, validation, vocabulary = settings.text, settings.validation, settings.vocabulary
     normalizer = vocabulary.normalizer or ("nmt_nfkc" if vocabulary.cased else "nmt_nfkc_cf")
     vocab_size = vocabulary.vocab_size or DEFAULT_VOCAB_SIZE

@@ -18,6 +18,7 @@ import numpy as np
 
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
+from recipes.common.json_content import Json
 from recipes.corpus.encode_shards import Encoded
 from recipes.corpus.preparation_plan import Plan
 from recipes.corpus.text_records import Skipped
@@ -31,7 +32,7 @@ _OUR_FILES = re.compile(
 )
 
 # Values that describe preparations which were made before these options were there.
-_LATER_OPTIONS: dict[str, Any] = {"format": None, "documents_per": "paragraph"}
+_LATER_OPTIONS: Json = {"format": None, "documents_per": "paragraph"}
 
 
 class Finished(TypedDict):
@@ -40,7 +41,7 @@ class Finished(TypedDict):
     shards: dict[str, ShardInfo]
     text_bytes: int
     cpu_seconds: float
-    skipped: dict[str, Any]
+    skipped: Json
 
 
 @dataclass
@@ -138,9 +139,9 @@ def read_progress(output: Path, plan: Plan) -> Progress | None:
     return progress
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Json:
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        content: Json = json.loads(path.read_bytes())
         return content
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); start again with --overwrite") from None

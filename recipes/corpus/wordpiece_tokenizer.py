@@ -23,6 +23,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from recipes.common.errors import Faults, UserError
+from recipes.common.json_content import Json
 from recipes.corpus.hf_tokenizer_files import special_tokens, template, tokenizer_config
 from recipes.corpus.tokenizer_interface import ROLES, SPECIAL_PIECES, Tokenizer, read_file
 
@@ -188,7 +189,7 @@ def _some(numbers: Sequence[int]) -> str:
     return ", ".join(f"{number:,}" for number in numbers[:_SHOWN]) + rest
 
 
-def _configured(directory: Path) -> dict[str, Any]:
+def _configured(directory: Path) -> Json:
     """Return the rules that a `tokenizer_config.json` names, if there is one."""
     path = directory / CONFIG
     if not path.is_file():
@@ -207,7 +208,7 @@ def _configured(directory: Path) -> dict[str, Any]:
     return {field: value for field, value in found.items() if value is not None}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Json:
     try:
         content = json.loads(read_file(path).decode("utf-8-sig"))
     except ValueError as error:  # of the encoding as well

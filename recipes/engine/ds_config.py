@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 
 # What a configuration may say: a type, a choice of values, or the keys of a section. `None`:
 # DeepSpeed's own (pydantic) check of the section is used; it has none for the others.
-JSON_KEYS: dict[str, Any] = {
+JSON_KEYS: Json = {
     "train_batch_size": object,
     "train_micro_batch_size_per_gpu": object,
     "bf16": None,
@@ -62,7 +63,7 @@ MOST_SEQUENCES = 100_000_000
 """The largest batch that is accepted: more sequences than that are a whole run, not a step."""
 
 
-def read_config(path: Path, *, batch_sizes: bool = True) -> dict[str, Any]:
+def read_config(path: Path, *, batch_sizes: bool = True) -> Json:
     """Read and check a DeepSpeed JSON.
 
     Args:
@@ -87,7 +88,7 @@ def read_config(path: Path, *, batch_sizes: bool = True) -> dict[str, Any]:
     return config
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> Json:
     keys = [key for key, _ in pairs]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
@@ -95,7 +96,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _config_faults(config: dict[str, Any], batch_sizes: bool) -> list[str]:
+def _config_faults(config: Json, batch_sizes: bool) -> list[str]:
     faults = []
     for key, value in config.items():
         if key in RECIPE_KEYS:
@@ -195,7 +196,7 @@ def _section_faults(key: str, value: Any) -> list[str]:
     return faults + _value_faults(f"{key}.enabled", value.get("enabled", False), bool)
 
 
-def _zero_faults(section: dict[str, Any]) -> list[str]:
+def _zero_faults(section: Json) -> list[str]:
     return [
         f"zero_optimization.{name}: the recipe's AdamW keeps its state on the device, remove it"
         for name in ("offload_optimizer", "offload_param", "zenflow")
@@ -203,12 +204,12 @@ def _zero_faults(section: dict[str, Any]) -> list[str]:
     ]
 
 
-def _enabled(config: dict[str, Any], section: str) -> bool:
+def _enabled(config: Json, section: str) -> bool:
     value = config.get(section, {})
     return isinstance(value, dict) and value.get("enabled") is True
 
 
-def numeric_settings(config: dict[str, Any]) -> dict[str, Any]:
+def numeric_settings(config: Json) -> Json:
     """Return what of the configuration decides numbers; None for a section that is not there."""
     return {key: numeric_section(key, config.get(key)) for key in NUMERIC_KEYS}
 
@@ -221,6 +222,6 @@ def numeric_section(key: str, section: Any) -> Any:
     return {name: value for name, value in section.items() if name not in without}
 
 
-def precision(config: dict[str, Any]) -> str:
+def precision(config: Json) -> str:
     """ "bf16" (with fp32 master weights in the optimizer) or "fp32"."""
     return "bf16" if _enabled(config, "bf16") else "fp32"

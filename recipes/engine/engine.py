@@ -9,16 +9,17 @@ import socket
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.megatron import parallel_state
+from recipes.common.json_content import Json
 from recipes.engine import gradient_exchange
 from recipes.engine.batch_plan import BatchPlan
-from recipes.engine.interface import Engine
+from recipes.engine.interface import AdamW, Engine
 from recipes.engine.world import World
 
 NORM_PIECE = 2**22
@@ -47,19 +48,14 @@ class MegatronTopology:
 
 def build_engine(
     model: nn.Module,
-    config: dict[str, Any],
+    config: Json,
     plan: BatchPlan,
     world: World,
-    *,
-    learning_rate: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
+    **adamw: Unpack[AdamW],
 ) -> Engine:
     """A DeepSpeed engine around `model`, with AdamW over all parameters.
 
-    `weight_decay` is AdamW's own (weights are multiplied by 1 - lr * weight_decay). The learning
-    rate is set by the caller before every step.
+    The learning rate is set by the caller before every step.
     """
     import deepspeed
 
@@ -67,10 +63,10 @@ def build_engine(
     model.to(world.device)
     optimizer = torch.optim.AdamW(
         model.parameters(),
-        lr=learning_rate,
-        betas=betas,
-        eps=eps,
-        weight_decay=weight_decay,
+        lr=adamw["learning_rate"],
+        betas=adamw["betas"],
+        eps=adamw["eps"],
+        weight_decay=adamw["weight_decay"],
         fused=True,
     )
     made: Engine

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from torch import Tensor
+
+
+class AdamW(TypedDict):
+    """Settings of the optimizer."""
+
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    """AdamW's own: weights are multiplied by 1 - learning rate * weight decay."""
 
 
 class Engine(Protocol):

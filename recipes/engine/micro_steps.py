@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from model.config import ModelConfig
+from recipes.common.json_content import Json
 from recipes.corpus.mlm_batches import PackedBatch
 from recipes.engine.interface import Engine
 
@@ -77,7 +78,7 @@ class Device(Protocol):
         """Give back the memory of recordings that nobody holds any more."""
 
 
-def why_not(model: ModelConfig, deepspeed: dict[str, Any], tensor_parallel: int) -> str | None:
+def why_not(model: ModelConfig, deepspeed: Json, tensor_parallel: int) -> str | None:
     """Say why passes of this run cannot be graphs; None if they can."""
     if model.attention_dropout:
         return f"{model.name} draws random numbers in its attention"

@@ -16,6 +16,7 @@ from model.span_classifier import RapidBertForQuestionAnswering
 from model.token_classifier import RapidBertForTokenClassification
 from model.weights import Head
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.inference.computing import DTYPES, Compute, Model, device
 from recipes.inference.outputs import Row
@@ -31,7 +32,7 @@ class Finetuned:
     export: Export
     kind: str
     """Key of the tables of kinds, `KINDS` in training and `USES` here."""
-    task: dict[str, Any]
+    task: Json
     """All that it says."""
     labels: tuple[str, ...] | None
     """Names of the classes; None for a regression, and where there are no classes."""

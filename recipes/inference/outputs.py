@@ -18,12 +18,13 @@ import pyarrow.parquet
 
 from recipes.common.errors import UserError
 from recipes.common.files import PartialFile, why_no_file
+from recipes.common.json_content import Json
 from recipes.inference.record_files import Record
 
 ERROR = "error"
 """Column that says why there is nothing for a record."""
 
-Row = dict[str, Any]
+Row = Json
 Chunk = Sequence[tuple[Record, Any]]
 """Records with what the model computed for them, such as fp32 [values]; None where one cannot be
 used."""

@@ -17,10 +17,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from recipes.common.compressed import COMPRESSIONS, open_binary
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 from recipes.tasks.example_files import UniqueKeys, csv_records, naming, no_columns, positions
 
 STDIN = "-"
@@ -46,7 +47,7 @@ class Record:
 
     place: str
     """Where it is: the file's name and the line, from 1."""
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: Json = field(default_factory=dict)
     """All that it holds, by column; what could be read of one that cannot be used."""
     texts: tuple[str, ...] = ()
     """What the model reads, a text for each text column."""
@@ -215,9 +216,7 @@ def _row(place: str, header: list[str], fields: list[str], columns: Sequence[str
     return _record(place, dict(zip(header, fields, strict=True)), columns)
 
 
-def _record(
-    place: str, fields: dict[str, Any], columns: Sequence[str], fault: str | None = None
-) -> Record:
+def _record(place: str, fields: Json, columns: Sequence[str], fault: str | None = None) -> Record:
     if missing := [column for column in columns if column not in fields]:
         fault = fault or no_columns(missing, fields)
         return Record(place, fields, fault=fault)

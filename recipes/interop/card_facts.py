@@ -17,8 +17,8 @@ from safetensors import safe_open
 from model.config import ModelConfig
 from model.weights import Head
 from recipes.common.files import sha256
+from recipes.common.json_content import Json
 
-Json = dict[str, Any]
 GLUE = ("mnli", "qnli", "qqp", "rte", "cola", "sst2", "mrpc", "stsb")
 
 

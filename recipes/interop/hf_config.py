@@ -6,7 +6,6 @@ classes, without any code of ours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import model
 from model.config import ModelConfig
 from model.pretrained import CONFIG, OURS
 from model.weights import Head
+from recipes.common.json_content import Json, json_bytes
 
 MODELLING_FILE = "modeling_rapidbert.py"
 _CODE = Path(model.__file__).with_name("huggingface") / MODELLING_FILE
@@ -53,7 +53,7 @@ def is_plain_bert(config: ModelConfig) -> bool:
     return config.positions == "learned" and config.feed_forward == "standard"
 
 
-def hf_config(config: ModelConfig, head: Head, description: Mapping[str, Any]) -> dict[str, Any]:
+def hf_config(config: ModelConfig, head: Head, description: Mapping[str, Any]) -> Json:
     """Return `config.json` as transformers reads it, our own description under one key.
 
     Args:
@@ -71,7 +71,7 @@ def hf_config(config: ModelConfig, head: Head, description: Mapping[str, Any]) -
         )
     special = description.get("tokenizer", {}).get("special_ids", {})
     family = "Bert" if bert else "RapidBert"
-    values: dict[str, Any] = {
+    values: Json = {
         "architectures": [family + _CLASSES[head]],
         "model_type": family.lower(),
         "vocab_size": config.padded_vocab_size,
@@ -103,11 +103,11 @@ def hf_config(config: ModelConfig, head: Head, description: Mapping[str, Any]) -
     return values | {OURS: {"model": config.to_dict(), **description}}
 
 
-def _labels(task: Mapping[str, Any], head: Head) -> dict[str, Any]:
+def _labels(task: Mapping[str, Any], head: Head) -> Json:
     """What transformers wants to know of a task: the names of its outputs and its kind."""
     labels: Sequence[str] | None = task.get("labels")
     names = labels or [task.get("name", "score")]
-    values: dict[str, Any] = {
+    values: Json = {
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
     }
@@ -159,4 +159,4 @@ def _sentence_transformers_files(
 
 
 def _json(values: Any) -> bytes:
-    return (json.dumps(values, indent=1) + "\n").encode()
+    return json_bytes(values)

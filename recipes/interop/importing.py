@@ -30,6 +30,7 @@ from model.weight_files import read_weights
 from model.weights import BUFFERS, SAME, Head, State
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_directory
+from recipes.common.json_content import Json
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, why_not_of_weights
 from recipes.interop import jina_reference
 from recipes.interop.comparing import padded
@@ -49,7 +50,7 @@ SENTENCES = (
 LONGEST = 128
 """Tokens that a sentence of the check is cut to, unless the model has fewer positions."""
 
-Write = Callable[[Path, State, ModelConfig, Path, dict[str, Any], Head], None]
+Write = Callable[[Path, State, ModelConfig, Path, Json, Head], None]
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _stage(tokenizer: Tokenizer, directory: Path) -> None:
         (directory / name).write_bytes(content)
 
 
-def _facts(source: Source) -> dict[str, Any]:
+def _facts(source: Source) -> Json:
     """Return what the export says of itself beside the model."""
     found, tokenizer = source.weights, source.tokenizer
     ours = found.description if found.layout == "rapidbert" else {}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from model.pretrained import CONFIG, WEIGHTS
 from model.weights import BERT_DECODER_BIAS, DECODER_BIAS, State
 from recipes.common.files import write_whole
+from recipes.common.json_content import Json, json_bytes
 from recipes.interop.comparing import LONGEST as LONGEST_TEXT
 from recipes.interop.comparing import TEXTS, Comparison, largest_difference
 from recipes.interop.jina_reference import hidden_states, logits
@@ -56,13 +56,12 @@ def notes(source: Source) -> Iterator[str]:
 def write(source: Source, directory: Path) -> None:
     """Write `config.json`, `model.safetensors` and the tokenizer's files."""
     save_file(tensors(source), str(directory / WEIGHTS), metadata={"format": "pt"})
-    values = json.dumps(config_values(source), indent=1) + "\n"
-    write_whole(directory / CONFIG, values.encode())
+    write_whole(directory / CONFIG, json_bytes(config_values(source)))
     for name, content in source.tokenizer.files(source.longest).items():
         write_whole(directory / name, content)
 
 
-def config_values(source: Source) -> dict[str, Any]:
+def config_values(source: Source) -> Json:
     """Return `config.json` with the keys of the published jina-embeddings-v2."""
     config = source.config
     kind = "JinaBertForMaskedLM" if source.head == "masked_lm" else "JinaBertModel"
@@ -114,7 +113,7 @@ def tensors(source: Source) -> State:
 def compare(source: Source, directory: Path) -> Comparison:
     """Read the files back as Jina's definition says, and put texts through both."""
     ids, mask = source.padded([source.ids(text, LONGEST_TEXT) for text in TEXTS])
-    config: dict[str, Any] = json.loads((directory / CONFIG).read_bytes())
+    config: Json = json.loads((directory / CONFIG).read_bytes())
     weights = load_file(directory / WEIGHTS)
     found = hidden_states(weights, config, ids, mask)
     what = "hidden states"

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from model.config import ModelConfig
 from model.kernels.tiling import is_whole
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.ds_config import precision
 from recipes.engine.world import World
@@ -56,7 +57,7 @@ class MemoryEstimate:
 
 def estimate(
     config: ModelConfig,
-    deepspeed: dict[str, Any],
+    deepspeed: Json,
     plan: BatchPlan,
     *,
     sequence_length: int,
@@ -157,7 +158,7 @@ def check_fit(needed: MemoryEstimate, micro_batch: int, capacity_gb: float) -> N
     )
 
 
-def state_bytes(parameters: int, deepspeed: dict[str, Any], ranks: int) -> tuple[int, int, int]:
+def state_bytes(parameters: int, deepspeed: Json, ranks: int) -> tuple[int, int, int]:
     """Return the bytes of parameters, gradients and optimizer that DeepSpeed 0.19 keeps on a rank.
 
     Args:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from recipes.common.errors import UserError
 from recipes.common.gpus import Gpu
+from recipes.common.json_content import Json
 from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.ds_config import precision
 
@@ -113,9 +114,7 @@ def collective_seconds(collective: Collective, ranks: int, links: Fabric) -> flo
     return min(ways)
 
 
-def deepspeed_collectives(
-    parameters: int, deepspeed: dict[str, Any], accumulation: int
-) -> list[Collective]:
+def deepspeed_collectives(parameters: int, deepspeed: Json, accumulation: int) -> list[Collective]:
     """List the exchanges of a step: gradients, and with ZeRO the weights.
 
     Gradients are reduced with an all-reduce at every ZeRO stage; at stage 2 after every
@@ -140,7 +139,7 @@ def deepspeed_collectives(
     return found
 
 
-def sent_in_slices(deepspeed: dict[str, Any]) -> bool:
+def sent_in_slices(deepspeed: Json) -> bool:
     """Say whether our engine sends the gradients, and not DeepSpeed (`gradient_exchange`)."""
     bf16 = deepspeed.get("bf16", {})
     return (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def find_record(
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Json:
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        record: Json = json.loads(path.read_bytes())
         record["device"], record["settings"]["sequence_length"]
         record["settings"]["setups"].values()
         for row in record["rows"]:
@@ -77,9 +77,7 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _why_not(
-    record: dict[str, Any], device: str, model: str, length: int, recompute: bool
-) -> list[str]:
+def _why_not(record: Json, device: str, model: str, length: int, recompute: bool) -> list[str]:
     """Say in what the record differs from what is asked."""
     settings = record["settings"]
     found = []
@@ -94,7 +92,7 @@ def _why_not(
     return found
 
 
-def _of_model(path: Path, record: dict[str, Any], model: str) -> Record:
+def _of_model(path: Path, record: Json, model: str) -> Record:
     rows = []
     for row in record["rows"]:
         if row["model"] == model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from model.attention import best_backend
 from model.config import ModelConfig, preset
@@ -13,6 +13,7 @@ from model.kernels import best_kernels
 from recipes.common.errors import Faults
 from recipes.common.files import why_no_directory, why_no_file
 from recipes.common.gpus import Gpu, find_gpu
+from recipes.common.json_content import Json
 from recipes.common.numbers import number, whole
 from recipes.common.settings import (
     GpuMemoryGb,
@@ -120,7 +121,7 @@ class Question:
 
     settings: Settings
     model: ModelConfig
-    deepspeed: dict[str, Any]
+    deepspeed: Json
     """As in the file, with the global batch that is planned."""
     config_path: Path
     """File that `deepspeed` was read from."""
@@ -230,7 +231,7 @@ def _lengths(run: PlannedRun) -> tuple[Length, ...]:
     return (Length(run.duration if named else f"{sequences:,} sequences", sequences),)
 
 
-def _activations(model: ModelConfig, deepspeed: dict[str, Any], run: PlannedRun) -> int:
+def _activations(model: ModelConfig, deepspeed: Json, run: PlannedRun) -> int:
     return estimate(
         model,
         deepspeed,

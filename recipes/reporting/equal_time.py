@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from model.pretrained import CONFIG, read_description
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
+from recipes.common.json_content import Json, json_bytes
 from recipes.reporting.figures import COLORS, DASHED, add_legend, panels, write_png
 from recipes.reporting.html_page import Section, document, drawing, joined
 from recipes.reporting.html_page import listed as listed_html
@@ -130,7 +131,7 @@ def _must_agree(found: Sequence[Contestant]) -> dict[str, list[Any]]:
     }
 
 
-def _held_out(config: dict[str, Any]) -> str:
+def _held_out(config: Json) -> str:
     shards = config.get("identity", {}).get("validation_shards")  # older runs do not say
     digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:8]
     return f"{config['run'].get('eval_sequences')} sequences of {digest}"
@@ -229,11 +230,11 @@ def figure(found: Sequence[Contestant]) -> Figure:
     return drawn
 
 
-def _device(config: dict[str, Any]) -> str:
+def _device(config: Json) -> str:
     return "CPU" if config["device"] == "cpu" else config["device"]
 
 
-def record(found: Sequence[Contestant]) -> dict[str, Any]:
+def record(found: Sequence[Contestant]) -> Json:
     """Return what the figure shows, as JSON types: minutes, nats, scores times 100."""
     return {
         "stand_in": found[0].control.stand_in,
@@ -274,7 +275,7 @@ def write(output: Path, directories: Sequence[Path]) -> str:
     lines += ["", "![loss and score against time](equal_time.png)", ""]
     make_directory(output)
     write_png(output / "equal_time.png", figure(found))
-    write_whole(output / "equal_time.json", (json.dumps(record(found), indent=1) + "\n").encode())
+    write_whole(output / "equal_time.json", json_bytes(record(found)))
     write_whole(output / "equal_time.md", "\n".join(lines).encode())
     body = joined(drawing(figure(found), "Loss and score against time.", "time"), html_table(rows))
     page = document(title.removeprefix("# "), "", listed_html(said), [Section("Numbers", body)])

@@ -18,6 +18,7 @@ from typing import Any
 
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
+from recipes.common.json_content import Json, json_bytes
 from recipes.common.locks import alone_with
 from recipes.reporting.run_settings import pretraining_command
 from recipes.reporting.runs import RecordedRun, finite
@@ -39,7 +40,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
 SETTINGS = ("learning_rate", "weight_decay", "epochs", "batch_size", "max_length")
 """Of finetuning, that results say and `finetune.py` takes."""
 
-Line = dict[str, Any]
+Line = Json
 """A run's or a publication's, as the file has it."""
 
 
@@ -109,7 +110,7 @@ def add(path: Path, line: Line) -> str | None:
             lines[places[0]] = line
         else:
             lines.append(line)
-        write_whole(path, (json.dumps({"lines": lines}, indent=1) + "\n").encode())
+        write_whole(path, json_bytes({"lines": lines}))
     return None
 
 
@@ -192,7 +193,7 @@ def line_of(
     }
 
 
-def _cost(run: RecordedRun | None) -> dict[str, Any]:
+def _cost(run: RecordedRun | None) -> Json:
     """What pretraining took: hours of wall time; GPU-hours and dollars where there were GPUs."""
     if run is None:
         return {"hardware": None, "hours": None, "gpu_hours": None, "dollars": None}

@@ -6,7 +6,6 @@ batch is spent on, and what a run costs against how long it takes. With it a pag
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +23,7 @@ from matplotlib.ticker import (
 
 from recipes.common.errors import Faults
 from recipes.common.files import write_whole
+from recipes.common.json_content import json_bytes
 from recipes.planning.commands import lines_to_paste
 from recipes.planning.forecast import CALIBRATED_GPUS, Forecast, Times, forecast
 from recipes.planning.settings import Question
@@ -111,8 +111,8 @@ def write(questions: Sequence[Question], output: Path) -> str:
     write_png(path.with_suffix(".png"), figure(simulations))
     text = report(simulations)
     write_whole(path.with_suffix(".md"), f"{text}\n".encode())
-    content = json.dumps([simulation_record(each) for each in simulations], indent=1) + "\n"
-    write_whole(path.with_suffix(".json"), content.encode())
+    content = json_bytes([simulation_record(each) for each in simulations])
+    write_whole(path.with_suffix(".json"), content)
     files = "\n".join(str(path.with_suffix(suffix)) for suffix in (".png", ".md", ".json"))
     tables = [
         "\n\n".join(

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from recipes.common.json_content import Json
 from recipes.common.settings import flat
 from recipes.engine.ds_config import precision
 from recipes.planning.calibration import (
@@ -266,7 +266,7 @@ def _from_table_s2() -> list[str]:
     ]
 
 
-def record(question: Question, forecasts: Sequence[Forecast]) -> dict[str, Any]:
+def record(question: Question, forecasts: Sequence[Forecast]) -> Json:
     """Return the plan as JSON types."""
     options = flat(question.settings)
     return {
@@ -282,7 +282,7 @@ def record(question: Question, forecasts: Sequence[Forecast]) -> dict[str, Any]:
     }
 
 
-def forecast_record(each: Forecast) -> dict[str, Any]:
+def forecast_record(each: Forecast) -> Json:
     """Return one number of GPUs as JSON types; seconds, fractions, dollars."""
     plan = each.plan
     return {
@@ -296,5 +296,5 @@ def forecast_record(each: Forecast) -> dict[str, Any]:
     }
 
 
-def _times_record(times: Times) -> dict[str, Any]:
+def _times_record(times: Times) -> Json:
     return {**asdict(times), "step_seconds": times.step.total}

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recipes.common.errors import Faults, UserError
+from recipes.common.json_content import Json
 from recipes.training.bill import DOLLARS, GPU_HOURS
 from recipes.training.console import duration
 from recipes.training.run_log import LOG_NAME, read_records
@@ -49,9 +50,9 @@ class RecordedRun:
 
     name: str
     directory: Path
-    config: dict[str, Any]
-    steps: list[dict[str, Any]]
-    evals: list[dict[str, Any]]
+    config: Json
+    steps: list[Json]
+    evals: list[Json]
     notes: list[str] = field(default_factory=list)
     """What is missing from the records, or damaged."""
 
@@ -99,7 +100,7 @@ class RecordedRun:
         return finite(_lookup(self.config, "data.unigram_entropy_nats"))
 
     @property
-    def latest(self) -> dict[str, Any]:
+    def latest(self) -> Json:
         """The record of the latest step."""
         return max(self.steps + self.evals, key=lambda record: record["step"])
 
@@ -207,7 +208,7 @@ def _load_run(directory: Path, name: str, needed: Sequence[str]) -> RecordedRun:
     )
 
 
-def _read_config(directory: Path, needed: Sequence[str]) -> dict[str, Any]:
+def _read_config(directory: Path, needed: Sequence[str]) -> Json:
     path = directory / CONFIG_NAME
     try:
         config = json.loads(path.read_bytes())
@@ -240,7 +241,7 @@ def finite(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _read_log(directory: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _read_log(directory: Path) -> tuple[list[Json], list[str]]:
     path = directory / LOG_NAME
     try:
         records, torn = read_records(path)

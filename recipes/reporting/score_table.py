@@ -6,12 +6,11 @@ the tasks the mean of these; MNLI counts once. Every seed counts: the best one i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from recipes.common.files import write_whole
+from recipes.common.json_content import Json, json_bytes
 from recipes.reporting.figures import write_png
 from recipes.reporting.score_figure import figure
 from recipes.reporting.scores import Series, TaskScores, summarize, title
@@ -91,7 +90,7 @@ def _listed(notes: Sequence[str]) -> list[str]:
     return [f"- {note}" for note in notes]
 
 
-def record(all_series: Sequence[Series]) -> dict[str, Any]:
+def record(all_series: Sequence[Series]) -> Json:
     """Return what `scores.json` holds; scores times 100, time in seconds, cost in dollars."""
     return {
         "title": title(all_series),
@@ -114,7 +113,7 @@ def record(all_series: Sequence[Series]) -> dict[str, Any]:
     }
 
 
-def _task_record(task: TaskScores) -> dict[str, Any]:
+def _task_record(task: TaskScores) -> Json:
     return {
         "metric": task.metric,
         "mean": task.mean,
@@ -138,6 +137,6 @@ def write_scores(results: Mapping[str, Sequence[Result]], output: Path) -> str:
     all_series = [summarize(name, found) for name, found in results.items()]
     output.mkdir(parents=True, exist_ok=True)
     write_png(output / "scores.png", figure(all_series))
-    write_whole(output / "scores.json", (json.dumps(record(all_series), indent=1) + "\n").encode())
+    write_whole(output / "scores.json", json_bytes(record(all_series)))
     write_whole(output / "scores.md", markdown(all_series).encode())
     return f"{console(all_series)}\n\n{output / 'scores.md'}"

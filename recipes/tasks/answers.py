@@ -13,10 +13,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from recipes.common.json_content import Json
 from recipes.tasks.question_data import Question
 from recipes.tasks.question_windows import Window, Windows
 
@@ -103,7 +103,7 @@ def answer_files(answered: Mapping[str, Answered], *, may_refuse: bool) -> dict[
     `predictions.json` has the answers and `best_answers.json` the alternatives; `null_odds.json`,
     where "no answer" is one, is for the script's `--na-prob-file`.
     """
-    files: dict[str, Any] = {
+    files: Json = {
         "predictions.json": {name: each.text for name, each in answered.items()},
         "best_answers.json": {
             name: [{"text": text, "probability": share} for text, share in each.best]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -15,7 +13,7 @@ from model.weights import scatter_state
 from recipes.common.errors import UserError
 from recipes.engine import engine as engines
 from recipes.engine.batch_plan import BatchPlan
-from recipes.engine.interface import Engine
+from recipes.engine.interface import AdamW, Engine
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import ClassificationBatch
 from recipes.tasks.glue_tasks import Task
@@ -23,15 +21,6 @@ from recipes.tasks.work import Finetuning, Metrics
 from recipes.training.export import export
 from recipes.training.provenance import git_revision
 from recipes.training.schedule import adamw_weight_decay
-
-
-class AdamW(TypedDict):
-    """Settings of the optimizer."""
-
-    learning_rate: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
 
 
 def adamw(task: Task) -> AdamW:

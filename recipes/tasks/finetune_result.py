@@ -13,6 +13,7 @@ import torch
 
 from model.pretrained import WEIGHTS
 from recipes.common.files import write_whole
+from recipes.common.json_content import Json, json_bytes
 from recipes.common.locks import lock
 from recipes.engine.ds_config import numeric_settings
 from recipes.engine.world import World
@@ -51,7 +52,7 @@ def other_settings(work: Finetuning) -> list[str]:
         return []
 
 
-def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _different(before: Json, now: Json) -> list[str]:
     if "deepspeed" in before:  # earlier versions recorded all of a section
         before = {**before, "deepspeed": numeric_settings(before["deepspeed"])}
     names = (before.keys() | now.keys()) - (LATER_SETTINGS - before.keys())
@@ -110,10 +111,10 @@ def write_result(
         "git_revision": git_revision(),
         "tensorboard": str(work.directory / "tensorboard"),
     }
-    write_whole(work.result, (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(work.result, json_bytes(result))
 
 
-def _record(work: Finetuning, metrics: Metrics) -> dict[str, Any]:
+def _record(work: Finetuning, metrics: Metrics) -> Json:
     """The scores, and what they were computed from."""
     settings, task, data = work.settings, work.task, work.data
     return {
@@ -141,7 +142,7 @@ def _by_set(metrics: Metrics) -> Mapping[str, Any]:
     return metrics if len(metrics) > 1 else next(iter(metrics.values()))
 
 
-def _chance(work: Finetuning) -> dict[str, Any] | None:
+def _chance(work: Finetuning) -> Json | None:
     """The score and the metrics of the best answer that is the same for every example."""
     metrics = work.kind.chance(work)
     if metrics is None:

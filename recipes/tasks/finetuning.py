@@ -14,6 +14,7 @@ from model.pretrained import WEIGHTS
 from model.weights import from_public
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import sha256
+from recipes.common.json_content import Json
 from recipes.engine.ds_config import numeric_settings, precision, read_config
 from recipes.tasks.classification_data import TaskData, load_task
 from recipes.tasks.example_files import ExampleSet
@@ -121,7 +122,7 @@ def checksum(sets: Mapping[str, ExampleSet], labels: tuple[str, ...] | None = No
     return digest.hexdigest() if sets else None
 
 
-def _deepspeed(settings: Settings) -> dict[str, Any]:
+def _deepspeed(settings: Settings) -> Json:
     default = "finetune.json" if torch.cuda.is_available() else "finetune_cpu.json"
     path = settings.deepspeed_config or DS_CONFIGS / default
     return read_config(path, batch_sizes=False)
@@ -201,7 +202,7 @@ def _identity(
     data: TaskData[Any],
     shared: Shared,
     scale: LabelScale | None,
-) -> dict[str, Any]:
+) -> Json:
     identity = {
         "task": task.name,
         "checkpoint_sha256": sha256(export_directory(settings.checkpoint) / WEIGHTS),

@@ -19,6 +19,7 @@ import numpy as np
 
 from model.classifier import RapidBertForSequenceClassification
 from recipes.common.errors import Faults, UserError
+from recipes.common.json_content import Json
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import EncodedExamples
 from recipes.tasks.classification_data import TaskData
@@ -174,7 +175,7 @@ def _examples(reading: Reading, names: Sequence[str]) -> Examples:
     return Examples(first, second[0] if second else None, labels)
 
 
-def facts(work: Finetuning) -> dict[str, Any]:
+def facts(work: Finetuning) -> Json:
     """What makes transformers take the logits for those of independent labels."""
     return {"problem_type": "multi_label_classification"}
 

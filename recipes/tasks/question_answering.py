@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from model.config import ModelOptions
 from model.span_classifier import RapidBertForQuestionAnswering
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.world import World
 from recipes.tasks.answer_metrics import answer_metrics
@@ -101,7 +101,7 @@ def notes(work: Finetuning, name: str, of: EncodedQuestions) -> list[str]:
     return said
 
 
-def facts(work: Finetuning) -> dict[str, Any]:
+def facts(work: Finetuning) -> Json:
     """Whether the model has learnt that a question may have no answer."""
     return {"may_refuse": work.data.train.unanswerable > 0}
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from recipes.common.compressed import open_binary
 from recipes.common.errors import Faults, UserError
+from recipes.common.json_content import Json
 from recipes.tasks.classification_data import TaskData
 from recipes.tasks.example_files import Reading, RecordSet, naming
 
@@ -153,7 +154,7 @@ def _squad(path: Path, contents: bytes) -> Iterator[tuple[str, Any]]:
                 yield f"{within}, question {number}", record
 
 
-def _answers(of: tuple[Any, dict[str, Any]]) -> tuple[Answer, ...]:
+def _answers(of: tuple[Any, Json]) -> tuple[Answer, ...]:
     """The answers of a record; raises ValueError with what keeps it from being used."""
     context, record = of
     for key in ("id", "question", "context"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 from recipes.tasks.glue_tasks import TASKS
 
 NEEDED = {
@@ -20,7 +20,7 @@ NEEDED = {
     "checkpoint": str,
 }
 
-Result = dict[str, Any]
+Result = Json
 
 
 def read_result(path: Path) -> Result:

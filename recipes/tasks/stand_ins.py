@@ -11,12 +11,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory, write_whole
+from recipes.common.json_content import Json
 from recipes.common.locks import LOCK, lock
 from recipes.tasks.classification_data import STAND_IN_FILE
 from recipes.tasks.stand_in_text import SENTENCE_WORDS, Sentence, Text, Words, read_sentences, split
@@ -278,7 +278,7 @@ def _tsv(task: StandIn, made: Sequence[tuple[int, tuple[str, ...]]], part: str) 
         header, row = task.dev_header or header, task.dev_row or row
     lines = [] if header is None else [header]
     for index, (label, texts) in enumerate(made):
-        fields: dict[str, Any] = dict(zip(("first", "second"), texts, strict=False))
+        fields: Json = dict(zip(("first", "second"), texts, strict=False))
         mark = "" if label else "*"  # CoLA's third column: the linguists' asterisk
         lines.append(row.format(index=index, label=task.labels[label], mark=mark, **fields))
     return "\n".join(lines) + "\n"

@@ -20,6 +20,7 @@ from model.config import ModelOptions
 from model.labels import IGNORED_LABEL
 from model.token_classifier import RapidBertForTokenClassification
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import ClassificationBatch, PackedExamples
@@ -201,7 +202,7 @@ def unread_tag(data: TaskData[Sentences]) -> str:
     return OUTSIDE if OUTSIDE in counts else counts.most_common(1)[0][0]
 
 
-def facts(work: Finetuning) -> dict[str, Any]:
+def facts(work: Finetuning) -> Json:
     """The tag of words without a piece; and that the model is used on text, not on lists."""
     return {"unread_tag": unread_tag(work.data), "text_columns": ()}
 

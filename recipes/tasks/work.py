@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig, ModelOptions
 from model.weights import Head
+from recipes.common.json_content import Json
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.engine.kernel_choice import KernelChoice
 from recipes.engine.world import World
@@ -33,7 +34,7 @@ class Start:
     config: ModelConfig
     weights: dict[str, Tensor]
     """The encoder, and the pooler of a finetuned model; the classification head is always new."""
-    description: dict[str, Any]
+    description: Json
     """The export's `config.json`."""
 
     @property
@@ -49,7 +50,7 @@ class Shared:
 
     start: Start
     tokenizer: Tokenizer
-    deepspeed: dict[str, Any]
+    deepspeed: Json
     """DeepSpeed's configuration."""
     kernel_choice: KernelChoice
     """Kernels by name, none of them `auto`."""
@@ -90,7 +91,7 @@ class Kind:
     """Says what keeps settings and data that are right by themselves from going together."""
     chance: Callable[[Finetuning], Metrics | None] = lambda _: None
     """Measures the best answer that is the same for every example; None where there is none."""
-    facts: Callable[[Finetuning], dict[str, Any]] = lambda _: {}
+    facts: Callable[[Finetuning], Json] = lambda _: {}
     """What the export's `task` says beside what all kinds say, for those who use the model."""
     batch_size: int = 32
     """Examples per step, unless told."""
@@ -111,14 +112,14 @@ class Finetuning:
     weights: dict[str, Tensor]
     """The encoder, and the pooler of a finetuned start; empty from scratch."""
     tokenizer: Tokenizer
-    deepspeed: dict[str, Any]
+    deepspeed: Json
     scale: LabelScale | None
     """Scale of the labels of a regression on own data; None: the labels are learnt as they are."""
     start_task: str | None
     """The task that the start was finetuned on; None for a pretrained one and from scratch."""
     start_notes: list[str]
     """How this start differs from the published one; the score table sees it by itself."""
-    identity: dict[str, Any]
+    identity: Json
     """What decides the result: a result with the same `settings` is not computed again."""
 
     @property

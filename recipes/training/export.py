@@ -22,6 +22,7 @@ from model.pretrained import CONFIG, WEIGHTS, Export, read_export
 from model.weights import Head, gather_state, not_finite
 from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL, sha256, sync_directory
+from recipes.common.json_content import Json
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, other_fingerprint
 from recipes.engine.engine import full_precision_parameters
 from recipes.engine.interface import Engine
@@ -37,7 +38,7 @@ def export(
     config: ModelConfig,
     tokenizer_dir: Path,
     output: Path,
-    facts: dict[str, Any],
+    facts: Json,
     head: Head = "masked_lm",
     finish: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Path:
@@ -77,7 +78,7 @@ def write_export(
     state: dict[str, Tensor],
     config: ModelConfig,
     tokenizer_dir: Path,
-    facts: dict[str, Any],
+    facts: Json,
     head: Head = "masked_lm",
 ) -> None:
     """Publish whole weights (as our model names them) with configuration and tokenizer."""
@@ -108,7 +109,7 @@ def export_directory(checkpoint: Path) -> Path:
     return checkpoint / "export" if (checkpoint / "export").is_dir() else checkpoint
 
 
-def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+def read_tensors(checkpoint: Path) -> tuple[ModelConfig, dict[str, Tensor], Json]:
     """Configuration, weights under their public names and description of an export.
 
     Args:

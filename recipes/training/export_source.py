@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -29,6 +28,7 @@ from model.weights import (
     to_public,
 )
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.interop.source import Source
 from recipes.training.checkpoints.manifest import UNREADABLE, damage, published, read_manifest
@@ -95,7 +95,7 @@ def _read_checkpoint(place: Path) -> Source:
     return Source(place, Export(run / "export", config, tensors, description), tokenizer, data)
 
 
-def _join(place: Path, manifest: dict[str, Any], config: ModelConfig) -> State:
+def _join(place: Path, manifest: Json, config: ModelConfig) -> State:
     """Return the whole weights as our model names them, from every tensor-parallel rank's part."""
     shards = manifest["tensor_parallel_size"]
     readers = [PieceReader(place, manifest, rank) for rank in range(shards)]
@@ -110,7 +110,7 @@ def _join(place: Path, manifest: dict[str, Any], config: ModelConfig) -> State:
     return state
 
 
-def _record(run: Path) -> dict[str, Any]:
+def _record(run: Path) -> Json:
     """Return a run's own record; empty where it has none."""
     try:
         record = json.loads((run / CONFIG).read_bytes())

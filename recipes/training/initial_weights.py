@@ -16,7 +16,6 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,6 +33,7 @@ from model.weights import (
     scatter_state,
 )
 from recipes.common.errors import Faults, UserError
+from recipes.common.json_content import Json
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, why_not_of_weights
 from recipes.training.carry_over import CarryOver, carry_over
 from recipes.training.checkpoints.manifest import UNREADABLE, has_checkpointed, identities
@@ -68,7 +68,7 @@ class InitialWeights:
             f"{self.sha256[:12]}; {words}{head}"
         )
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Json:
         """Return what a record and an export say about the start."""
         return {
             "directory": str(self.directory),
@@ -117,7 +117,7 @@ class RecordedStart:
     given: Path
     """What --init-from names now; may have changed, or be gone."""
     config: ModelConfig
-    started_from: dict[str, Any]
+    started_from: Json
     """As `InitialWeights.facts`; without layout and embeddings where the record is lost."""
 
     def __str__(self) -> str:
@@ -126,7 +126,7 @@ class RecordedStart:
             "recorded; the run goes on from its checkpoints"
         )
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Json:
         """Return what a record and an export say about the start."""
         return self.started_from
 
@@ -178,7 +178,7 @@ def recorded_start(output: Path, given: Path) -> RecordedStart | None:
     """
     if not has_checkpointed(output):
         return None
-    record: dict[str, Any] = {}
+    record: Json = {}
     with suppress(*UNREADABLE):
         record = dict(json.loads((output / CONFIG).read_bytes()))
     known = [*identities(output / "checkpoints").values(), record.get("identity")]
@@ -194,7 +194,7 @@ def recorded_start(output: Path, given: Path) -> RecordedStart | None:
     except (StopIteration, *UNREADABLE):
         return None
     facts = {"directory": str(given), "sha256": weights, "tokenizer": tokenizer}
-    recorded: dict[str, Any] = record.get("started_from") or {}
+    recorded: Json = record.get("started_from") or {}
     if recorded.get("sha256") == weights and recorded.get("tokenizer") == tokenizer:
         return RecordedStart(given, config, {**facts, **recorded})
     return None if given.is_dir() else RecordedStart(given, config, facts)

@@ -8,17 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from model.config import ModelConfig, ModelOptions, preset
 from recipes.common.errors import Faults
+from recipes.common.json_content import Json
 from recipes.corpus.sequence_order import Documents
 from recipes.corpus.token_shards import TokenShards, open_shards
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.engine.batch_plan import BatchPlan, plan_batches
 from recipes.engine.ds_config import precision, read_config
+from recipes.engine.interface import AdamW
 from recipes.training import published_run
 from recipes.training.initial_weights import (
     InitialWeights,
@@ -53,7 +54,7 @@ class Run:
     settings: Settings
     """Every value is filled in; `config.json` records them."""
     model: ModelConfig
-    deepspeed: dict[str, Any]
+    deepspeed: Json
     """The DeepSpeed JSON."""
     plan: BatchPlan
     train: TokenShards
@@ -104,7 +105,7 @@ class Run:
         return ModelOptions(chosen.attention, chosen.kernels, self.adjustable.recompute)
 
     @property
-    def optimizer(self) -> dict[str, Any]:
+    def optimizer(self) -> AdamW:
         """AdamW's settings, as `build_engine` takes them."""
         return adamw(self.identity, self.learning_rate)
 
@@ -130,7 +131,7 @@ class Run:
         return TimeBudget(self.budget_seconds, training_seconds)
 
 
-def adamw(identity: Identity, learning_rate: float) -> dict[str, Any]:
+def adamw(identity: Identity, learning_rate: float) -> AdamW:
     """Return AdamW's settings for this peak learning rate, as `build_engine` takes them."""
     return {
         "learning_rate": learning_rate,

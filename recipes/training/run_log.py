@@ -15,21 +15,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from recipes.common.files import write_whole
+from recipes.common.json_content import Json
 from recipes.training.console import Console
 from recipes.training.curves import POSITION, Curves
 
 LOG_NAME = "log.jsonl"
 
 
-def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_records(path: Path) -> tuple[list[Json], int]:
     """The records of a `log.jsonl` in file order, and how many lines were no record.
 
     A machine that goes down while writing leaves a torn last line; nothing else makes one.
     """
-    records: list[dict[str, Any]] = []
+    records: list[Json] = []
     broken = 0
     for line in path.read_bytes().splitlines():
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
+from recipes.common.json_content import Json
 from recipes.common.locks import lock
 from recipes.common.settings import flat
 from recipes.engine.ds_config import numeric_section, numeric_settings, precision
@@ -64,7 +64,7 @@ def _start(run: Run, world: World) -> bool:
     return has_checkpointed(output) or (output / "export").exists()
 
 
-def _check_identity(output: Path, now: dict[str, Any]) -> None:
+def _check_identity(output: Path, now: Json) -> None:
     """Compare with what is there: with `config.json`, and with every checkpoint, which it may have
     lost, or which may have been copied there.
 
@@ -108,7 +108,7 @@ def _check_identity(output: Path, now: dict[str, Any]) -> None:
         print(f"{config} was missing; the checkpoints have the settings given now")
 
 
-def identity(run: Run) -> dict[str, Any]:
+def identity(run: Run) -> Json:
     """Return what must not change between the parts of one run, as a file gives it back."""
     manifest = run.train.manifest
     splits = manifest["splits"]
@@ -131,21 +131,21 @@ def identity(run: Run) -> dict[str, Any]:
     )
 
 
-def _as_read(value: dict[str, Any]) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads(json.dumps(value, default=str))
+def _as_read(value: Json) -> Json:
+    read: Json = json.loads(json.dumps(value, default=str))
     return read
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Json:
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        record: Json = json.loads(path.read_bytes())
         record["identity"], record["versions"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not the record of a run; move the directory away") from None
     return record
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _differences(before: Json, now: Json) -> list[str]:
     # Earlier versions recorded all of a section.
     before = {
         n: numeric_section(n.removeprefix("deepspeed."), value) for n, value in before.items()
@@ -157,7 +157,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _record(run: Run, world: World) -> dict[str, Any]:
+def _record(run: Run, world: World) -> Json:
     plan, train = run.plan, run.train.manifest
     return {
         "model": {**run.model.to_dict(), "parameters": run.model.parameters()},
@@ -187,11 +187,11 @@ def _record(run: Run, world: World) -> dict[str, Any]:
     }
 
 
-def _start_facts(run: Run) -> dict[str, Any]:
+def _start_facts(run: Run) -> Json:
     return {"started_from": run.initial.facts()} if run.initial else {}
 
 
-def recorded(output: Path) -> dict[str, Any]:
+def recorded(output: Path) -> Json:
     """Return what `config.json` says to people: without the checksums of every shard."""
     return {name: value for name, value in _read(output / CONFIG).items() if name != "identity"}
 
@@ -209,7 +209,7 @@ def facts(run: Run, world: World) -> dict[str, str]:
     }
 
 
-def export_facts(run: Run) -> dict[str, Any]:
+def export_facts(run: Run) -> Json:
     """What an export says about its origin, beside the model."""
     return {
         "tokenizer": {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.files import sha256
+from recipes.common.json_content import Json
 from recipes.engine.world import World
 from recipes.training.progress import Progress
 
@@ -31,7 +32,7 @@ def published(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
-def identities(directory: Path) -> dict[Path, dict[str, Any] | None]:
+def identities(directory: Path) -> dict[Path, Json | None]:
     """The settings of the run that each checkpoint belongs to, newest first; damaged ones left out.
 
     None where a version has written it that did not record them.
@@ -65,8 +66,8 @@ def damage(checkpoint: Path, part: tuple[int, int] = (0, 1)) -> Iterator[str]:
             yield f"{path}: {error.strerror}"
 
 
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())
+def read_manifest(checkpoint: Path) -> Json:
+    manifest: Json = json.loads((checkpoint / MANIFEST).read_bytes())
     if manifest["format"] != FORMAT:
         raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
     progress_of(manifest)

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from recipes.common.errors import UserError
+from recipes.common.json_content import Json
 from recipes.training.checkpoints.manifest import key
 
 
@@ -22,7 +23,7 @@ class PieceReader:
         tensor_parallel_rank: whose parts of the parameters to read.
     """
 
-    def __init__(self, checkpoint: Path, manifest: dict[str, Any], tensor_parallel_rank: int = 0):
+    def __init__(self, checkpoint: Path, manifest: Json, tensor_parallel_rank: int = 0):
         self._checkpoint = checkpoint
         self._files: dict[str, Any] = {}
         self._index: dict[str, list[tuple[int, int, str]]] = {}

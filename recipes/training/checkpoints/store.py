@@ -30,6 +30,7 @@ import torch.distributed as dist
 from model.weights import not_finite
 from recipes.common.errors import SaveError, UserError, refused
 from recipes.common.files import PARTIAL, sync_directory, write_whole
+from recipes.common.json_content import Json
 from recipes.engine.interface import Engine
 from recipes.engine.world import World, agree
 from recipes.training.checkpoints import state, writer
@@ -69,8 +70,8 @@ class Checkpoints:
         *,
         keep: int = 2,
         keep_every: int = 0,
-        facts: dict[str, Any] | None = None,
-        identity: dict[str, Any] | None = None,
+        facts: Json | None = None,
+        identity: Json | None = None,
     ):
         self.directory = directory
         self.keep = keep
@@ -274,7 +275,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _announce(before: dict[str, Any], now: dict[str, Any]) -> None:
+def _announce(before: Json, now: Json) -> None:
     """Say what is not as it was when the checkpoint was written."""
     for name in before.keys() | now.keys():
         if before.get(name) != now.get(name):

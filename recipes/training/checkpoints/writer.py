@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from recipes.common.errors import UserError
 from recipes.common.files import PARTIAL, sync_directory, write_whole
+from recipes.common.json_content import Json
 from recipes.engine.world import World
 from recipes.training.checkpoints.manifest import FORMAT, MANIFEST, file_name
 from recipes.training.progress import Progress
@@ -47,7 +47,7 @@ class Save(threading.Thread):
         progress: Progress,
         tensors: dict[str, Tensor],
         extents: dict[str, list[int]],
-        manifest: dict[str, Any],
+        manifest: Json,
         publish: Callable[[Path, Path], None],
         stall: float,
     ):
