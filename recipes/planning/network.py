@@ -152,7 +152,7 @@ def sent_in_slices(deepspeed: Json) -> bool:
     )
 
 
-def staged_bytes(deepspeed: dict[str, Any], accumulation: int) -> int:
+def staged_bytes(deepspeed: Json, accumulation: int) -> int:
     """Return what the sending of the gradients moves in a GPU's memory beside the all-reduces.
 
     Ours moves nothing. DeepSpeed reads and writes the gradients to divide them by the ranks, and
