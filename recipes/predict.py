@@ -64,7 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Check everything, then go through the input; returns the exit status."""
     faults = Faults()
     settings = parse(Settings, words, faults=faults, manual=__doc__)
-    faults += settings.source.faults()
+    faults += settings.source.faults(settings.output)
     if settings.output is not None and (fault := file_fault(settings.output, ENDINGS)):
         faults.append(fault)
     found = faults.attempt(lambda: open_finetuned(settings.checkpoint))

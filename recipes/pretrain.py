@@ -119,7 +119,7 @@ def train(run: Run, world: World, watchdog: Watchdog) -> int:
 
             last, shares = coming is None, budget.reached(often.export_at)
             if last or due(done.step, often.log_every):
-                books.log(done, loss, lr, update)
+                books.log(done, batch.counts, loss, lr, update)
 
             if last or shares or due(done.step, often.eval_every):
                 books.evaluate(done, shares)

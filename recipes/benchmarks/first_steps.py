@@ -27,6 +27,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root
 from recipes.common.entry import run
 from recipes.common.files import sha256
 from recipes.common.json_content import Json
+from recipes.training.run_log import of_training
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
@@ -108,12 +109,12 @@ def cut_off(whole: Path, cut: Path, step: int) -> None:
 def logged(run: Path) -> dict[int, Json]:
     """Return what the log of a run has of the training of every step."""
     records: Iterable[Json] = map(json.loads, (run / "log.jsonl").read_text("utf-8").splitlines())
-    return {each["step"]: each for each in records if "loss/train" in each}
+    return {each["step"]: each for each in records if of_training(each)}
 
 
 def losses(run: Path) -> dict[int, float]:
-    """Return the training loss of every logged step."""
-    return {step: each["loss/train"] for step, each in logged(run).items()}
+    """Return the training loss of every logged step that has one."""
+    return {step: each["loss/train"] for step, each in logged(run).items() if "loss/train" in each}
 
 
 def refuse_a_new_start(whole: dict[int, Json], resumed: dict[int, Json]) -> None:

@@ -90,7 +90,7 @@ class _Decompressed(io.RawIOBase):
             return False
         compressed = self._compressed or self._file.read(CHUNK)
         if not compressed:
-            raise EOFError
+            raise EOFError("its compressed data end too early")
         try:
             self._pending = memoryview(self._member.decompress(compressed))
         except Exception as error:  # each library has a kind of its own

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from recipes.common.errors import UserError
+
 PARTIAL = ".partial"
 """Ending of a file that is not finished; such files are never read."""
 
 
 class PartialFile:
-    """A file called `<path>.partial` until it is whole; only then does `path` change."""
+    """A file called `<path>.partial` until it is whole; only then does `path` change.
 
-    def __init__(self, path: Path):
+    One process at a time writes it: two would mix their bytes.
+
+    Args:
+        wait: until no other process writes it, instead of refusing.
+
+    Raises:
+        UserError: another process is writing it.
+    """
+
+    def __init__(self, path: Path, *, wait: bool = False):
         self.path = path
         self._partial = path.with_name(path.name + PARTIAL)
-        self._file = self._partial.open("wb", buffering=1 << 20)
+        self._file = self._opened_alone(wait)
+        self._published = False
+
+    def _opened_alone(self, wait: bool) -> BinaryIO:
+        while True:
+            file = open(self._partial, "wb", 1 << 20, opener=_as_it_is)  # noqa: SIM115  # stays
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                file.close()
+                raise UserError(f"{self.path}: another process is writing it right now") from None
+            except OSError:  # some network file systems have no locks
+                pass
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), self._partial.stat()):
+                    file.truncate()
+                    return file
+            file.close()  # it got its name, or was taken away, while we waited
 
     @property
     def file(self) -> BinaryIO:
@@ -33,28 +62,35 @@ class PartialFile:
         """Bring it to the disk; nothing can be written afterwards."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._file.close()
 
     def publish(self) -> None:
         """Give it its name, in place of what had the name before."""
         os.replace(self._partial, self.path)
+        self._published = True
+        self._file.close()
 
     def discard(self) -> None:
         """Remove it, unless it has its name already."""
+        if not self._published:  # else another process may have one of this name by now
+            self._partial.unlink(missing_ok=True)
         with suppress(OSError):  # a full disk refuses the last flush, too
             self._file.close()
-        self._partial.unlink(missing_ok=True)
+
+
+def _as_it_is(path: str, flags: int) -> int:
+    """Open a file without emptying it: another process may be writing it."""
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
 
 
 def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     """Replace `path` by `parts`, one after the other.
 
-    A reader, or a crash, sees the old or the new, never half.
+    A reader, or a crash, sees the old or the new, never half; of two writers the last one wins.
 
     Raises:
         OSError: the file system's own (full, read-only), with `path` in it, which is as it was.
     """
-    file = PartialFile(path)
+    file = PartialFile(path, wait=True)
     try:
         for part in parts:
             file.write(part)

@@ -39,8 +39,7 @@ def raw_records(
     try:
         yield from _READERS[span.kind](span, text_key, skipped or Skipped())
     except EOFError as error:
-        reason = str(error) or "its compressed data end too early"
-        raise UserError(f"{span.name}: truncated: {reason}") from None
+        raise UserError(f"{span.name}: truncated: {error}") from None
     except OSError as error:
         raise UserError(f"{span.name}: cannot be read: {error}") from error
 

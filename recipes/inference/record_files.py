@@ -38,6 +38,7 @@ TEXT_COLUMN = "text"
 """Name of what a line of text becomes."""
 MAX_BYTES = 1 << 24
 """Largest line or CSV field; a larger one is nearly always a file read as what it is not."""
+NO_UNICODE = "not Unicode, save it as UTF-8"
 TOO_LONG = f"longer than {MAX_BYTES >> 20} MiB"
 
 
@@ -155,13 +156,21 @@ def _json_object(line: bytes) -> UniqueKeys | str:
         return TOO_LONG
     try:
         found = json.loads(line.removeprefix(codecs.BOM_UTF8), object_pairs_hook=UniqueKeys)
-        # Half a surrogate pair, which JSON can spell and no file can hold.
-        json.dumps(found, ensure_ascii=False).encode()
     except UnicodeError:
-        return "not Unicode, save it as UTF-8"
+        return NO_UNICODE
     except (ValueError, RecursionError):
         found = None
-    return found if isinstance(found, UniqueKeys) else "not a JSON object"
+    if not isinstance(found, UniqueKeys):
+        return "not a JSON object"
+    try:
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeError:  # half a surrogate pair, which JSON can spell and no file can hold
+        return NO_UNICODE
+    except ValueError:  # Python reads NaN, Infinity and 1e999; others do not read what it writes
+        return "holds NaN or an infinite number, for which JSON has no word; write null"
+    except RecursionError:
+        return "holds lists within lists, too many to be written"
+    return found
 
 
 def _tsv(name: str, lines: Iterable[bytes], columns: Sequence[str]) -> Iterator[Record]:
@@ -195,6 +204,8 @@ def _csv(name: str, lines: Iterable[bytes], columns: Sequence[str]) -> Iterator[
     records = csv_records(Path(name), itertools.chain([first] if first else [], parts))
     header = next((fields for _, fields in records if fields), None)
     if header is not None:
+        if any(map(_broken, header)):
+            raise UserError(f"{name}:1: not UTF-8, save it as UTF-8")
         _check(name, header, columns)
         for number, fields in records:
             if any(map(_broken, fields)):

@@ -33,8 +33,8 @@ class Source:
     text_columns: tuple[str, ...] = ()
     """Column of the text; two columns for pairs. Unless given, those of the finetuning, or text."""
 
-    def faults(self) -> list[str]:
-        """What is wrong with these settings by themselves."""
+    def faults(self, output: Path | None) -> list[str]:
+        """What is wrong with these settings, given the file that will be written."""
         faults = []
         if self.input != STDIN:
             path = Path(self.input)
@@ -42,6 +42,8 @@ class Source:
                 faults.append(f"--input {path}: is a directory; name a file")
             elif not path.exists():
                 faults.append(f"--input {path}: no such file")
+            elif output is not None and output.exists() and path.samefile(output):
+                faults.append(f"--output {output}: is the input, which it would replace")
             elif self.format is None and format_of(self.input) is None:
                 faults.append(
                     f"--input {path}: of no known kind; {' '.join(ENDINGS)} are, also compressed; "

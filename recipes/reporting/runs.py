@@ -20,7 +20,7 @@ from recipes.common.errors import Faults, UserError
 from recipes.common.json_content import Json
 from recipes.training.bill import DOLLARS, GPU_HOURS
 from recipes.training.console import duration
-from recipes.training.run_log import LOG_NAME, read_records
+from recipes.training.run_log import LOG_NAME, of_training, read_records
 
 Values = NDArray[np.float64]
 
@@ -202,7 +202,7 @@ def _load_run(directory: Path, name: str, needed: Sequence[str]) -> RecordedRun:
         name=name,
         directory=directory,
         config=config,
-        steps=[record for record in records if "loss/train" in record],
+        steps=[record for record in records if of_training(record)],
         evals=[record for record in records if "loss/eval" in record],
         notes=notes,
     )
@@ -247,7 +247,7 @@ def _read_log(directory: Path) -> tuple[list[Json], list[str]]:
         records, torn = read_records(path)
     except FileNotFoundError:
         raise UserError(f"{directory}: no {LOG_NAME}, nothing was logged") from None
-    if not any("loss/train" in record for record in records):
+    if not any(map(of_training, records)):
         counts = f"{len(records)} records and {torn} torn lines"
         raise UserError(f"{path}: no training step among {counts}")
     notes = []

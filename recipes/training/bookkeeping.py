@@ -101,10 +101,20 @@ class Bookkeeping:
             dollars=self._bill.dollars(age),
         )
 
-    def log(self, done: Progress, loss: Tensor, lr: float, update: Update) -> None:
-        """Log the step that was done last; waits for the device."""
+    def log(
+        self, done: Progress, counts: dict[str, int], loss: Tensor, lr: float, update: Update
+    ) -> None:
+        """Log the step that was done last; waits for the device.
+
+        Args:
+            counts: what the step's global batch held; without a masked token there is no loss.
+        """
+        losses = {"loss/train": float(loss)} if counts["masked_tokens"] else {}
+        if not losses and self.world.rank == 0:
+            none = f"none of its {counts['real_tokens']:,} tokens is masked"
+            print(f"step {done.step}: {none}, so it has no loss", flush=True)
         scalars = {
-            "loss/train": float(loss),
+            **losses,
             "optimizer/lr": lr,
             "optimizer/grad_norm": float(update.norm),
             "optimizer/skipped_steps": done.skipped,
@@ -119,7 +129,10 @@ class Bookkeeping:
         self.watchdog.pause()
         with self._meter.pause():
             self.evaluated = evaluate(self.engine.module, self.run, self.world)
-            self._log.eval(*done.position, self.evaluated | self._clocks(done))
+            if self.evaluated:
+                self._log.eval(*done.position, self.evaluated | self._clocks(done))
+            elif self.world.rank == 0:
+                print("evaluation: none of the held-out tokens is masked: nothing is measured")
             for share in shares:
                 self.export(done, self.run.places.output / f"at-{100 * share:g}")
 

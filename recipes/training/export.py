@@ -163,8 +163,14 @@ def unfinished(run: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     newest = next(iter(published(run / "checkpoints")), None)
-    step = f"{int(newest.name.removeprefix('step-')):,}" if newest else "none yet"
+    done = int(newest.name.removeprefix("step-")) if newest else None
+    step = "none yet" if done is None else f"{done:,}"
     total = record.get("total_steps")
+    if done is not None and done == total:
+        return (
+            f"this run has done all of its {done:,} steps, and exported nothing. The command that "
+            "started it says why, or exports now"
+        )
     parts = sorted(str(path.parent) for path in run.glob("at-*/export"))
     return (
         "this run has not finished; its newest checkpoint is of step "

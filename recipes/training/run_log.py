@@ -44,6 +44,11 @@ def read_records(path: Path) -> tuple[list[Json], int]:
     return records, broken
 
 
+def of_training(record: Mapping[str, object]) -> bool:
+    """Whether a record is of a training step; one in which no token was masked has no loss."""
+    return "loss/train" in record or "optimizer/lr" in record
+
+
 class RunLog:
     """Writes the scalars of a run to `directory` and the console; a no-op on ranks above 0.
 

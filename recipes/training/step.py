@@ -149,7 +149,10 @@ def compute_gradients(
 
 @torch.no_grad()
 def evaluate(model: RapidBertForMaskedLM, run: Run, world: World) -> dict[str, float]:
-    """Return loss in nats and accuracy on held-out text at 15% masking."""
+    """Return loss in nats and accuracy on held-out text at 15% masking.
+
+    Nothing is returned where chance masks no token of it, as in a text of a few tokens.
+    """
     dataset = EvaluationBatches(
         run.validation,
         sequence_length=run.identity.sequence_length,
@@ -177,4 +180,4 @@ def evaluate(model: RapidBertForMaskedLM, run: Run, world: World) -> dict[str, f
     model.train()
     dist.all_reduce(sums, group=world.data_parallel_group)
     loss, hits, masked = sums.tolist()
-    return {"loss/eval": loss / masked, "accuracy/eval": hits / masked}
+    return {"loss/eval": loss / masked, "accuracy/eval": hits / masked} if masked else {}

@@ -20,6 +20,7 @@ from model.token_classifier import RapidBertForTokenClassification
 from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import open_tokenizer
 from recipes.inference import computing
+from recipes.inference.outputs import written
 from recipes.predict import main
 
 
@@ -351,3 +352,28 @@ def test_what_breaks_off_leaves_what_was_there(models, use, tmp_path, monkeypatc
         use("single", tmp_path / "in.csv")
     assert (tmp_path / "out.jsonl").read_text() == "{}\n"
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_input_is_not_replaced_under_any_of_its_names(models, tmp_path, monkeypatch):
+    """The same path, another spelling, a link to it, and a second name of the file."""
+    source = tmp_path / "in.csv"
+    source.write_text("text\nfine\n")
+    (tmp_path / "link.csv").symlink_to("in.csv")
+    (tmp_path / "second.csv").hardlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    command = ["--checkpoint", str(models / "single"), "--input", "in.csv", "--output"]
+    for output in (str(source), "./in.csv", "link.csv", "second.csv"):
+        with pytest.raises(UserError, match="is the input, which it would replace"):
+            main([*command, output])
+    assert source.read_text() == "text\nfine\n"
+    assert main([*command, "out.csv"]) == 0
+
+
+def test_two_processes_do_not_write_one_output(models, tmp_path):
+    (tmp_path / "in.txt").write_text("fine\n")
+    command = ["--checkpoint", str(models / "single"), "--input", str(tmp_path / "in.txt")]
+    with written(tmp_path / "out.jsonl") as other:
+        other.write(b"{}\n")
+        with pytest.raises(UserError, match="another process is writing it right now"):
+            main([*command, "--output", str(tmp_path / "out.jsonl")])
+    assert (tmp_path / "out.jsonl").read_text() == "{}\n"

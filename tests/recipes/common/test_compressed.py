@@ -71,7 +71,7 @@ def test_what_is_cut_off_or_changed_is_an_error(tmp_path, ending):
     path = tmp_path / f"a{ending}"
     whole = COMPRESS[ending](DATA)
     for end in (1, 5, len(whole) // 2, len(whole) - 1):
-        with pytest.raises(EOFError):
+        with pytest.raises(EOFError, match="end too early"):
             read(path, whole[:end])
     with pytest.raises(EOFError):
         read(path, whole + whole[:-4])

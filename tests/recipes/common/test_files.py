@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 
 import pytest
 
+from recipes.common.errors import UserError
 from recipes.common.files import PartialFile, sha256, why_no_directory, why_no_file, write_whole
 
 
@@ -50,3 +52,47 @@ def test_what_cannot_be_written_is_said(tmp_path):
     assert why_no_directory(tmp_path / "file" / "in") == f"{tmp_path / 'file'} is a file"
     assert why_no_file(tmp_path / "file") is None and why_no_file(tmp_path / "new") is None
     assert why_no_file(tmp_path) == "is a directory; name a file"
+
+
+def test_a_file_has_one_writer(tmp_path):
+    """Two had mixed their bytes under one name; a lock is of the open file, so that one process
+    that opens it twice is refused as two are."""
+    path = tmp_path / "a.bin"
+    first = PartialFile(path)
+    first.write(b"first")
+    with pytest.raises(UserError, match="a.bin: another process is writing it right now"):
+        PartialFile(path)
+    first.close()  # it has no name yet
+    with pytest.raises(UserError, match="another process"):
+        PartialFile(path)
+    first.publish()
+    second = PartialFile(path)
+    first.discard()  # what has the partial name now is the second's
+    second.write(b"second")
+    second.close()
+    second.publish()
+    assert path.read_bytes() == b"second" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_has_left_is_not_part_of_the_next(tmp_path):
+    (tmp_path / "a.bin.partial").write_bytes(b"longer than what comes")
+    write_whole(tmp_path / "a.bin", b"new")
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+
+
+def write_often(path, byte: bytes) -> None:
+    for _ in range(15):
+        write_whole(path, byte * 200_000)
+
+
+def test_writers_of_a_small_file_wait_for_each_other(tmp_path):
+    path = tmp_path / "a.bin"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_often, args=(path, byte)) for byte in (b"a", b"b")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert path.read_bytes() in (b"a" * 200_000, b"b" * 200_000)
+    assert list(tmp_path.iterdir()) == [path]

@@ -84,5 +84,18 @@ def test_names_of_columns_are_unique(tmp_path, ending):
 def test_a_truncated_file_is_an_error(tmp_path):
     whole = gzip.compress(b"text\n" * 100_000)
     (tmp_path / "a.txt.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read: its compressed data end too early"):
         list(open_records(str(tmp_path / "a.txt.gz"), None, ("text",)).every)
+
+
+def test_numbers_that_json_has_no_word_for_are_faults(tmp_path):
+    """Python reads them; written as they are, they make lines that no other reader takes."""
+    lines = ['{"text": "a", "x": NaN}', '{"text": "b", "x": [1e999]}', '{"text": "c", "x": null}']
+    found = read(tmp_path / "a.jsonl", "\n".join(lines).encode())
+    assert ["no word" in (record.fault or "") for record in found] == [True, True, False]
+
+
+def test_a_header_in_another_encoding_is_said_and_not_shown(tmp_path):
+    for ending in ("csv", "tsv"):
+        with pytest.raises(UserError, match=f"a.{ending}:1: not UTF-8, save it as UTF-8"):
+            read(tmp_path / f"a.{ending}", "text,label\nhello,good\n".encode("utf-16"))

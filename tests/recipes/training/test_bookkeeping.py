@@ -40,7 +40,9 @@ def clock(monkeypatch):
     return moved
 
 
-def train(directory, clock, done: Progress, gpus: int, hours: float, price: float = 2.5) -> tuple:
+def train(
+    directory, clock, done: Progress, gpus: int, hours: float, price: float = 2.5, masked: int = 90
+) -> tuple:
     """Train one step that takes so many hours; return the progress and the summary."""
     device = "NVIDIA H100 80GB HBM3"
     record = {"model": {"name": "rapidbert-base"}, "device": device, "world_size": gpus}
@@ -65,7 +67,8 @@ def train(directory, clock, done: Progress, gpus: int, hours: float, price: floa
     with books:
         clock.now += hours
         done = books.count(done, COUNTS, update, 0.0)
-        books.log(done, torch.tensor(5.0), 1e-3, update)
+        counts = {**COUNTS, "masked_tokens": masked}
+        books.log(done, counts, torch.tensor(5.0), 1e-3, update)
         return done, books.summary(done)
 
 
@@ -96,6 +99,18 @@ def test_steps_that_run_again_are_paid_twice_and_a_new_price_holds_from_now_on(t
     done, _ = train(tmp_path / "base", clock, kept, 4, 1, price=10.0)
     assert done.step == 2
     assert (done.gpu_seconds / HOUR, done.dollars) == pytest.approx((8 + 16 + 4, 60 + 40))
+
+
+def test_a_step_in_which_nothing_is_masked_has_no_loss(tmp_path, clock, capsys):
+    """Its sum of no losses had been logged as 0.0, the best loss there is."""
+    first, _ = train(tmp_path / "base", clock, Progress(), 8, 1)
+    train(tmp_path / "base", clock, first, 8, 1, masked=0)
+    said = capsys.readouterr().out
+    assert "step 2: none of its 1,000,000,000 tokens is masked, so it has no loss" in said
+    assert "step   2/100  loss        -" in said
+    [run] = load_runs([tmp_path / "base"])
+    assert [step.get("loss/train") for step in run.steps] == [5.0, None]
+    assert run.latest["step"] == 2 and run.last("loss/train") == 5.0
 
 
 def test_a_checkpoint_of_an_earlier_version_was_made_by_the_gpus_that_wrote_it():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,17 @@ def test_fetching_ahead_changes_no_bit_and_an_interruption_loses_nothing(data, t
     records, _ = trained(tmp_path / "run")
     found = [(r["loss/train"], r["optimizer/grad_norm"]) for r in records if "loss/train" in r]
     assert found == expected
+
+
+def evaluated(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
+    """What is measured as ever, and where chance masks none of the tokens."""
+    run, world, engine = build(settings)
+    usual = steps.evaluate(engine.module, run, world)
+    steps.EvaluationBatches = partial(steps.EvaluationBatches, mask_probability=1e-12)
+    return usual, steps.evaluate(engine.module, run, world)
+
+
+def test_held_out_text_without_a_masked_token_measures_nothing(data, tmp_path):
+    settings = settings_of(data, tmp_path / "run", write_config(tmp_path, 8, 8), duration=8)
+    [(usual, nothing)] = values(run_world(1, evaluated, settings))
+    assert usual.keys() == {"loss/eval", "accuracy/eval"} and nothing == {}

@@ -538,6 +538,8 @@ def test_weights_that_are_not_numbers_are_named_when_they_are_read(copy):
 def test_a_run_that_has_not_finished_says_how_far_it_is(copy):
     run, _ = copy
     (run / "export").rename(run / "at-25")
+    with pytest.raises(UserError, match="has done all of its 5 steps, and exported nothing"):
+        export.read_tensors(run)  # as after an end in steps without effect
     shutil.rmtree(run / "checkpoints" / NEWEST)
     with pytest.raises(UserError) as caught:
         export.read_tensors(run)
