@@ -40,7 +40,7 @@ class Gpu:
     network_gbit_per_s: float | None = None
     """To other nodes, Gbit/s for each GPU."""
     gpus_per_node: int = 8
-    """GPUs that NVLink joins."""
+    """GPUs in a node."""
     dollars_per_hour: float | None = None
     """Rent of one GPU."""
 

@@ -45,7 +45,8 @@ class Hardware:
     gpu: str = "h100"
     """a100-40, a100-80, h100, h200, b200; a driver's name of one of these; or a JSON file that
     describes another: name, peak_bf16_tflops, memory_gb, memory_gb_per_s, multiprocessors,
-    nvlink_gb_per_s, network_gbit_per_s, dollars_per_hour."""
+    nvlink_gb_per_s, network_gbit_per_s, dollars_per_hour, and gpus_per_node where it is not 8
+    (docs/cluster.md has an example)."""
     gpu_memory_gb: GpuMemoryGb | None = None
     """Memory of each GPU in 10^9 bytes, instead of the table's (recipes/common/gpus.py)."""
     network_gbps: Gbps | None = None

@@ -51,8 +51,9 @@ def heading(question: Question) -> str:
         f"{model.name}, {model.parameters() / 1e6:.1f}M parameters, {precision(deepspeed)}, ZeRO "
         f"stage {stage}, {question.settings.run.sequence_length} tokens per sequence, global batch "
         f"{question.global_batch:,}\n"
-        f"on {gpu.name}: {gpu.memory_gb:g} GB, {gpu.peak_bf16_tflops:g} TFLOP/s, NVLink "
-        f"{gpu.nvlink_gb_per_s:g} GB/s, network {gpu.network_gbit_per_s:g} Gbit/s per GPU, "
+        f"on {gpu.name}: {gpu.memory_gb:g} GB, {gpu.peak_bf16_tflops:g} TFLOP/s, "
+        f"{gpu.gpus_per_node} in a node at {gpu.nvlink_gb_per_s:g} GB/s, "
+        f"network {gpu.network_gbit_per_s:g} Gbit/s per GPU, "
         f"${gpu.dollars_per_hour:.2f} an hour\n"
         f"{basis(question)}"
     )
@@ -231,8 +232,9 @@ def _assumptions(question: Question, tabulated: bool) -> list[str]:
         "waiting is what is known least: the step times of a run on two nodes beside one tell "
         "yours.",
         "Left out: input that is too slow, evaluation, checkpoints (below 0.5% as measured on a "
-        "CPU), restarts. Hours and dollars stretch as a step does. Efficiency: tokens/s per GPU "
-        "against one node, same global batch.",
+        "CPU), restarts. The interval of a step is that of hours and dollars too, in proportion. "
+        "Efficiency: tokens/s per GPU, as a share of that on one full node with the same global "
+        "batch.",
         f"The paper's own numbers differ: {'; '.join(inconsistencies())}.",
     ]
 

@@ -107,6 +107,10 @@ def outcomes(tmp_path_factory) -> dict[str, Outcome]:
         rows = [f"{text},{int(bool(set(text.split()) & set(GOOD)))}" for text in pairs[:40]]
         (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
     write_tasks(folder / "glue")
+    [gpu] = re.findall(
+        r"```json\n(.*?)```", (ROOT / "docs/cluster.md").read_text("utf-8"), re.DOTALL
+    )
+    (folder / "mine.json").write_text(gpu)
     shutil.copytree(ROOT / "ds_configs", folder / "ds_configs")
     shutil.copy(ROOT / "ds_configs" / "tiny_cpu.json", folder / "ds_configs" / "base.json")
     (folder / "recipes").symlink_to(ROOT / "recipes")
