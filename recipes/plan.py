@@ -55,7 +55,7 @@ def simulate(settings: Settings, faults: Faults) -> int:
 
     models = [settings.run.model] if settings.run.model else SIMULATED
     questions = [resolve(settings, faults, model) for model in models]
-    print(write(questions, settings.output))
+    print(write(questions, settings.output or Path("runs/plan")))
     return 0
 
 

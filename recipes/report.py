@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,15 @@ class Settings:
     repository's docs/results if not given."""
 
 
+def given_twice(directories: Sequence[Path]) -> Iterator[str]:
+    """Name the directories that are there again under this name or another."""
+    for number, directory in enumerate(directories):
+        for earlier in directories[:number]:
+            if directory.exists() and earlier.exists() and directory.samefile(earlier):
+                yield f"{directory}: is {earlier}, which is named already; name it once"
+                break
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Find out what the directories hold, write its report and print it; return the exit code."""
     settings = parse(Settings, words, manual=__doc__)
@@ -73,6 +82,9 @@ def main(words: Sequence[str] | None = None) -> int:
         faults.append(f"--output {settings.output}: {refusal}")
     if settings.leaderboard and (refusal := why_no_file(settings.leaderboard)):
         faults.append(f"--leaderboard {settings.leaderboard}: {refusal}")
+    if settings.records and not settings.records.is_dir():
+        faults.append(f"--records {settings.records}: no such directory")
+    faults += given_twice(directories)
     report = faults.attempt(lambda: report_of(directories)) if directories else None
     faults.stop()
     if settings.leaderboard and not directories:

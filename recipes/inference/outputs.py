@@ -101,13 +101,17 @@ class Columns:
 def written(path: Path | None) -> Iterator[BinaryIO]:
     """A file that gets its name when the block ends well; standard output where there is no path.
 
+    Makes the file's directory.
+
     Raises:
+        UserError: another process is writing the file.
         OSError: the file system's own; what had the name before is then as it was.
     """
     if path is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = PartialFile(path)
     try:
         yield partial.file

@@ -104,8 +104,8 @@ class Settings:
     simulate: bool = False
     """Draw Base and Large on all numbers of GPUs, with constant and with growing global batches,
     and write figure, table and JSON."""
-    output: Path = Path("runs/plan")
-    """Directory for what --simulate writes."""
+    output: Path | None = None
+    """Directory for what --simulate writes; runs/plan if not given."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,11 @@ def _output_faults(settings: Settings) -> list[str]:
     found = []
     if settings.json and (refusal := why_no_file(settings.json)):
         found.append(f"--json {settings.json}: {refusal}")
-    if settings.simulate and (refusal := why_no_directory(settings.output)):
+    if settings.simulate and settings.json:
+        found.append("--json is for one model; --simulate writes its JSON into --output")
+    if settings.output and not settings.simulate:
+        found.append(f"--output {settings.output}: is for --simulate; --json FILE takes this plan")
+    elif settings.output and (refusal := why_no_directory(settings.output)):
         found.append(f"--output {settings.output}: {refusal}")
     return found
 

@@ -113,7 +113,7 @@ def _report_runs(wanted: Wanted, left_out: list[str], without: Sequence[Path]) -
         scores,
         controls,
         sweeps=scaling.load_sweeps(sweep) if sweep else (),
-        lines=_lines(board),
+        lines=_lines(board, left_out),
         records=wanted.records(),
         left_out=left_out,
     )
@@ -155,7 +155,7 @@ def _report_results(wanted: Wanted, left_out: list[str], without: Sequence[Path]
     for name, results in named.items():
         if not any(result.get("from_scratch") for result in results):
             _record_line(board, Path(name), results, left_out)
-    lines = _lines(board)
+    lines = _lines(board, left_out)
     all_series = [summarize(name, found) for name, found in named.items()]
     more = [Section("Leaderboard", leaderboard_part(lines))]
     page = write_page(all_series, output, more, left_out)
@@ -200,12 +200,13 @@ def _record_line(
         left_out += error.faults
 
 
-def _lines(board: Path) -> list[leaderboard.Line]:
+def _lines(board: Path, left_out: list[str]) -> list[leaderboard.Line]:
     """Return the lines of a leaderboard, none of a damaged one, with those published."""
+    own: list[leaderboard.Line] = []
     try:
         own = leaderboard.read(board)
-    except UserError:
-        own = []  # it is named already, if there was a line for it
+    except UserError as error:  # named already, if there was a line for it
+        left_out += [fault for fault in error.faults if fault not in left_out]
     return leaderboard.with_published(own)
 
 

@@ -110,6 +110,15 @@ def _first_screen(found: Found) -> Markup:
         for run in found.runs
         if run.unfinished
     ]
+    parts += [
+        paragraph(
+            f"{run.name}: {run.skipped:,} of {run.latest['step']:,} steps were without effect, "
+            "since their loss or gradient was not finite.",
+            "warning",
+        )
+        for run in found.runs
+        if run.skipped
+    ]
     if any(series.stand_in for series in found.scores.values()):
         parts.append(paragraph(NOT_GLUE, "warning"))
     if len(found.runs) == 1:

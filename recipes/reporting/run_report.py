@@ -30,7 +30,9 @@ def _column(run: RecordedRun) -> dict[str, str]:
         "model": run.model,
         "parameters": shown(run.parameters and run.parameters / 1e6, "{:,.1f} M"),
         "devices": shown(run.devices, "{}", "?") + f" × {run.device}",
-        "steps": f"{latest['step']:,}" + (f" of {total:,}" if total else ""),
+        "steps": f"{latest['step']:,}"
+        + (f" of {total:,}" if total else "")
+        + (f", {run.skipped:,} without effect" if run.skipped else ""),
         "sequences": f"{latest['sequences']:,}",
         "tokens": f"{latest['tokens']:,}",
         "training loss (nats)": shown(run.last("loss/train"), "{:.3f}"),

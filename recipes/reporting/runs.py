@@ -123,6 +123,11 @@ class RecordedRun:
         return f"minute {spent / 60:,.1f} of {minutes:g}"
 
     @property
+    def skipped(self) -> int:
+        """Steps without effect: their loss or gradient was not finite."""
+        return round(self.last("optimizer/skipped_steps") or 0)
+
+    @property
     def restarts(self) -> list[Restart]:
         """Later starts, of those that have left a record."""
         found, before, last = [], 0.0, 0

@@ -201,13 +201,14 @@ def load_with_tokenizer(checkpoint: Path) -> tuple[RapidBertForMaskedLM, Tokeniz
     """Load an exported masked language model, for evaluation, and the tokenizer of its training.
 
     Raises:
-        UserError: as `read_tensors`; weights that do not fit; another tokenizer; a classifier,
-            which guesses no words.
+        UserError: as `read_tensors`; weights that do not fit; another tokenizer; a finetuned
+            model, which guesses no words.
     """
     found = open_export(checkpoint)
     tokenizer = read_tokenizer(checkpoint, found.config, found.description)
-    if "classifier.weight" in found.tensors:
-        task = found.description.get("task", {}).get("name", "a task")
+    task = found.description.get("task", {})
+    if task or "classifier.weight" in found.tensors:
+        task = task.get("name", "a task")
         raise UserError(f"{checkpoint}: finetuned on {task}; name the pretrained model it is from")
     model = RapidBertForMaskedLM(found.config)
     try:

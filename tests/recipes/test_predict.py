@@ -366,7 +366,7 @@ def test_the_input_is_not_replaced_under_any_of_its_names(models, tmp_path, monk
         with pytest.raises(UserError, match="is the input, which it would replace"):
             main([*command, output])
     assert source.read_text() == "text\nfine\n"
-    assert main([*command, "out.csv"]) == 0
+    assert main([*command, "new/place/out.csv"]) == 0 and Path("new/place/out.csv").is_file()
 
 
 def test_two_processes_do_not_write_one_output(models, tmp_path):

@@ -100,7 +100,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_reported(tmp_path, capsys):
     (run / "leaderboard.json").write_text("{")
     broken = write_run(tmp_path / "broken", steps=0)
     named = [str(run), str(broken), str(tmp_path / "none")]
-    assert report.main([*named, "--records", str(tmp_path / "no records")]) == 0
+    assert report.main([*named, "--records", str(tmp_path)]) == 0
     captured = capsys.readouterr()
     page = (run / "report.html").read_text()
     for said in (
@@ -194,3 +194,38 @@ def test_a_directory_above_runs_names_them(tmp_path):
     write_run(tmp_path / "runs" / "mine")
     with pytest.raises(UserError, match=r"There are runs in it: .*runs/mine$"):
         report.main([str(tmp_path / "runs")])
+
+
+def test_what_is_named_wrongly_is_refused_at_once(tmp_path):
+    """A run under two names would stand beside itself, and be taken for two."""
+    run = write_run(tmp_path / "base")
+    (tmp_path / "link").symlink_to("base")
+    words = [str(run), str(tmp_path / "link"), "--records", str(tmp_path / "none")]
+    with pytest.raises(UserError) as error:
+        report.main(words)
+    assert list(error.value.faults) == [
+        f"--records {tmp_path / 'none'}: no such directory",
+        f"{tmp_path / 'link'}: is {run}, which is named already; name it once",
+    ]
+    assert not (run / "report.md").exists()
+
+
+def test_a_file_that_is_no_leaderboard_is_named_although_no_line_is_for_it(tmp_path, capsys):
+    run, table = write_run(tmp_path / "base"), tmp_path / "table.csv"
+    table.write_text("a,b\n")
+    words = [str(run), "--leaderboard", str(table), "--records", str(tmp_path)]
+    assert report.main(words) == 0
+    assert f"left out: {table}: no leaderboard" in capsys.readouterr().err
+    assert table.read_text() == "a,b\n"
+
+
+def test_steps_without_effect_are_reported(tmp_path, capsys):
+    """Of a loss that was NaN from step 2 on, the table had shown that of step 1 alone."""
+    run = write_run(tmp_path / "base", steps=1)
+    with (run / "log.jsonl").open("a") as log:
+        where = {"step": 10, "sequences": 1, "tokens": 1, "seconds": 9}
+        log.write(json.dumps({**where, "loss/train": None, "optimizer/skipped_steps": 9}) + "\n")
+    assert report.main([str(run), "--records", str(tmp_path)]) == 0
+    assert "10 of 50, 9 without effect" in capsys.readouterr().out
+    assert "9 of 10 steps were without effect" in (run / "report.html").read_text()
+    assert "9 without effect" in (run / "report.md").read_text()

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from inference_scenarios import TASKS
 from preparation_scenarios import prepare
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -131,6 +132,13 @@ def test_a_finetuned_model_is_told_that_it_guesses_no_words(exported, tmp_path):
         load_with_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["answers", "tags"])
+def test_finetuned_models_of_other_kinds_are_told_so_too(models, kind):
+    """Not that their weights do not fit."""
+    with pytest.raises(UserError, match=f"finetuned on {TASKS[kind]['name']}; name the pretrained"):
+        load_with_tokenizer(models / kind)
+
+
 def test_bytes_of_another_encoding_are_refused(exported):
     model, tokenizer, _ = exported
     sentences = ["the caf\udce9 [MASK]", "none", "the [MASK]"]
@@ -161,3 +169,5 @@ def test_the_command_names_all_faults_before_it_loads_the_model(tmp_path):
     ]
     with pytest.raises(UserError, match="or --data to take held-out ones from"):
         fill_mask.main(command)
+    with pytest.raises(UserError, match="held-out sentences, or those given here; leave out one"):
+        fill_mask.main([*command, "--data", str(tmp_path), f"a {MASK}"])
