@@ -38,7 +38,7 @@ def _forward_whole(
     last = tl.load(Offsets + sequences)
     columns = tl.arange(0, BLOCK_D)
     Q = QKV + head * 3 * D
-    O = Out + head * D  # noqa: E741
+    O = Out + head * D  # noqa: E741  # the paper's name
     slope = tl.load(Slopes + head).to(ACC) if ALIBI else 0.0
     key = start + tl.arange(0, KEYS)
     if end - start > KEYS:

@@ -35,7 +35,7 @@ from recipes.benchmarks.summary import summary
 from recipes.common.errors import Faults
 from recipes.common.files import why_no_directory
 from recipes.common.processes import received_signals
-from recipes.reporting.tables import aligned
+from recipes.common.tables import aligned
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = {name: listed.weight for name, listed in MODES.items()}

@@ -14,8 +14,8 @@ from recipes.common.errors import UserError, refused
 from recipes.common.files import why_no_directory
 from recipes.common.json_content import Json
 from recipes.common.locks import lock, unlock_if_alone
+from recipes.common.tables import aligned
 from recipes.reporting.figures import in_style, write_png
-from recipes.reporting.tables import aligned
 
 
 def run_mode(

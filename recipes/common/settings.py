@@ -245,7 +245,7 @@ def _explained(settings: type[Any]) -> type[Any]:
     for field in dataclasses.fields(settings):
         kind = types[field.name]
         if dataclasses.is_dataclass(kind):  # its own fields have their defaults
-            fields.append((field.name, _explained(kind)))  # type: ignore[arg-type]
+            fields.append((field.name, _explained(kind)))  # type: ignore[arg-type]  # a type
             continue
         text = " ".join(said.get(field.name, "").split())
         plain = field.default is None or field.default is False or field.default == ()

@@ -1,4 +1,4 @@
-"""The options that choose kernels, for every recipe that trains.
+"""The options that choose kernels, for every command that computes with a model.
 
 What is chosen is printed and recorded, and changes nothing but speed and rounding. Nothing falls
 back: a kernel that cannot run here is an error that says why.
@@ -17,7 +17,7 @@ from recipes.common.settings import one_of
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """Which kernels compute, for the settings of every command that trains."""
+    """Which kernels compute."""
 
     attention: Annotated[str, one_of("auto", *ATTENTION_BACKENDS)] = "auto"
     """Attention backend; auto: triton on a GPU in bf16, unless the model drops attention weights,

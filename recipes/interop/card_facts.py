@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
 from model.config import ModelConfig
 from model.weights import Head
 from recipes.common.files import sha256
-from recipes.common.json_content import Json
+from recipes.common.json_content import Json, finite, object_in
 
 GLUE = ("mnli", "qnli", "qqp", "rte", "cola", "sst2", "mrpc", "stsb")
 
@@ -77,7 +75,7 @@ def gather(
         run = run.parent
     # Another directory's neighbours, such as an import's, say nothing about it.
     own = directory.name == "export" and "imported_from" not in description
-    record = read_json(run / "config.json") if own else {}
+    record = object_in(run / "config.json") if own else {}
     log = _log(run / "log.jsonl") if own else []
     progress = description.get("progress") or {}
     step = progress.get("step", math.inf)
@@ -87,7 +85,7 @@ def gather(
         description=description,
         record=record if "identity" in record else {},
         log=[line for line in log if line["step"] <= step],
-        manifest=read_json(data / "manifest.json"),
+        manifest=object_in(data / "manifest.json"),
         glue=glue_scores(run / "glue", weights) if own else {},
         parameters=count_parameters(weights),
     )
@@ -99,14 +97,14 @@ def glue_scores(results: Path, weights: Path) -> dict[str, list[tuple[float, str
     RTE, MRPC and STS-B may have begun from an MNLI model that did. Scores of stand-in tasks, and
     those from random weights, are left out.
     """
-    there = [(path, read_json(path)) for path in sorted(results.glob("*-seed*.json"))]
+    there = [(path, object_in(path)) for path in sorted(results.glob("*-seed*.json"))]
     real = [
         (path, result)
         for path, result in there
         if result.get("task") in GLUE
         and result.get("stand_in") is False
         and result.get("from_scratch") is False
-        and is_number(result.get("score"))
+        and finite(result.get("score")) is not None
     ]
     if not real:
         return {}
@@ -129,29 +127,7 @@ def count_parameters(weights: Path) -> int:
     if not weights.is_file():
         return 0
     with safe_open(weights, "pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-
-
-def read_json(path: Path) -> Json:
-    """The object that a file holds; an empty one where it holds none."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def at(record: Mapping[str, Any], dotted: str) -> Any:
-    """The value under keys within keys; None where there is none."""
-    found: Any = record
-    for key in dotted.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # no dict
 
 
 def _log(path: Path) -> list[Json]:
@@ -165,6 +141,6 @@ def _log(path: Path) -> list[Json]:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and is_number(record.get("step")):
+        if isinstance(record, dict) and finite(record.get("step")) is not None:
             records.append(record)
     return records

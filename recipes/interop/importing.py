@@ -237,7 +237,7 @@ def _independent(source: Source) -> Callable[[Tensor, Tensor], Tensor]:
     import transformers
 
     # It would list what a head less or more leaves over; it has no types here.
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # theirs
     found = source.weights
     if found.layout == "jinabert":
         return _jinabert(found)

@@ -14,7 +14,9 @@ from typing import Any
 
 from model.pretrained import WEIGHTS
 from recipes.common.files import write_whole
-from recipes.interop.card_facts import CardFacts, at, glue_scores, is_number
+from recipes.common.json_content import at, finite
+from recipes.common.tables import markdown
+from recipes.interop.card_facts import CardFacts, glue_scores
 from recipes.interop.hf_config import ENCODERS, is_plain_bert
 
 CARD = "README.md"
@@ -204,8 +206,8 @@ def _training(facts: CardFacts) -> str:
 
 
 def _curve(facts: CardFacts) -> str:
-    trained = [record for record in facts.log if is_number(record.get("loss/train"))]
-    evaluated = [record for record in facts.log if is_number(record.get("loss/eval"))]
+    trained = [record for record in facts.log if finite(record.get("loss/train")) is not None]
+    evaluated = [record for record in facts.log if finite(record.get("loss/eval")) is not None]
     points = _spread(evaluated or trained)
     if not points:
         return ""
@@ -275,7 +277,7 @@ def _cost(facts: CardFacts) -> str:
     device, count = facts.record.get("device"), facts.record.get("world_size", 0)
     seconds = facts.progress.get("seconds", 0.0)
     on_gpu = device not in (None, "cpu")
-    priced = [r["cost/dollars"] for r in facts.log if is_number(r.get("cost/dollars"))]
+    priced = [r["cost/dollars"] for r in facts.log if finite(r.get("cost/dollars")) is not None]
     spent = facts.progress.get("gpu_seconds") if on_gpu else None
     hours = (spent or seconds * count) / 3600  # earlier versions' exports do not say what was spent
     rows = [
@@ -374,13 +376,9 @@ def _facts_table(rows: Sequence[tuple[str, str | None]]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(_cell(cell) for cell in line)} |\n" for line in lines)
-
-
-def _cell(value: object) -> str:
-    """A value within a table, in which bars and line ends have a meaning."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    """A table without line ends in its cells, which have a meaning there."""
+    cells = [[" ".join(str(cell).split()) for cell in row] for row in (heads, *rows)]
+    return f"{markdown(cells)}\n"
 
 
 def _sizes(*numbers: int) -> str:
@@ -392,4 +390,4 @@ def _count(value: object, unit: str = "") -> str | None:
 
 
 def _shown(value: object, form: str = "{:.4g}") -> str:
-    return form.format(value) if is_number(value) else ""
+    return form.format(value) if finite(value) is not None else ""

@@ -22,7 +22,6 @@ from typing import Literal
 from recipes.common.errors import UserError
 from recipes.common.gpus import Gpu
 from recipes.common.json_content import Json
-from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.ds_config import precision
 
 BASE_SECONDS = 8.4e-6
@@ -44,6 +43,15 @@ class Collective:
     calls: int
     beside_backward: bool = False
     """All but the last call, if the backward pass takes long enough."""
+
+    @property
+    def passes(self) -> int:
+        """How often a ring sends every part around."""
+        return 2 if self.kind == "all-reduce" else 1
+
+    def sent_bytes(self, ranks: int) -> float:
+        """Return what each of so many GPUs sends, in a ring."""
+        return self.passes * (ranks - 1) / ranks * self.bytes
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,11 @@ def collective_seconds(collective: Collective, ranks: int, links: Fabric) -> flo
     if ranks == 1 or not collective.calls:
         return 0.0
     nodes = links.nodes(ranks)
-    passes = 2 if collective.kind == "all-reduce" else 1
     between = nodes if nodes > 1 else 0
     inside = max(0, ranks - 1 - between)
     ring = inside * RING_SECONDS["nvlink"] + between * RING_SECONDS["network"]
-    sent = passes * (ranks - 1) / ranks * collective.bytes / links.bandwidth(ranks)
-    ways = [collective.calls * (BASE_SECONDS + passes * ring) + sent]
+    sent = collective.sent_bytes(ranks) / links.bandwidth(ranks)
+    ways = [collective.calls * (BASE_SECONDS + collective.passes * ring) + sent]
     if collective.kind == "all-reduce":
         # Down and up again. Each value leaves a node and comes back once, as in a ring of many.
         local = -(-ranks // nodes) - 1
@@ -171,15 +178,6 @@ def staged_bytes(deepspeed: Json, accumulation: int) -> int:
     if precision(deepspeed) == "bf16" and stage == 1 and as_they_are:
         return 16
     return 24 * (accumulation if stage == 2 else 1)
-
-
-def sent_bytes(collectives: list[Collective], plan: BatchPlan) -> float:
-    """Return what each GPU sends in a step, in rings."""
-    ranks = plan.data_parallel
-    return sum(
-        (2 if each.kind == "all-reduce" else 1) * (ranks - 1) / ranks * each.bytes
-        for each in collectives
-    )
 
 
 def waiting_seconds(mean_delay: float, nodes: int) -> float:

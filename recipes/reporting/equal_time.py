@@ -20,6 +20,7 @@ from model.pretrained import CONFIG, read_description
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.json_content import Json, json_bytes
+from recipes.common.tables import aligned, markdown, shown
 from recipes.reporting.figures import COLORS, DASHED, add_legend, panels, write_png
 from recipes.reporting.html_page import Section, document, drawing, joined
 from recipes.reporting.html_page import listed as listed_html
@@ -27,7 +28,6 @@ from recipes.reporting.html_page import table as html_table
 from recipes.reporting.output import make_directory
 from recipes.reporting.runs import CONFIG_NAME, RecordedRun, Values, load_runs
 from recipes.reporting.scores import STAND_IN, Series, load_results, summarize
-from recipes.reporting.tables import aligned, markdown, shown
 from recipes.tasks.glue_tasks import TASKS
 from recipes.training.export import export_directory
 

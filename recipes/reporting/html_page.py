@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 from matplotlib.figure import Figure
 
+from recipes.common.tables import Rows
 from recipes.reporting.figures import svg_of
-from recipes.reporting.tables import Rows
 
 Markup = NewType("Markup", str)
 """HTML; what it shows is escaped."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import write_whole
+from recipes.common.tables import aligned
 from recipes.reporting import equal_time, leaderboard, run_page, run_report, scaling, score_table
 from recipes.reporting.html_page import Section
 from recipes.reporting.leaderboard_page import leaderboard_part
@@ -17,7 +18,6 @@ from recipes.reporting.output import make_directory
 from recipes.reporting.runs import CONFIG_NAME, RecordedRun, load_runs, shown_name
 from recipes.reporting.score_page import write_page
 from recipes.reporting.scores import Series, load_results, result_files, summarize
-from recipes.reporting.tables import aligned
 from recipes.tasks.results import Result
 from recipes.training.run_log import LOG_NAME
 

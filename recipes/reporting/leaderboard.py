@@ -18,10 +18,10 @@ from typing import Any
 
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
-from recipes.common.json_content import Json, json_bytes
+from recipes.common.json_content import Json, finite, json_bytes
 from recipes.common.locks import alone_with
 from recipes.reporting.run_settings import pretraining_command
-from recipes.reporting.runs import RecordedRun, finite
+from recipes.reporting.runs import RecordedRun
 from recipes.reporting.scores import Series, settings_of
 from recipes.tasks.glue_tasks import TASKS
 from recipes.tasks.results import Result
@@ -198,7 +198,7 @@ def _cost(run: RecordedRun | None) -> Json:
     if run is None:
         return {"hardware": None, "hours": None, "gpu_hours": None, "dollars": None}
     return {
-        "hardware": f"{run.devices or '?'} × {run.device}",
+        "hardware": run.hardware,
         "hours": run.latest["seconds"] / 3600,
         "gpu_hours": run.gpu_hours,
         "dollars": run.dollars,

@@ -12,6 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
+from recipes.common.json_content import finite
+from recipes.common.tables import aligned, markdown, shown
 from recipes.reporting.figures import COLORS, in_legend, panels, write_png
 from recipes.reporting.html_page import (
     NOTHING,
@@ -27,8 +29,6 @@ from recipes.reporting.html_page import (
 )
 from recipes.reporting.leaderboard import Line, read, with_published
 from recipes.reporting.output import make_directory
-from recipes.reporting.runs import finite
-from recipes.reporting.tables import aligned, markdown, shown
 from recipes.tasks.glue_tasks import TASKS
 
 CAPTION = (

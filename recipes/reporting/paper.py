@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from recipes.common.tables import shown
 from recipes.planning.published import (
     TABLE_S2,
     TABLE_S3,
@@ -19,7 +20,6 @@ from recipes.planning.published import (
 from recipes.reporting.html_page import Markup, joined, listed, paragraph, subheading, table
 from recipes.reporting.runs import RecordedRun
 from recipes.reporting.scores import Series
-from recipes.reporting.tables import shown
 from recipes.tasks.glue_tasks import TASKS
 
 NOT_MEASURED = "not measured"
@@ -156,7 +156,7 @@ def _own_row(run: RecordedRun) -> tuple[str, ...]:
     on_gpu = run.device != "cpu"
     return (
         run.name,
-        *("", "", f"{shown(run.devices, '{}', '?')} × {run.device}", ""),
+        *("", "", run.hardware, ""),
         shown(_whole(run.config.get("global_batch")), "{:,}"),
         shown(_whole(run.config.get("micro_batch")), "{:,}"),
         shown(run.median(_SPEED, skip=1), "{:,.0f}", NOT_MEASURED),

@@ -24,6 +24,7 @@ from matplotlib.ticker import (
 from recipes.common.errors import Faults
 from recipes.common.files import write_whole
 from recipes.common.json_content import json_bytes
+from recipes.common.tables import markdown
 from recipes.planning.commands import lines_to_paste
 from recipes.planning.forecast import CALIBRATED_GPUS, Forecast, Times, forecast
 from recipes.planning.settings import Question
@@ -40,7 +41,6 @@ from recipes.reporting.plan_page import (
     starting,
     step_table,
 )
-from recipes.reporting.tables import markdown
 
 LARGER = (1, 4, 16)
 """Constant global batches that are drawn, in multiples of the planned one (4,096 to 65,536)."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recipes.common.json_content import Json
 from recipes.common.settings import flat
+from recipes.common.tables import markdown
 from recipes.engine.ds_config import precision
 from recipes.planning.calibration import (
     LARGEST_MATMUL_SHARE,
@@ -24,7 +25,6 @@ from recipes.planning.compute import TabulatedCurve, launches
 from recipes.planning.forecast import Forecast, Times, curve_of
 from recipes.planning.published import TABLE_S2, inconsistencies
 from recipes.planning.settings import Length, Question
-from recipes.reporting.tables import markdown
 from recipes.training.schedule import STEP_SEQUENCES
 
 DEARER = 1.5

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from recipes.common.tables import shown
 from recipes.reporting import paper, scaling
 from recipes.reporting.curves import learning_rate_figure, losses_figure, throughput_figure
 from recipes.reporting.html_page import (
@@ -33,7 +34,6 @@ from recipes.reporting.run_settings import settings_part
 from recipes.reporting.runs import RecordedRun
 from recipes.reporting.score_page import NOT_GLUE, scores_part
 from recipes.reporting.scores import Series
-from recipes.reporting.tables import shown
 from recipes.tasks.glue_tasks import TASKS
 from recipes.training.console import duration
 
@@ -92,10 +92,7 @@ def _what(run: RecordedRun) -> str:
     revision = str(run.config.get("git_revision") or "unknown")
     started = run.config.get("started")
     when = f", started {str(started)[:16].replace('T', ' ')} UTC" if started else ""
-    return (
-        f"{run.model}, {size}, on {shown(run.devices, '{}', '?')} × {run.device}, git revision "
-        f"{revision[:12]}{when}"
-    )
+    return f"{run.model}, {size}, on {run.hardware}, git revision {revision[:12]}{when}"
 
 
 def _first_screen(found: Found) -> Markup:
@@ -222,9 +219,7 @@ def _side_by_side(found: Found) -> list[tuple[str, ...]]:
         )
         for label, *tiles_ in zip(labels, *columns, strict=True)
     ]
-    models = [
-        f"{run.model} on {shown(run.devices, '{}', '?')} × {run.device}" for run in found.runs
-    ]
+    models = [f"{run.model} on {run.hardware}" for run in found.runs]
     return [("", *(run.name for run in found.runs)), ("what", *models), *rows]
 
 
@@ -282,7 +277,7 @@ def _cost(found: Found) -> Markup:
             (
                 run.name,
                 duration(run.latest["seconds"]),
-                f"{shown(run.devices, '{}', '?')} × {run.device}",
+                run.hardware,
                 _per_hour(run),
                 _dollars(run),
                 "not measured" if spent is None else f"${spent:,.2f}" if spent else "no GPU",
@@ -300,7 +295,7 @@ def _beside_the_paper(found: Found) -> Markup:
             series.average,
             run.latest["seconds"] / 3600,
             run.dollars,
-            f"{run.devices or '?'} × {run.device}",
+            run.hardware,
         )
         for run in found.runs
         if (series := found.scores.get(run.name)) and series.average_name == "GLUE average"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.common.files import write_whole
+from recipes.common.tables import markdown, shown
 from recipes.reporting.curves import loss_figure, throughput_figure
 from recipes.reporting.figures import write_png
 from recipes.reporting.output import make_directory
 from recipes.reporting.runs import RecordedRun
-from recipes.reporting.tables import markdown, shown
 from recipes.training.console import duration
 
 
@@ -29,7 +29,7 @@ def _column(run: RecordedRun) -> dict[str, str]:
     return {
         "model": run.model,
         "parameters": shown(run.parameters and run.parameters / 1e6, "{:,.1f} M"),
-        "devices": shown(run.devices, "{}", "?") + f" × {run.device}",
+        "devices": run.hardware,
         "steps": f"{latest['step']:,}"
         + (f" of {total:,}" if total else "")
         + (f", {run.skipped:,} without effect" if run.skipped else ""),

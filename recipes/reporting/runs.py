@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import sys
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.common.errors import Faults, UserError
-from recipes.common.json_content import Json
+from recipes.common.json_content import Json, at, finite
 from recipes.training.bill import DOLLARS, GPU_HOURS
 from recipes.training.console import duration
 from recipes.training.run_log import LOG_NAME, of_training, read_records
@@ -64,7 +63,7 @@ class RecordedRun:
     @property
     def parameters(self) -> int | None:
         """Parameters of the model; None in records of other versions."""
-        found = finite(_lookup(self.config, "model.parameters"))
+        found = finite(at(self.config, "model.parameters"))
         return None if found is None else round(found)
 
     @property
@@ -77,6 +76,11 @@ class RecordedRun:
         """Devices that took part; None in records of other versions."""
         found = finite(self.config.get("world_size"))
         return None if found is None else round(found)
+
+    @property
+    def hardware(self) -> str:
+        """Number and name of the devices."""
+        return f"{'?' if self.devices is None else self.devices} × {self.device}"
 
     @property
     def gpu_hours(self) -> float | None:
@@ -97,7 +101,7 @@ class RecordedRun:
     @property
     def unigram_entropy(self) -> float | None:
         """Loss in nats of a model that knows nothing but how frequent each token is."""
-        return finite(_lookup(self.config, "data.unigram_entropy_nats"))
+        return finite(at(self.config, "data.unigram_entropy_nats"))
 
     @property
     def latest(self) -> Json:
@@ -116,7 +120,7 @@ class RecordedRun:
         step, total = self.latest["step"], self.total_steps
         if total is not None:
             return f"step {step:,} of {total:,}" if step < total else None
-        minutes = finite(_lookup(self.config, "run.minutes"))
+        minutes = finite(at(self.config, "run.minutes"))
         spent = finite(self.latest.get("time/training_seconds"))
         if minutes is None or spent is None or spent >= 60 * minutes:
             return None
@@ -223,7 +227,7 @@ def _read_config(directory: Path, needed: Sequence[str]) -> Json:
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
-    if missing := [key for key in needed if _lookup(config, key) is None]:
+    if missing := [key for key in needed if at(config, key) is None]:
         raise UserError(f"{path}: lacks {', '.join(missing)}")
     assert isinstance(config, dict)  # it has what is needed
     # Of another version, whose sections were something else.
@@ -231,19 +235,6 @@ def _read_config(directory: Path, needed: Sequence[str]) -> Json:
         if not isinstance(config.get(section, {}), dict):
             del config[section]
     return config
-
-
-def _lookup(config: object, dotted: str) -> object:
-    for key in dotted.split("."):
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
-
-
-def finite(value: object) -> float | None:
-    """Return a finite number, None for anything else that a file may hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
 
 
 def _read_log(directory: Path) -> tuple[list[Json], list[str]]:

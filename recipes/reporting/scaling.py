@@ -24,6 +24,8 @@ from matplotlib.ticker import (
 
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
+from recipes.common.tables import aligned, shown
+from recipes.common.tables import markdown as markdown_table
 from recipes.reporting.figures import add_legend, look, stacked_panels, write_png
 from recipes.reporting.html_page import (
     NOTHING,
@@ -39,8 +41,6 @@ from recipes.reporting.html_page import (
 from recipes.reporting.html_page import table as html_table
 from recipes.reporting.output import make_directory
 from recipes.reporting.runs import RecordedRun, load_runs
-from recipes.reporting.tables import aligned, shown
-from recipes.reporting.tables import markdown as markdown_table
 
 POINT = re.compile(r"gpus-(\d+)-batch-(\d+)")
 """Name of a run's directory, which the sweep gives it."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recipes.common.files import write_whole
+from recipes.common.tables import shown
 from recipes.reporting.html_page import (
     Markup,
     Section,
@@ -21,7 +22,6 @@ from recipes.reporting.html_page import (
 from recipes.reporting.score_figure import figure
 from recipes.reporting.score_table import EXPLAINED
 from recipes.reporting.scores import STAND_IN, Series, title
-from recipes.reporting.tables import shown
 from recipes.tasks.glue_tasks import TASKS
 from recipes.training.console import duration
 

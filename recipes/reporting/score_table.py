@@ -11,11 +11,11 @@ from pathlib import Path
 
 from recipes.common.files import write_whole
 from recipes.common.json_content import Json, json_bytes
+from recipes.common.tables import aligned, shown
+from recipes.common.tables import markdown as markdown_table
 from recipes.reporting.figures import write_png
 from recipes.reporting.score_figure import figure
 from recipes.reporting.scores import Series, TaskScores, summarize, title
-from recipes.reporting.tables import aligned, shown
-from recipes.reporting.tables import markdown as markdown_table
 from recipes.tasks.glue_tasks import TASKS
 from recipes.tasks.results import Result
 from recipes.training.console import duration

@@ -13,6 +13,8 @@ from typing import TextIO
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
+from recipes.common.tables import shown
+
 LIVE_SECONDS = 0.5
 """Between two changes of the live line."""
 WIDE = 120
@@ -96,7 +98,7 @@ class Console:
             return f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}"
         left = self._seconds_left(step, scalars)
         done = None if left is None or not self.budget_seconds else 1 - left / self.budget_seconds
-        return f"step {step:>6}  {_shown(done, '{:4.0%}'):>4} of the time"
+        return f"step {step:>6}  {shown(done, '{:4.0%}'):>4} of the time"
 
     def _seconds_left(self, step: int, scalars: Mapping[str, float]) -> float | None:
         if self.total_steps is not None:
@@ -119,20 +121,20 @@ class Console:
         """
         eta = self._seconds_left(step, scalars)
         fields = [
-            ("loss", _shown(scalars.get("loss/train"), "{:.4f}"), 8),
-            ("tok/s", _shown(scalars.get("throughput/tokens_per_sec"), "{:,.0f}"), 10),
+            ("loss", shown(scalars.get("loss/train"), "{:.4f}"), 8),
+            ("tok/s", shown(scalars.get("throughput/tokens_per_sec"), "{:,.0f}"), 10),
         ]
         # What this run never has gets no column: padding in a finetuning, MFU and dollars on a CPU.
         if "throughput/device/mfu" in scalars:
-            fields.append(("MFU", _shown(scalars["throughput/device/mfu"], "{:.1%}"), 5))
+            fields.append(("MFU", shown(scalars["throughput/device/mfu"], "{:.1%}"), 5))
         fields.append(("ETA", "-" if eta is None else duration(eta), 6))
         if scalars.get("cost/dollars"):
             fields.append(("$", f"{scalars['cost/dollars']:.2f}", 5))
         if "throughput/padding_share" in scalars:
-            fields.append(("pad", _shown(scalars["throughput/padding_share"], "{:.1%}"), 5))
+            fields.append(("pad", shown(scalars["throughput/padding_share"], "{:.1%}"), 5))
         fields += [
-            ("lr", _shown(scalars.get("optimizer/lr"), "{:.2e}"), 8),
-            ("grad", _shown(scalars.get("optimizer/grad_norm"), "{:.3g}"), 6),
+            ("lr", shown(scalars.get("optimizer/lr"), "{:.2e}"), 8),
+            ("grad", shown(scalars.get("optimizer/grad_norm"), "{:.3g}"), 6),
         ]
         if not scalars:  # live, before the first of them
             fields = [field for field in fields if field[0] == "ETA"]
@@ -144,11 +146,11 @@ class Console:
 
     def _eval_line(self, step: int, scalars: Mapping[str, float]) -> str:
         measured = {tag: value for tag, value in scalars.items() if tag.endswith("/eval")}
-        shown = (
+        parts = (
             f"{tag.removesuffix('/eval')} {shown_measure(value)}"
             for tag, value in (measured or scalars).items()
         )
-        return f"{self._position(step, scalars)}  evaluation: {'  '.join(shown)}"
+        return f"{self._position(step, scalars)}  evaluation: {'  '.join(parts)}"
 
 
 def _is_screen(stream: TextIO) -> bool:
@@ -180,7 +182,3 @@ def duration(seconds: float) -> str:
 def shown_measure(value: float) -> str:
     """Four decimals of what is about 1, as most measures are; six digits of what is large."""
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.6g}"
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)

@@ -130,7 +130,7 @@ class Curves:
         # A TensorBoard that has read the old files forgets what is at this step or behind it.
         self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step=0)
         # torch gives no types to what makes its summaries.
-        layout = summary.custom_scalars(LAYOUT)  # type: ignore[no-untyped-call]
+        layout = summary.custom_scalars(LAYOUT)  # type: ignore[no-untyped-call]  # torch has none
         self._writer.add_summary(layout)
         if self._config:
             text = summary.text("config", _table(self._config))  # type: ignore[no-untyped-call]

@@ -6,7 +6,6 @@ run, but has no tokenizer: that is the prepared data's, or one that the run has 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +27,10 @@ from model.weights import (
     to_public,
 )
 from recipes.common.errors import UserError
-from recipes.common.json_content import Json
+from recipes.common.json_content import Json, object_in
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 from recipes.interop.source import Source
-from recipes.training.checkpoints.manifest import UNREADABLE, damage, published, read_manifest
+from recipes.training.checkpoints.manifest import damage, published, read_manifest
 from recipes.training.checkpoints.reader import PieceReader
 from recipes.training.export import export_directory, open_export, read_tokenizer
 from recipes.training.run_record import CONFIG
@@ -68,7 +67,7 @@ def _read_checkpoint(place: Path) -> Source:
     if faults := list(damage(place)):
         raise UserError(*faults)
     manifest, run = read_manifest(place), place.parents[1]
-    identity = manifest.get("identity") or _record(run).get("identity")
+    identity = manifest.get("identity") or object_in(run / CONFIG).get("identity")
     if not identity:
         raise UserError(f"{place}: no settings in it, and no {run / CONFIG} that has them")
     try:
@@ -110,18 +109,9 @@ def _join(place: Path, manifest: Json, config: ModelConfig) -> State:
     return state
 
 
-def _record(run: Path) -> Json:
-    """Return a run's own record; empty where it has none."""
-    try:
-        record = json.loads((run / CONFIG).read_bytes())
-    except UNREADABLE:
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _recorded_data(run: Path) -> Path | None:
     """Return the directory of the prepared data, as the run was started with it."""
-    settings = _record(run).get("run")
+    settings = object_in(run / CONFIG).get("run")
     data = settings.get("data") if isinstance(settings, dict) else None
     return Path(data) if isinstance(data, str) else None
 

@@ -12,8 +12,6 @@ resumed as another one.
 from __future__ import annotations
 
 import hashlib
-import json
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -33,7 +31,7 @@ from model.weights import (
     scatter_state,
 )
 from recipes.common.errors import Faults, UserError
-from recipes.common.json_content import Json
+from recipes.common.json_content import Json, object_in
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, why_not_of_weights
 from recipes.training.carry_over import CarryOver, carry_over
 from recipes.training.checkpoints.manifest import UNREADABLE, has_checkpointed, identities
@@ -178,9 +176,7 @@ def recorded_start(output: Path, given: Path) -> RecordedStart | None:
     """
     if not has_checkpointed(output):
         return None
-    record: Json = {}
-    with suppress(*UNREADABLE):
-        record = dict(json.loads((output / CONFIG).read_bytes()))
+    record = object_in(output / CONFIG)
     known = [*identities(output / "checkpoints").values(), record.get("identity")]
     try:
         identity = next(each for each in known if each)

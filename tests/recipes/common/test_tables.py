@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipes.reporting.tables import aligned, markdown, shown
+from recipes.common.tables import aligned, markdown, shown
 
 
 def test_columns_are_aligned():
