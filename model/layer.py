@@ -71,7 +71,7 @@ class PackedSequences:
 
 
 class PackedCoreAttention(nn.Module):
-    """`model.attention.packed_attention` in Megatron's slot for the core of attention."""
+    """Puts `model.attention.packed_attention` into Megatron's slot for the core of attention."""
 
     def __init__(self, config: MegatronConfig, **_: Any):
         super().__init__()

@@ -175,7 +175,7 @@ def gather_with_gradient(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """`gather`, and in the backward pass the sum over the ranks of the gradients of one's own."""
+    """Gathers, and in the backward pass sums the gradients of a rank's own part over all ranks."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:

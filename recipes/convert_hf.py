@@ -1,4 +1,4 @@
-"""In from the rest of the world, and out to it.
+"""Brings models in from the rest of the world, and out to it.
 
     python recipes/convert_hf.py export --input runs/base --output base-gguf --format gguf
     python recipes/convert_hf.py import --input bert-base-uncased/ --output runs/bert/export

@@ -30,11 +30,10 @@ from recipes.benchmarks.comparison import CPU, GPU, Settings, commands, resolve
 from recipes.common.entry import run
 from recipes.common.errors import Faults, UserError
 from recipes.common.locks import lock
+from recipes.common.places import ROOT
 from recipes.common.processes import run_in_front
 from recipes.common.settings import parse, split_rest
 from recipes.reporting import equal_time
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -36,11 +36,10 @@ from recipes.benchmarks.record_sections import record_sections
 from recipes.common.entry import run
 from recipes.common.errors import Faults
 from recipes.common.files import why_no_directory, why_no_file
+from recipes.common.places import RESULTS
 from recipes.common.settings import Positional, parse
 from recipes.reporting import leaderboard_page
 from recipes.reporting.kinds import Wanted, report_of
-
-RECORDS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def main(words: Sequence[str] | None = None) -> int:
             )
         )
     if report:
-        sections = partial(record_sections, settings.records or Path(os.path.relpath(RECORDS)))
+        sections = partial(record_sections, settings.records or Path(os.path.relpath(RESULTS)))
         print(report(Wanted(directories, settings.output, settings.leaderboard, sections)))
     return 0
 

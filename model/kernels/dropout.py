@@ -50,7 +50,7 @@ def _dropout(
 
 
 class Dropout(torch.autograd.Function):
-    """`operations.dropout` as autograd sees it. No mask is stored: the gradient computes it."""
+    """Gives `operations.dropout` its gradient, which computes the mask anew: none is stored."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float, keys: Tensor, site: int) -> Tensor:

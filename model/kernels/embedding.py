@@ -89,7 +89,7 @@ def _embedding_parts_backward(
 
 
 class Embedding(torch.autograd.Function):
-    """`operations.embedding` as autograd sees it."""
+    """Gives `operations.embedding` its gradient."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, ids: Tensor, real: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def _launch_gated_gelu(
 
 
 class GatedGelu(torch.autograd.Function):
-    """`operations.gated_gelu` on the output of one matmul, whose gradient is one tensor, too."""
+    """Is `operations.gated_gelu` of one matmul's output, whose gradient is one tensor, too."""
 
     @staticmethod
     def forward(
@@ -142,7 +142,7 @@ class GatedGelu(torch.autograd.Function):
 
 
 class GatedGeluApart(torch.autograd.Function):
-    """`operations.gated_gelu` where gate and value come out of two matmuls."""
+    """Is `operations.gated_gelu` of a gate and a value that come out of two matmuls."""
 
     @staticmethod
     def forward(

@@ -82,7 +82,7 @@ def _norm_dropout_backward(
 
 
 class NormDropout(torch.autograd.Function):
-    """`operations.norm_dropout` as autograd sees it. It keeps its input and two numbers a row."""
+    """Gives `operations.norm_dropout` its gradient; keeps the input and two numbers per row."""
 
     @staticmethod
     def forward(

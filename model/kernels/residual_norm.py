@@ -110,7 +110,7 @@ def warps_and_programs(columns: int) -> tuple[int, int]:
 
 
 class ResidualNorm(torch.autograd.Function):
-    """`operations.residual_norm` as autograd sees it. It keeps the sum and two numbers per row."""
+    """Gives `operations.residual_norm` its gradient; keeps the sum and two numbers per row."""
 
     @staticmethod
     def forward(

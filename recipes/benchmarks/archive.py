@@ -1,4 +1,4 @@
-"""One file with everything that a run of the bench has written, to be taken home."""
+"""Packs everything that a run of the bench has written into one file, to be taken home."""
 
 from __future__ import annotations
 

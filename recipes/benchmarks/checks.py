@@ -21,8 +21,8 @@ from recipes.benchmarks.limited_processes import (
     LimitedProcess,
     run_at_once,
 )
+from recipes.common.places import RECIPES, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 KERNELS = "kernels"
 """Name of the tests of the kernels: where they do not pass, no speed is to be believed."""
 GPU_TESTS = (
@@ -40,7 +40,7 @@ COMPILED = ("rapidbert-base", "rapidbert-large", "bert-base")
 
 
 class Check(NamedTuple):
-    """One check."""
+    """A check: what it is called, what it says, and how it is started."""
 
     name: str
     says: str
@@ -57,7 +57,7 @@ def checks(gpu: bool, scratch: Path) -> list[Check]:
     """
 
     def first_step(name: str, *words: str) -> list[str]:
-        program = ROOT / "recipes" / "benchmarks" / "first_steps.py"
+        program = RECIPES / "benchmarks" / "first_steps.py"
         return [sys.executable, str(program), name, str(scratch / "-".join((name, *words))), *words]
 
     found = [

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from recipes.common.errors import Faults
 from recipes.common.files import why_no_directory
+from recipes.common.places import RECIPES
 from recipes.common.settings import Count, Minutes, claimed, parse
 from recipes.reporting.equal_time import SHARES
 from recipes.tasks.glue_tasks import TASKS, Task
 from recipes.training import settings as pretraining
 
-RECIPES = Path(__file__).resolve().parents[1]
 STAND_INS = ("cola", "sst2", "qnli")  # one text, one text, a pair; all start from pretraining
 
 NOT_AFTER_DASHES = {

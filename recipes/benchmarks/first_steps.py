@@ -27,9 +27,9 @@ if __package__ in (None, ""):  # run as a file: import from the repository root
 from recipes.common.entry import run
 from recipes.common.files import sha256
 from recipes.common.json_content import Json
+from recipes.common.places import DS_CONFIGS, ROOT
 from recipes.training.run_log import of_training
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 """Optimizer steps of the pretraining; the checkpoint that it goes on from lies in the middle."""
 TOLERANCE = 2e-3
@@ -84,7 +84,7 @@ def pretraining(directory: Path, model: str) -> str:
     _call(recipe / "prepare_data.py", "--output", data, "--vocab-size", 4096)
     toy = model.endswith("-tiny")
     name = "tiny_cpu.json" if toy else f"{model.rpartition('-')[2]}.json"
-    config = json.loads((ROOT / "ds_configs" / name).read_text("utf-8"))
+    config = json.loads((DS_CONFIGS / name).read_text("utf-8"))
     batch = 16 if toy else 128  # two micro-batches
     config |= {"train_batch_size": batch, "train_micro_batch_size_per_gpu": batch // 2}
     (directory / "deepspeed.json").write_text(json.dumps(config))

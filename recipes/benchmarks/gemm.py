@@ -42,10 +42,11 @@ from recipes.benchmarks.mode import Mode, ModeSettings
 from recipes.benchmarks.presentation import panels, shown
 from recipes.benchmarks.records import NotHere, Record, Rows
 from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
-from recipes.benchmarks.training_step import CONFIGS, TOY_VOCABULARY
+from recipes.benchmarks.training_step import TOY_VOCABULARY
 from recipes.common.gpus import peak_flops
 from recipes.common.json_content import Json
 from recipes.common.numbers import whole
+from recipes.common.places import DS_CONFIGS
 from recipes.common.settings import number_in
 from recipes.engine.ds_config import read_config
 from recipes.reporting.figures import COLORS, DASHED
@@ -143,7 +144,7 @@ def usual_rows(model: str, *, gpu: bool) -> int:
     """Count the tokens of a micro-batch as the model's DeepSpeed JSON has it; a toy's on a CPU."""
     if not gpu:
         return TOY_ROWS
-    config = read_config(CONFIGS / f"{model.rpartition('-')[2]}.json")
+    config = read_config(DS_CONFIGS / f"{model.rpartition('-')[2]}.json")
     sequences: int = config["train_micro_batch_size_per_gpu"]
     return sequences * TOKENS_PER_SEQUENCE
 

@@ -21,7 +21,6 @@ from recipes.benchmarks.presentation import panels, shown
 from recipes.benchmarks.records import NotHere, Record, Rows
 from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import (
-    CONFIGS,
     SEQUENCE_LENGTH,
     Setup,
     Trainer,
@@ -32,6 +31,7 @@ from recipes.benchmarks.training_step import (
     training_data,
 )
 from recipes.common.json_content import Json
+from recipes.common.places import DS_CONFIGS
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.cuda_graphs import CudaGraphs
 from recipes.engine.ds_config import read_config
@@ -70,7 +70,7 @@ def device(record: Record) -> Device:
 def measure(settings: Settings, record: Record) -> None:
     record["rows"] = []
     record["settings"] = {"parity_steps": PARITY_STEPS, "repeats": REPEATS}
-    in_place = read_config(CONFIGS / "base.json")
+    in_place = read_config(DS_CONFIGS / "base.json")
     with training_data(settings.data, record) as shards, one_process() as world:
         for model, sequences in ROWS if record.gpu else TOY_ROWS:
             what = f"{model}, {sequences} sequences"

@@ -48,7 +48,7 @@ class Layer:
 
     @property
     def flops(self) -> int:
-        """Of one pass."""
+        """FLOPs of one pass."""
         return 2 * self.rows * self.inputs * self.outputs
 
     def result_shape(self, which: str) -> tuple[int, int]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from recipes.common.json_content import Json
+from recipes.common.places import RESULTS
 
-PREDICTIONS = Path(__file__).resolve().parents[2] / "docs" / "results" / "predictions.json"
+PREDICTIONS = RESULTS / "predictions.json"
 ALL_ELSE = "all else"
 """Class of a prediction that holds every class of the breakdown that has none of its own."""
 

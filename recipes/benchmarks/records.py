@@ -22,7 +22,7 @@ import torch
 from recipes.benchmarks.timing import release_memory
 from recipes.common.files import write_whole
 from recipes.common.json_content import Json, json_bytes
-from recipes.training.provenance import git_revision, sources_sha256, versions
+from recipes.training.provenance import device_name, git_revision, sources_sha256, versions
 
 OTHER_PACKAGES = ("transformers", "flash-attn")
 """Measured beside ours, so their versions belong to the record."""
@@ -40,11 +40,6 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
-
-
-def device_name() -> str:
-    """Return the GPU's name as the driver gives it, or "cpu"."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def environment() -> Json:

@@ -34,10 +34,10 @@ from recipes.benchmarks.running import draw, take_directory
 from recipes.benchmarks.summary import summary
 from recipes.common.errors import Faults
 from recipes.common.files import why_no_directory
+from recipes.common.places import RECIPES
 from recipes.common.processes import received_signals
 from recipes.common.tables import aligned
 
-ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = {name: listed.weight for name, listed in MODES.items()}
 """Weights by which the modes share the time, in the order in which they run."""
 TOY_WORDS = {
@@ -203,4 +203,4 @@ def refuse(settings: AllSettings) -> None:
 
 def command(name: str) -> list[str]:
     """Give the command that runs a mode."""
-    return [sys.executable, str(ROOT / "recipes" / "benchmark.py"), name]
+    return [sys.executable, str(RECIPES / "benchmark.py"), name]

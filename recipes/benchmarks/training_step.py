@@ -29,6 +29,7 @@ from recipes.benchmarks.timing import seconds_per_call, spread
 from recipes.common.errors import Faults, UserError
 from recipes.common.gpus import peak_flops
 from recipes.common.json_content import Json
+from recipes.common.places import DS_CONFIGS
 from recipes.corpus.mlm_batches import MlmBatches, PackedBatch
 from recipes.corpus.token_shards import TokenShards, open_shards
 from recipes.engine.batch_plan import plan_batches
@@ -38,13 +39,13 @@ from recipes.engine.kernel_choice import KernelChoice
 from recipes.engine.micro_steps import MicroSteps
 from recipes.engine.rendezvous import launched_world_size
 from recipes.engine.world import World, initialize_world, shut_down
+from recipes.training.provenance import device_name
 from recipes.training.run import adamw
 from recipes.training.settings import Identity, peak_learning_rate
 from recipes.training.step import GlobalBatch, compute_gradients, fetch
 from recipes.training.stragglers import RankTimes
 from recipes.training.throughput import executed_flops_utilization, mfu
 
-CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 SEQUENCE_LENGTH = 128
 TOY_VOCABULARY = 4096
 TOY_CONFIG = "tiny_cpu.json"
@@ -78,7 +79,7 @@ class Setup:
 
 def recommended(model: str, record: Record) -> tuple[Setup, int]:
     """Return the setup that `pretrain.py` takes for `model` here, and its JSON's micro-batch."""
-    config = CONFIGS / (f"{model.rpartition('-')[2]}.json" if record.gpu else TOY_CONFIG)
+    config = DS_CONFIGS / (f"{model.rpartition('-')[2]}.json" if record.gpu else TOY_CONFIG)
     sizes = {} if record.gpu else {"vocab_size": TOY_VOCABULARY}
     built = preset(model, **sizes)
     deepspeed = read_config(config)
@@ -286,7 +287,7 @@ def step_rates(model: ModelConfig, seconds: list[float], held: list[dict[str, in
         "mfu": None,
         "executed_flops_utilization": None,
     }
-    peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    peak = peak_flops(device_name())
     if peak is not None:
         names = {"tokens": "real_tokens", "masked_tokens": "masked_tokens"}
         names["token_pairs"] = "token_pairs"

@@ -18,7 +18,7 @@ from recipes.common.errors import UserError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU, and the usual machine around it. None: not known here."""
+    """One kind of GPU, and the usual machine around it; None stands for what is not known here."""
 
     name: str
     """Name that the driver reports (`torch.cuda.get_device_name()`)."""

@@ -40,7 +40,7 @@ _watched: list[int] = []
 
 
 def end_with_launcher() -> None:
-    """From now on, this process ends when the launcher that started it does.
+    """Make this process end when the launcher that started it does.
 
     Does nothing where no launcher has started it, and nothing the second time.
     """

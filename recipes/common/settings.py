@@ -208,7 +208,7 @@ class _Refused:
 def _words(
     metavar: str, read: Callable[[str], Value], show: Callable[[Any], str]
 ) -> PrimitiveConstructorSpec[Any]:
-    """One word of a command line; what `read` refuses becomes a fault of the whole line."""
+    """Say how a field is read of a word; what `read` refuses becomes a fault of the whole line."""
 
     def value(words: list[str]) -> Value | _Refused:
         try:

@@ -56,7 +56,7 @@ _CONFIGURED = {
 
 
 class WordPieceTokenizer(Tokenizer):
-    """A WordPiece vocabulary.
+    """Cuts text by a WordPiece vocabulary.
 
     Args:
         path: a `tokenizer.json`; or a `vocab.txt`, whose rules are in the `tokenizer_config.json`

@@ -145,7 +145,7 @@ class JsonLines:
         self.file.write("".join(lines).encode())
 
     def finish(self) -> None:
-        """Nothing comes last."""
+        """Do nothing: lines need no end."""
 
 
 class Table(ABC):

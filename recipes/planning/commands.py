@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipes.common.places import ROOT
 from recipes.engine.batch_plan import BatchPlan, plan_batches
 from recipes.engine.ds_config import read_config
 from recipes.planning.forecast import Forecast
 from recipes.planning.network import node_shape
-from recipes.planning.settings import ROOT, Question
+from recipes.planning.settings import Question
 from recipes.training import settings as training
 
 BATCH_KEY = "train_batch_size"

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 from model.config import ModelConfig, preset, training_flops
 from recipes.common.gpus import Gpu
+from recipes.common.places import RESULTS
 
-COUNTED = Path(__file__).resolve().parents[2] / "docs" / "results" / "step_counted.json"
+COUNTED = RESULTS / "step_counted.json"
 TILE = 128 * 256
 """Values of an output tile of a large matrix product."""
 ACCUMULATION_BYTES = 10
@@ -125,7 +125,7 @@ class Curve(Protocol):
         ...
 
     def is_measured(self, sequences: int) -> bool:
-        """Whether this size lies within what was measured."""
+        """Say whether this size lies within what was measured."""
         ...
 
 
@@ -156,7 +156,7 @@ class TabulatedCurve:
         return max(self.device_seconds(sequences), self.host_seconds())
 
     def is_measured(self, sequences: int) -> bool:
-        """Never."""
+        """Say no: nothing of it is measured."""
         return False
 
 
@@ -183,5 +183,5 @@ class MeasuredCurve:
         return low + (high - low) * (sequences - left) / (right - left)
 
     def is_measured(self, sequences: int) -> bool:
-        """Whether it lies between the smallest and the largest point."""
+        """Say whether it lies between the smallest and the largest point."""
         return self.points[0][0] <= sequences <= self.points[-1][0]

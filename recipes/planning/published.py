@@ -93,7 +93,7 @@ def inconsistencies() -> list[str]:
 
 
 def throughput_inconsistencies() -> list[str]:
-    """Say it of Table S2."""
+    """Say which cells of Table S2 do not follow from their neighbours."""
     return [
         f"Table S2, {row}, {row.model}: {row.tokens_per_second / 1e6:g}e6 tokens/s are "
         f"{row.computed_mfu:.1%} MFU by Eq. 3, the table says {row.mfu:.2%}, which would be "
@@ -104,7 +104,7 @@ def throughput_inconsistencies() -> list[str]:
 
 
 def cost_inconsistencies() -> list[str]:
-    """Say it of Table S3."""
+    """Say which cells of Table S3 do not follow from their neighbours."""
     return [
         f"Table S3, {cell.score} on {cell.gpu.short_name}: {cell.hours} h x {cell.gpus} x "
         f"${cell.gpu.dollars_per_hour:.2f} = ${cell.computed_dollars:.2f}, the table says "

@@ -15,6 +15,7 @@ from recipes.common.files import why_no_directory, why_no_file
 from recipes.common.gpus import Gpu, find_gpu
 from recipes.common.json_content import Json
 from recipes.common.numbers import number, whole
+from recipes.common.places import DS_CONFIGS, RESULTS
 from recipes.common.settings import (
     GpuMemoryGb,
     Part,
@@ -29,7 +30,6 @@ from recipes.planning.records import Record, find_record
 from recipes.training.schedule import NAMED_DURATIONS, duration_in_sequences
 from recipes.training.settings import DEFAULT_MASK_PROBABILITY, Duration, Gpus
 
-ROOT = Path(__file__).resolve().parents[2]
 SIMULATED = ("rapidbert-base", "rapidbert-large")
 Gbps = Annotated[float, number_in(number(0.001, 1_000_000))]
 Batch = Annotated[int, number_in(whole(1, MOST_SEQUENCES))]
@@ -166,7 +166,7 @@ def resolve(settings: Settings, faults: Faults, model_name: str | None = None) -
     path = run.deepspeed_config
     if path is None and model:
         size = model.name.rpartition("-")[2]
-        path = ROOT / "ds_configs" / ("tiny_cpu.json" if size == "tiny" else f"{size}.json")
+        path = DS_CONFIGS / ("tiny_cpu.json" if size == "tiny" else f"{size}.json")
     deepspeed = faults.attempt(lambda: read_config(path)) if path else None
     if model and (refusal := model.why_not_length(run.sequence_length)):
         faults.append(f"--sequence-length {run.sequence_length}: {refusal}")
@@ -178,7 +178,7 @@ def resolve(settings: Settings, faults: Faults, model_name: str | None = None) -
         record = faults.attempt(
             lambda: find_record(
                 settings.evidence.record,
-                ROOT / "docs" / "results",
+                RESULTS,
                 gpu.name,
                 model.name,
                 run.sequence_length,

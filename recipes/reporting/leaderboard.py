@@ -20,6 +20,7 @@ from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.json_content import Json, finite, json_bytes
 from recipes.common.locks import alone_with
+from recipes.common.places import RESULTS
 from recipes.reporting.run_settings import pretraining_command
 from recipes.reporting.runs import RecordedRun
 from recipes.reporting.scores import Series, settings_of
@@ -27,7 +28,7 @@ from recipes.tasks.glue_tasks import TASKS
 from recipes.tasks.results import Result
 
 FILE = "leaderboard.json"
-PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "results" / FILE
+PUBLISHED = RESULTS / FILE
 """The repository's own, with the published points."""
 NEEDED: dict[str, tuple[type, ...]] = {"key": (str,), "name": (str,), "score": (int, float)}
 OPTIONAL: dict[str, tuple[type, ...]] = {

@@ -66,7 +66,7 @@ class Simulation:
 
     @property
     def planned(self) -> list[Forecast]:
-        """Those of the planned global batch."""
+        """Forecasts of the planned global batch."""
         return self.constant[self.question.global_batch]
 
 

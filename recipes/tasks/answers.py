@@ -1,4 +1,4 @@
-"""From the scores of tokens to answers, which are cut out of the text as it was given.
+"""Makes answers of the scores of tokens: parts cut out of the text as it was given.
 
 As in BERT's `run_squad.py`: an answer's score is that of its first token as a start plus that of
 its last as an end; the best of all windows of a question wins. Where questions may have no answer,

@@ -96,7 +96,7 @@ class PackedExamples:
     def training_batches(
         self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClassificationBatch]:
-        """One epoch; every rank gets as many batches, the last of them maybe smaller."""
+        """Yield an epoch; every rank gets as many batches, the last of them maybe smaller."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         generator = np.random.default_rng((seed, epoch, 1))
         dropout_key = hash64(hash64(seed, 0), epoch)
@@ -112,13 +112,13 @@ class PackedExamples:
     def evaluation_batches(
         self, batch_size: int, *, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClassificationBatch]:
-        """Every example once over all ranks, by length."""
+        """Yield every example once over all ranks, by length."""
         order = np.argsort(self.lengths, kind="stable")
         for begin in range(0, len(order), batch_size):
             yield self._pack(order[begin : begin + batch_size], batch_size, rank, world_size)
 
     def batches_within(self, places: int, multiple: int) -> Iterator[ClassificationBatch]:
-        """Every example once, by length: as many to a batch as are within so many places.
+        """Yield every example once, by length: as many to a batch as are within so many places.
 
         Each example of a batch takes as many places as the longest one in it, rounded up to the
         multiple, and beyond `ATTENTION_LENGTH` more, as attention's scores grow with the square.
@@ -161,7 +161,7 @@ class PackedExamples:
         )
 
     def _losses(self, rows: np.ndarray) -> int:
-        """How many losses there are of these examples."""
+        """Count the losses of these examples."""
         return len(rows)
 
     def _batch(
@@ -192,7 +192,7 @@ class PackedExamples:
         )
 
     def _labels(self, rows: np.ndarray, places: int) -> Tensor:
-        """Labels of these examples, and of places without one what the losses pass over."""
+        """Return the labels of these examples, and for empty places what the losses pass over."""
         if self.labels is None:
             return torch.full((places,), IGNORED_LABEL)
         whole = np.issubdtype(self.labels.dtype, np.integer)
@@ -248,7 +248,7 @@ class EncodedExamples(PackedExamples):
 
 
 def truncated_lengths(first: int, second: int, limit: int) -> tuple[int, int]:
-    """How much of each sentence stays when together they may have `limit` tokens: longer first.
+    """Return how much of each sentence stays when both may have `limit` tokens: longer first.
 
     As if one token after the other were taken from the end of whichever is longer.
     """

@@ -63,7 +63,7 @@ class TaskData(Generic[Set]):
 def load_task(
     task: Task, source: str | Path | None, *, with_test: bool = False
 ) -> TaskData[Examples]:
-    """A GLUE task.
+    """Read a GLUE task.
 
     Args:
         source: a directory in one of the layouts above, the task's own folder included; None for
@@ -148,7 +148,7 @@ _COLA_HEADER = ("source", "label", "annotation", "sentence")  # its labelled fil
 
 
 def _open_source(task: Task, source: str | Path | None) -> tuple[_SetReader, list[Path]]:
-    """A reader of the task's sets, and the directories that may say that they are stand-ins."""
+    """Return a reader of the task's sets, and the directories that may say they are stand-ins."""
     if source is None:
         return _table_reader(task, f"{HUB_DATASET}, {task.name}", _from_hub(task)), []
     root = Path(source)
@@ -171,7 +171,7 @@ def _open_source(task: Task, source: str | Path | None) -> tuple[_SetReader, lis
 
 
 def _new_reading(task: Task, part: str, name: str, *, by_name: bool) -> Reading:
-    """`by_name`: labels are names, else class indices; taking both would let in other tasks."""
+    """Begin a set whose labels are names, or else indices: taking both lets in other tasks."""
     if part == "test":
         return Reading(name, _server_index)
     if task.labels is None:
@@ -220,7 +220,7 @@ def _tsv_reader(task: Task, directory: Path) -> _SetReader:
 def _tsv_path(
     task: Task, directory: Path, part: str, name: str
 ) -> tuple[Path, Callable[[Sequence[str]], bool] | None]:
-    """A set's file, and which of its lines are the set's; None: all."""
+    """Return a set's file, and which of its lines are the set's; None for all."""
     path = directory / (f"{part}.tsv" if name == part else f"{part}_{name}.tsv")
     if task.name == "mrpc" and part != "test" and not path.is_file():
         return _mrpc_original(directory, part)
@@ -244,7 +244,7 @@ def _files(directory: Path) -> str:
 
 
 def _table_reader(task: Task, origin: str, load: _SplitLoader) -> _SetReader:
-    """A reader of tables that have the hub's splits and columns."""
+    """Return a reader of tables that have the hub's splits and columns."""
 
     def read(part: str, name: str, notes: list[str]) -> Examples:
         split = "validation" if part == "dev" else part

@@ -1,4 +1,4 @@
-"""What a finetuning computes of its data: token ids before it, predictions and metrics after it."""
+"""Computes what a finetuning needs of its data: token ids first, then predictions and metrics."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ EVALUATION_LENGTH = 512
 
 
 def encode_all(work: Finetuning) -> tuple[PackedExamples, dict[str, PackedExamples]]:
-    """The training set, and the development sets by name."""
+    """Encode the training set, and the development sets by name."""
     dev = {name: work.kind.encode(work, of, False) for name, of in work.data.dev.items()}
     return work.kind.encode(work, work.data.train, True), dev
 
 
 def cut_notes(work: Finetuning, sets: Mapping[str, PackedExamples]) -> list[str]:
-    """What became of the examples of all sets."""
+    """Say what became of the examples of all sets."""
     return [note for name, of in sets.items() for note in work.kind.notes(work, name, of)]
 
 
 def classification_notes(work: Finetuning, name: str, of: EncodedExamples) -> list[str]:
-    """How many texts of a set are cut."""
+    """Say how many texts of a set are cut."""
     return cut_note(name, of.cut, f"{len(of):,} examples", work.settings.max_length, of.longest)
 
 
@@ -50,7 +50,7 @@ def cut_note(name: str, cut: int, of: str, length: int, longest: int) -> list[st
 
 
 def encode(work: Finetuning, examples: Examples, training: bool = False) -> EncodedExamples:
-    """Texts with labels; those to train on have them on the scale on which they are learnt."""
+    """Encode texts with labels, those to train on with labels on the scale that is learnt."""
     if training and work.scale is not None:
         assert examples.labels is not None
         examples = replace(examples, labels=work.scale.learnt(examples.labels))
@@ -64,7 +64,7 @@ def encode(work: Finetuning, examples: Examples, training: bool = False) -> Enco
 
 
 def evaluation_batch(length: int, world: World) -> int:
-    """Examples over all ranks, one per rank at least."""
+    """Return how many examples a batch has over all ranks, one per rank at least."""
     fitting = EVALUATION_BATCH * EVALUATION_LENGTH**2 // max(length, EVALUATION_LENGTH) ** 2
     return max(world.data_parallel_size, fitting)
 
@@ -72,7 +72,7 @@ def evaluation_batch(length: int, world: World) -> int:
 def scores(
     model: RapidBertForSequenceClassification, examples: EncodedExamples, world: World
 ) -> np.ndarray:
-    """Logits, or values of a regression: float32 [examples, outputs]. Call on every rank.
+    """Compute logits, or a regression's values: fp32 [examples, outputs]. Call on every rank.
 
     Raises:
         UserError: the model computes something else than numbers.
@@ -93,7 +93,7 @@ def scores(
 def predict(
     model: RapidBertForSequenceClassification, examples: EncodedExamples, world: World
 ) -> np.ndarray:
-    """Class index int64 [examples], or value float32 [examples]. Call on every rank.
+    """Predict classes, int64 [examples], or values, fp32 [examples]. Call on every rank.
 
     Raises:
         UserError: the model computes something else than numbers.
@@ -121,7 +121,7 @@ def measure_classes(
     examples: EncodedExamples,
     world: World,
 ) -> Measured:
-    """The task's metrics. Call on every rank."""
+    """Compute the task's metrics. Call on every rank."""
     assert examples.labels is not None
     predictions = predict(model, examples, world)
     if work.scale is not None:
@@ -155,7 +155,7 @@ def chance_of_classes(work: Finetuning) -> Metrics | None:
 
 
 def predict_test(model: RapidBertForSequenceClassification, work: Finetuning, world: World) -> None:
-    """Files for the GLUE server in `<task>-seed<k>/predictions`. Call on every rank."""
+    """Write files for the GLUE server into `<task>-seed<k>/predictions`. Call on every rank."""
     for name, examples in work.data.test.items():
         predictions = predict(model, encode(work, examples), world)
         if world.rank == 0:

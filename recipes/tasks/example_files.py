@@ -115,7 +115,7 @@ class Reading:
         self.first_fault = ""
 
     def add(self, line: int | str, values: Sequence[Any]) -> None:
-        """A record: its texts, then its label. Lines count from 1; a file without has places."""
+        """Take a record: its texts, then its label, at a line from 1, or at a place in its file."""
         *texts, label = values
         try:
             for text in texts:
@@ -128,7 +128,7 @@ class Reading:
             self.reject(line, str(reason))
 
     def reject(self, line: int | str, reason: str) -> None:
-        """A record that cannot be used, and why."""
+        """Count a record that cannot be used, and keep the first reason."""
         self.bad += 1
         self.first_fault = self.first_fault or f"{self.name}:{line}: {reason}"
 
@@ -149,14 +149,14 @@ class Reading:
             notes.append(f"{self.first_fault}; {share} and were skipped")
 
     def examples(self, dtype: type | None) -> Examples:
-        """`dtype`: of the labels; None for a test set."""
+        """Return the set; `dtype` is that of its labels, None for a test set without."""
         columns = [list(column) for column in zip(*self.texts, strict=True)]
         labels: np.ndarray | None = None if dtype is None else np.array(self.labels, dtype=dtype)
         return Examples(columns[0], columns[1] if len(columns) == 2 else None, labels)
 
 
 def label_name(label: Any) -> str:
-    """A label's name, without surrounding blanks; raises ValueError if there is none."""
+    """Return a label's name without surrounding blanks; raises ValueError if it has none."""
     if isinstance(label, list | dict):
         kind = "list" if isinstance(label, list) else "dictionary"
         raise ValueError(f"label {label!r} is a {kind}, not one name or number")
@@ -168,7 +168,7 @@ def label_name(label: Any) -> str:
 
 
 def class_index(index: dict[str, int]) -> Callable[[Any], int]:
-    """A function from a label to `index[its name]`, which raises ValueError for other names."""
+    """Return a function from a label to `index[its name]`; it raises ValueError for others."""
 
     def look_up(label: Any) -> int:
         name = label_name(label)
@@ -180,7 +180,7 @@ def class_index(index: dict[str, int]) -> Callable[[Any], int]:
 
 
 def score(label: Any) -> float:
-    """A label as a finite number; raises ValueError if it is none."""
+    """Return a label as a finite number; raises ValueError if it is none."""
     try:
         # True is 1 for Python; who asks for numbers did not mean it.
         value = math.nan if isinstance(label, bool) else float(label)
@@ -194,7 +194,7 @@ def score(label: Any) -> float:
 
 
 def score_within(low: float, high: float) -> Callable[[Any], float]:
-    """`score`, which also raises ValueError for numbers that are not from `low` to `high`."""
+    """Return a `score` that also raises ValueError for numbers not from `low` to `high`."""
 
     def read(label: Any) -> float:
         value = score(label)
@@ -207,7 +207,7 @@ def score_within(low: float, high: float) -> Callable[[Any], float]:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Whatever a file's readers raise, as a UserError with its name."""
+    """Raise whatever a file's readers raise as a UserError with its name."""
     try:
         yield
     except (
@@ -259,7 +259,7 @@ def read_tsv(
     header: Sequence[str] | None = None,
     keep: Callable[[Sequence[str]], bool] | None = None,
 ) -> None:
-    """Tab-separated lines, blank ones passed over.
+    """Read tab-separated lines, blank ones passed over.
 
     Args:
         header: names of the columns, for a file that does not begin with them.
@@ -309,7 +309,7 @@ def _read_csv(path: Path, columns: Sequence[str], reading: Reading) -> None:
 
 
 def csv_records(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Every record, with the line where it begins; with the quote that never ends, too."""
+    """Yield every record with the line where it begins; a quote that never ends is named by it."""
     records = csv.reader(file, strict=True)
     while True:
         begin = records.line_num + 1
@@ -325,7 +325,7 @@ def csv_records(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str
 
 
 def read_json_lines(path: Path, columns: Sequence[str], reading: Reading) -> None:
-    """JSON objects, one on a line, blank lines passed over; columns are their keys."""
+    """Read JSON objects, one on a line, blank lines passed over; columns are their keys."""
     with open_binary(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -367,7 +367,7 @@ def positions(path: Path, header: Sequence[str], columns: Sequence[str]) -> list
 
 
 def _other_separator(header: Sequence[str]) -> str:
-    """What to do about a header that is one field for us and several for its author."""
+    """Say what to do about a header that is one field for us and several for its author."""
     for separator, name in {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}.items():
         if len(header) == 1 and separator in header[0]:
             return f"; its fields stand between {name}: .csv has commas between them, .tsv tabs"
@@ -375,6 +375,6 @@ def _other_separator(header: Sequence[str]) -> str:
 
 
 def no_columns(missing: Sequence[str], there: Iterable[str]) -> str:
-    """The message that columns are missing, with those there are."""
+    """Say that columns are missing, and which there are."""
     names = ", ".join(map(repr, there))
     return f"no column {', '.join(map(repr, missing))}; there are {names if names else 'none'}"

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from model.pretrained import WEIGHTS
 from recipes.common.files import write_whole
 from recipes.common.json_content import Json, json_bytes
@@ -20,7 +18,7 @@ from recipes.engine.world import World
 from recipes.tasks.classifier import adamw
 from recipes.tasks.finetuning import checksum
 from recipes.tasks.work import Finetuning, Metrics
-from recipes.training.provenance import git_revision, versions
+from recipes.training.provenance import device_name, git_revision, versions
 from recipes.training.run_log import LOG_NAME
 
 # Settings that results of older versions lack; what these were is not known, and not compared.
@@ -103,7 +101,7 @@ def write_result(
         "notes": list(notes),
         "seconds": seconds,
         "dollars": work.settings.price_per_gpu_hour * _gpu_hours(world, seconds),
-        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
+        "device": device_name(),
         "world_size": world.world_size,
         "attention": work.settings.kernel_choice.attention,
         "kernels": work.settings.kernel_choice.kernels,

@@ -15,6 +15,7 @@ from model.weights import from_public
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import sha256
 from recipes.common.json_content import Json
+from recipes.common.places import DS_CONFIGS
 from recipes.engine.ds_config import numeric_settings, precision, read_config
 from recipes.tasks.classification_data import TaskData, load_task
 from recipes.tasks.example_files import ExampleSet
@@ -24,8 +25,6 @@ from recipes.tasks.kinds import KINDS
 from recipes.tasks.own_data import LabelScale
 from recipes.tasks.work import WARMUP_FRACTION, Finetuning, Shared, Start
 from recipes.training.export import export_directory, read_tensors, read_tokenizer
-
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
 def resolve(settings: Settings, world_size: int, refused: Sequence[str] = ()) -> Finetuning:

@@ -11,6 +11,7 @@ from typing import Annotated
 from recipes.common.errors import Faults, UserError
 from recipes.common.files import why_no_directory, why_no_file
 from recipes.common.numbers import whole
+from recipes.common.places import RECIPES
 from recipes.common.settings import Count, claimed, number_in, parse
 from recipes.tasks import finetune_settings
 from recipes.tasks.classification_data import find_task_data
@@ -19,7 +20,7 @@ from recipes.tasks.glue_tasks import TASKS, Task, find_task
 from recipes.tasks.jobs import Job, result_of
 from recipes.training.export import export_directory
 
-FINETUNE = Path(__file__).resolve().parents[1] / "finetune.py"
+FINETUNE = RECIPES / "finetune.py"
 FIRST_SEED = 17
 _GLUE_ONLY = "is for data of one's own; glue.py runs GLUE's tasks"
 # Options of finetune.py that glue.py gives each job itself.

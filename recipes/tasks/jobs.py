@@ -103,7 +103,7 @@ class Running:
 
 
 def slots(count: int | None) -> list[Slot]:
-    """One slot per visible GPU, or on the CPU up to four; or `count` that share what there is.
+    """Return a slot per visible GPU, or up to four on the CPU; or `count` that share these.
 
     Two jobs with one thread each finish a third sooner than one after the other with two; more than
     four of Base's would need more memory than a laptop has.

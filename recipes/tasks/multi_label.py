@@ -41,13 +41,13 @@ class _Reading(Reading):
         self.columns = columns
 
     def add(self, line: int | str, values: Sequence[Any]) -> None:
-        """Texts, then labels."""
+        """Take a record: its texts, then its labels."""
         texts, labels = values[: -self.columns], list(values[-self.columns :])
         super().add(line, [*texts, labels])
 
 
 def columns(own: OwnData) -> Checks:
-    """A column of lists, or one for each label."""
+    """Want a column of lists, or one for each label."""
     named = "--label-column: name the column of the labels, or one for each label"
     return [*text_checks(own), (bool(own.label_column), named)]
 
@@ -107,7 +107,7 @@ def load_label_sets(
 
 
 def _names(values: list[Any]) -> tuple[str, ...]:
-    """The labels of a list; raises ValueError with what keeps it from being one."""
+    """Return the labels of a list; raises ValueError with what keeps it from being one."""
     (given,) = values
     if not isinstance(given, list):
         raise ValueError(
@@ -186,8 +186,8 @@ def measure(
     examples: EncodedExamples,
     world: World,
 ) -> Measured:
-    """F1 of all labels together, the mean of each one's, and texts that have exactly the right
-    labels. Call on every rank.
+    """Measure F1 of all labels together, the mean of each one's, and the share of texts with
+    exactly the right labels. Call on every rank.
     """
     assert examples.labels is not None
     return Measured(label_metrics(scores(model, examples, world), examples.labels))

@@ -47,7 +47,7 @@ class LabelScale:
 
     @classmethod
     def of(cls, labels: np.ndarray, others: Iterable[np.ndarray] = ()) -> LabelScale:
-        """Of the training labels; the `others` are predicted.
+        """Return the scale of the training labels, on which the `others` must be predictable.
 
         Raises:
             UserError: fp32 cannot tell the labels from each other, or some from infinity.
@@ -88,7 +88,7 @@ def load_files(
     label_column: str,
     regression: bool = False,
 ) -> TaskData[Examples]:
-    """Any classification or regression data.
+    """Read any classification or regression data.
 
     The labels are the distinct values in the training file, in numerical order if all are numbers,
     else in alphabetical order; fp64 for a regression.
@@ -150,7 +150,7 @@ def read_texts(
 
 
 def label_scale(data: TaskData[Examples]) -> LabelScale | None:
-    """The scale of one's own data; None for classes."""
+    """Return the scale of one's own data; None for classes."""
     if data.labels is not None:
         return None
     assert data.train.labels is not None
@@ -158,7 +158,7 @@ def label_scale(data: TaskData[Examples]) -> LabelScale | None:
 
 
 def shared_texts(train: Reading, dev: Reading) -> list[str]:
-    """A note, if examples of both sets have the same texts."""
+    """Note it if examples of both sets have the same texts."""
     known = set(map(tuple, train.texts))
     seen = sum(tuple(texts) in known for texts in dev.texts)
     of = f"{dev.name}: {seen:,} of {len(dev.texts):,} examples have texts of the training set"
@@ -166,7 +166,7 @@ def shared_texts(train: Reading, dev: Reading) -> list[str]:
 
 
 def empty_texts(reading: Reading, columns: Sequence[str]) -> list[str]:
-    """Notes on empty texts; raises UserError if a column has nothing else."""
+    """Note empty texts; raises UserError if a column has nothing else."""
     notes = []
     for place, column in enumerate(columns):
         empty = sum(not texts[place].strip() for texts in reading.texts)
@@ -222,7 +222,7 @@ def _number(name: str) -> float | None:
 
 
 def _alike(names: Counter[str]) -> list[list[str]]:
-    """Names that a person would take for one: of one number, or but for case and blanks."""
+    """Group names that a person would take for one: of one number, or but for case and blanks."""
     groups = defaultdict(list)
     for name in names:
         number = _number(name)

@@ -42,7 +42,7 @@ class EncodedPairs(PackedExamples):
     def training_batches(
         self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[ClassificationBatch]:
-        """One epoch; batches differ by one record at most, so that none is left with few others."""
+        """Yield an epoch; batches differ by one record at most, so that none has few others."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         dropout_key = hash64(hash64(seed, 0), epoch)
         for rows in np.array_split(order, self.batches_per_epoch(batch_size)):

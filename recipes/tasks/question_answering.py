@@ -54,7 +54,7 @@ class EncodedQuestions(PackedExamples):
 
 
 def columns(own: OwnData) -> Checks:
-    """None: SQuAD's names are fixed."""
+    """Refuse any: SQuAD's names are fixed."""
     fixed = "--kind question-answering has fixed names: id, question, context, answers"
     return [
         (not own.text_columns, f"--text-columns: {fixed}"),
@@ -70,12 +70,12 @@ def load(settings: Settings) -> TaskData[Questions]:
 
 
 def build(work: Finetuning, options: ModelOptions) -> RapidBertForQuestionAnswering:
-    """A model that scores starts and ends."""
+    """Build a model that scores starts and ends."""
     return RapidBertForQuestionAnswering(work.config, options)
 
 
 def encode(work: Finetuning, questions: Questions, training: bool) -> EncodedQuestions:
-    """Raises UserError if no training question has an answer that the tokenizer keeps."""
+    """Encode questions; raises UserError if the tokenizer keeps nothing of any training answer."""
     length = work.settings.max_length
     encoded = EncodedQuestions(work.tokenizer, questions.all, length, training=training)
     if not len(encoded):
@@ -102,14 +102,14 @@ def notes(work: Finetuning, name: str, of: EncodedQuestions) -> list[str]:
 
 
 def facts(work: Finetuning) -> Json:
-    """Whether the model has learnt that a question may have no answer."""
+    """Say whether the model has learnt that a question may have no answer."""
     return {"may_refuse": work.data.train.unanswerable > 0}
 
 
 def measure(
     model: RapidBertForQuestionAnswering, work: Finetuning, examples: EncodedQuestions, world: World
 ) -> Measured:
-    """Exact match and F1, and the files of SQuAD's script. Call on every rank."""
+    """Measure exact match and F1, and make SQuAD's files. Call on every rank."""
     may_refuse = work.data.train.unanswerable > 0
     batch_size = evaluation_batch(examples.max_length, world)
     answered = answer(model, examples, batch_size, world, may_refuse=may_refuse)

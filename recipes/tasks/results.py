@@ -48,5 +48,5 @@ def read_result(path: Path) -> Result:
 
 
 def describe(result: Result) -> str:
-    """One result in a few words."""
+    """Say a result in a few words."""
     return f"{TASKS[result['task']].score} {100 * result['score']:.1f}"

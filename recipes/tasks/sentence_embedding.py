@@ -26,7 +26,7 @@ class EncodedTexts(EncodedExamples):
 
 
 def columns(own: OwnData) -> Checks:
-    """Two or three of texts, and maybe one of scores."""
+    """Want two or three columns of texts, and maybe one of scores."""
     given = len(own.text_columns)
     return [
         (
@@ -50,18 +50,18 @@ def load(settings: Settings) -> TaskData[TextSet]:
 
 
 def metrics(data: TaskData[TextSet]) -> tuple[str, ...]:
-    """What the development set is measured by, the score first."""
+    """Name what the development set is measured by, the score first."""
     scored = data.dev["dev"].scores is not None
     return ("spearman", "pearson") if scored else ("accuracy_at_1",)
 
 
 def build(work: Finetuning, options: ModelOptions) -> RapidBertForSentenceEmbedding:
-    """The encoder alone."""
+    """Build the encoder alone."""
     return RapidBertForSentenceEmbedding(work.config, options)
 
 
 def encode(work: Finetuning, texts: TextSet, training: bool) -> PackedExamples:
-    """Records for the loss, or the different texts of a set that is measured."""
+    """Encode records for the loss, or the different texts of a set that is measured."""
     if training:
         return EncodedPairs(work.tokenizer, texts.columns, work.settings.max_length)
     return EncodedTexts(work, texts)
@@ -89,6 +89,6 @@ def why_not(work: Finetuning) -> list[str]:
 def measure(
     model: RapidBertForSentenceEmbedding, work: Finetuning, examples: EncodedTexts, world: World
 ) -> Measured:
-    """Correlations with the scores, or how often a positive is found. Call on every rank."""
+    """Measure correlations with the scores, or how often positives are found, on every rank."""
     vectors = embed(model, examples, evaluation_batch(examples.max_length, world), world)
     return Measured(similarity_metrics(examples.pairs, vectors))

@@ -137,7 +137,7 @@ def _first_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[np.ndarra
 
 
 def columns(own: OwnData) -> Checks:
-    """One of words and one of tags, which only JSON Lines name."""
+    """Want a column of words and one of tags, which only JSON Lines name."""
     files = [path for path in (own.train_file, own.dev_file) if path is not None]
     objects = any(suffix.lower() in JSON_LINES for path in files for suffix in path.suffixes)
     named = ("--text-columns", own.text_columns), ("--label-column", own.label_column)
@@ -157,17 +157,17 @@ def load(settings: Settings) -> TaskData[Sentences]:
 
 
 def metrics(data: TaskData[Sentences]) -> tuple[str, ...]:
-    """Those of entities where the tags spell such, else of words."""
+    """Name the metrics of entities where the tags spell such, else those of words."""
     return ENTITY_METRICS if spells_entities(data.labels or ()) else WORD_METRICS
 
 
 def build(work: Finetuning, options: ModelOptions) -> RapidBertForTokenClassification:
-    """A model that scores a class for each tag."""
+    """Build a model that scores a class for each tag."""
     return RapidBertForTokenClassification(work.config, work.task.outputs, options)
 
 
 def encode(work: Finetuning, sentences: Sentences, training: bool) -> EncodedSentences:
-    """Raises UserError if the tokenizer keeps nothing of any word."""
+    """Encode sentences; raises UserError if the tokenizer keeps nothing of any word."""
     index = {name: number for number, name in enumerate(work.task.labels or ())}
     classes = [index[tag] for sentence in sentences.all for tag in sentence.tags]
     encoded = EncodedSentences(
@@ -197,13 +197,13 @@ def notes(work: Finetuning, name: str, of: EncodedSentences) -> list[str]:
 
 
 def unread_tag(data: TaskData[Sentences]) -> str:
-    """The tag of words without a piece: O, or the commonest one where there is none."""
+    """Return the tag of words without a piece: O, or the commonest one where there is no O."""
     counts = Counter(tag for sentence in data.train.all for tag in sentence.tags)
     return OUTSIDE if OUTSIDE in counts else counts.most_common(1)[0][0]
 
 
 def facts(work: Finetuning) -> Json:
-    """The tag of words without a piece; and that the model is used on text, not on lists."""
+    """Say the tag of words without a piece, and that the model is used on text, not on lists."""
     return {"unread_tag": unread_tag(work.data), "text_columns": ()}
 
 
@@ -213,7 +213,7 @@ def measure(
     examples: EncodedSentences,
     world: World,
 ) -> Measured:
-    """Entities or words that are right, and a file as conlleval reads it. Call on every rank."""
+    """Measure entities or words, and make the file that conlleval reads. Call on every rank."""
     labels, classes = work.task.labels, examples.classes
     assert labels and classes is not None
     batch_size = evaluation_batch(examples.max_length, world)

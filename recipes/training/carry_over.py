@@ -68,7 +68,7 @@ class CarryOver:
         drawn = lengths[1:] == 0  # [pieces]
 
         def means(table: Tensor) -> Tensor:
-            """Of [old rows, width]: [pieces, width]; zeros where there are no parts."""
+            """Average the rows of parts: [old rows, width] to [pieces, width]; of none, zeros."""
             return F.embedding_bag(flat, table, ends, mode="mean", include_last_offset=True)
 
         old = tensors[WORD_EMBEDDINGS]

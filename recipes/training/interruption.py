@@ -115,7 +115,7 @@ class LastingConsole:
 
 
 def outlive_the_console() -> None:
-    """From now on, what this process prints is dropped when nobody takes it any more."""
+    """Drop, from now on, what this process prints when nobody takes it any more."""
     sys.stdout = cast(TextIO, LastingConsole(sys.stdout))
     sys.stderr = cast(TextIO, LastingConsole(sys.stderr))
 

@@ -68,7 +68,7 @@ class Progress:
 
     @property
     def position(self) -> tuple[int, int, int, float]:
-        """Where a record of the log stands: step, sequences, tokens, seconds."""
+        """Position of a record in the log: step, sequences, tokens, seconds."""
         return self.step, self.sequences, self.tokens, self.seconds
 
 

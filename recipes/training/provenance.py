@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from recipes.common.files import sha256
+from recipes.common.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "triton")
 
 
@@ -33,6 +33,11 @@ def versions() -> dict[str, str]:
         found["nccl"] = ".".join(map(str, nccl))
         found["driver"] = driver_version()
     return found
+
+
+def device_name() -> str:
+    """Return the GPU's name as the driver gives it, or "cpu"."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def driver_version(root: Path = Path("/")) -> str:

@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
 from model.config import ModelConfig, ModelOptions, preset
 from recipes.common.errors import Faults
 from recipes.common.json_content import Json
@@ -28,6 +26,7 @@ from recipes.training.initial_weights import (
     open_initial_weights,
     recorded_start,
 )
+from recipes.training.provenance import device_name
 from recipes.training.schedule import (
     Budget,
     StepBudget,
@@ -78,7 +77,8 @@ class Run:
 
     @property
     def device_name(self) -> str:
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        """Name of the GPU, or "cpu"."""
+        return device_name()
 
     @property
     def documents(self) -> Documents:

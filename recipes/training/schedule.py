@@ -23,7 +23,7 @@ MOST_SEQUENCES = 10**12
 
 
 def duration_in_sequences(text: str) -> int:
-    """`70k-steps`, `178k-steps` (the paper's, of 4,096 sequences), or a number of sequences.
+    """Read `70k-steps`, `178k-steps` (the paper's, of 4,096 sequences), or a number.
 
     Raises:
         ValueError: neither; says what may be meant.
@@ -43,7 +43,7 @@ def duration_in_sequences(text: str) -> int:
 
 
 def _meant(text: str, in_range: Range) -> list[str]:
-    """`70k` may be a number of sequences or the paper's run; `100k-step` are steps of 4,096."""
+    """Guess: `70k` may be sequences or the paper's run, `100k-step` steps of 4,096."""
     found = re.fullmatch(r"(.*?)[- ]*(steps?)?", text.strip().lower(), re.DOTALL)
     count = found and in_range.meant(found[1])
     if not found or count is None:
@@ -116,7 +116,7 @@ class StepBudget:
         return learning_rate(self.begun - 1, self.total_steps, **shape)
 
     def reached(self, shares: Sequence[float]) -> list[float]:
-        """Those of the shares of the run that the step that has begun completes."""
+        """Return which of these shares of the run the step that has begun completes."""
         before, now = ((self.begun - k) / self.total_steps for k in (1, 0))
         return [share for share in shares if before < share <= now]
 
@@ -133,7 +133,7 @@ class TimeBudget:
         self._before = self.elapsed = elapsed
 
     def begin_step(self, seconds: float) -> None:
-        """`seconds`: what training had taken when the batch of the step was fetched."""
+        """Begin a step whose batch was fetched after so many seconds of training."""
         self._before, self.elapsed = self.elapsed, seconds
 
     @property

@@ -89,7 +89,7 @@ class RankTimes:
 
 
 def slow_ranks(ranks: list[tuple[str, float, float]]) -> dict[str, str]:
-    """By name, a line for each rank whose forward pass takes more than `SLOW` times the median.
+    """Name, in a line each, the ranks whose forward pass takes over `SLOW` times the median.
 
     Args:
         ranks: name, forward seconds per step, seconds per step spent waiting for batches.

@@ -38,13 +38,13 @@ class Piece:
 
 
 class Reader(Protocol):
-    """Where pieces come from: elements of one kind of one parameter, fp32 [numel]."""
+    """Gives elements of one kind of one parameter: fp32 [numel]."""
 
     def read(self, kind: str, name: str, start: int, numel: int) -> Tensor: ...
 
 
 def pieces(engine: Engine, world: World) -> Iterator[Piece]:
-    """This rank's share of the state; over the data-parallel ranks every element occurs once."""
+    """Yield this rank's share of the state; each element is one data-parallel rank's."""
     _make_moments(engine)
     held = list(_held(engine))
     if _is_sharded(engine):
@@ -87,7 +87,7 @@ def _is_sharded(engine: Engine) -> bool:
 
 
 def _optimizer(engine: Engine) -> torch.optim.Optimizer:
-    """The AdamW inside."""
+    """Return the AdamW inside."""
     sharded = _is_sharded(engine)
     inner: torch.optim.Optimizer = engine.optimizer.optimizer if sharded else engine.optimizer
     return inner
@@ -106,7 +106,7 @@ def _held(engine: Engine) -> Iterator[Piece]:
 
 
 def _make_moments(engine: Engine) -> None:
-    """AdamW makes its moments in its first step, and DeepSpeed finds them there only then."""
+    """Make the moments that AdamW would make in its first step, for DeepSpeed to find them."""
     optimizer = _optimizer(engine)
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -26,7 +26,8 @@ import torch
 
 from model.config import preset
 from recipes.benchmarks.timing import ratios
-from recipes.benchmarks.training_step import CONFIGS, Setup, Trainer, full_batch, one_process
+from recipes.benchmarks.training_step import Setup, Trainer, full_batch, one_process
+from recipes.common.places import DS_CONFIGS
 from recipes.engine.ds_config import read_config
 from recipes.training import step as steps
 
@@ -55,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(1)
     sizes = dict(num_layers=12, hidden_size=64, num_heads=1, ffn_size=64, vocab_size=512)
     model = replace(preset("rapidbert-base"), **sizes)
-    setup = Setup(model, read_config(CONFIGS / "base.json"), "sdpa", "torch")
+    setup = Setup(model, read_config(DS_CONFIGS / "base.json"), "sdpa", "torch")
     with one_process() as world, Trainer(setup, 1, 1, [full_batch(model, 1, 16)], world) as trainer:
         contenders = {"as it is": trainer.step} | undone(trainer)
         times: dict[str, list[float]] = {name: [] for name in contenders}

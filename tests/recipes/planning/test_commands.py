@@ -12,12 +12,12 @@ import pytest
 from plan_scenarios import question
 
 from recipes.common.errors import Faults
+from recipes.common.places import ROOT
 from recipes.common.settings import flat, parse
 from recipes.engine.batch_plan import plan_batches
 from recipes.engine.ds_config import read_config
 from recipes.planning.commands import lines_to_paste, pretrain_options
 from recipes.planning.forecast import forecast
-from recipes.planning.settings import ROOT
 from recipes.training.settings import Settings
 
 # What sbatch does with a job, as far as the script is concerned: it runs it, and notes the words.

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from model.config import PRESETS
 from recipes.common.gpus import GPUS, SHORT_NAMES
+from recipes.common.places import ROOT
 from recipes.planning.calibration import best, expected, worst
 from recipes.planning.compute import MeasuredCurve, TabulatedCurve, launches, work
-from recipes.planning.settings import ROOT
 
 H200 = SHORT_NAMES["h200"]
 

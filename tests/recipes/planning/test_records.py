@@ -62,7 +62,7 @@ def test_what_is_no_record_is_said_to_be_none(tmp_path):
 
 def test_the_records_in_the_repository_are_read():
     """That of the CPU is no GPU's, and stops nobody."""
-    from recipes.planning.settings import ROOT
+    from recipes.common.places import ROOT
 
     results = ROOT / "docs" / "results"
     cpu = find_record(results / "throughput_cpu.json", results, "cpu", "rapidbert-tiny", 128, False)
