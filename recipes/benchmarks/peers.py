@@ -227,7 +227,7 @@ def figure(record: Json) -> Figure:
         axes.hlines(place, rate["min"], rate["max"], color="black", linewidth=1)
         text = f"{rate['median']:,.1f}"
         if place:
-            text += f"   takes {shown(found['ratio'], '.2f')} times as long"
+            text += f"; a step takes {shown(found['ratio'], '.2f')} times ours"
         axes.annotate(
             text, (rate["max"], place), (5, 0), textcoords="offset points", va="center", fontsize=8
         )

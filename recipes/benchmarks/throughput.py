@@ -241,7 +241,8 @@ def figure(record: Json) -> Figure:
         labels.append(f"{row['micro_batch']}\n{row['global_batch']}")
     speed.set_xticks(range(len(rows)), labels, fontsize=8)
     speed.set_xlabel("micro-batch, below it the global batch (sequences of up to 128 tokens)")
-    speed.set_ylabel("thousand real tokens/s, and MFU")
+    known = any(row["mfu"] is not None for row in rows)
+    speed.set_ylabel("thousand real tokens/s" + (", and MFU" if known else ""))
     speed.margins(y=0.2)
     speed.grid(axis="x", visible=False)
     for model, own in bars_of.items():

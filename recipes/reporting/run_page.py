@@ -7,6 +7,7 @@ benchmarks' records, and the settings.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -38,10 +39,11 @@ from recipes.tasks.glue_tasks import TASKS
 from recipes.training.console import duration
 
 NO_SWEEP = (
-    "Figure S1, throughput against global batch and number of GPUs: not measured. These lines "
-    "make it; then name the directories of the sweep behind the runs:"
+    "Figure S1, throughput against global batch and number of GPUs: not measured. The first line "
+    "measures it, the second puts it on this page:"
 )
 SWEEP = "sbatch slurm/scaling_sweep.sh"
+SWEPT = "python recipes/report.py {} runs/scaling/rapidbert-large/*"
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ def _speed(runs: Sequence[RecordedRun]) -> Markup:
 
 
 def _learning_rate(runs: Sequence[RecordedRun]) -> Markup:
-    caption = "Learning rate and norm of the gradient before clipping, against steps."
+    caption = "Learning rate and norm of the gradient, which is not clipped, against steps."
     return drawing(learning_rate_figure(runs), caption, "rate")
 
 
@@ -305,5 +307,10 @@ def _beside_the_paper(found: Found) -> Markup:
         paper.throughput_part(found.runs, swept),
         paper.cost_part(spent),
         *(scaling.part(sweep, f"sweep-{n}") for n, sweep in enumerate(found.sweeps)),
-        NOTHING if found.sweeps else joined(paragraph(NO_SWEEP), command(SWEEP)),
+        NOTHING if found.sweeps else _how_to_sweep(found),
     )
+
+
+def _how_to_sweep(found: Found) -> Markup:
+    runs = shlex.join(str(run.directory) for run in found.runs)
+    return joined(paragraph(NO_SWEEP), command(SWEEP), command(SWEPT.format(runs)))

@@ -55,6 +55,16 @@ def test_a_run_on_the_papers_hardware_stands_in_its_row(tmp_path):
     assert ">other<" in rows[1] and "NVIDIA H200" in rows[1]
 
 
+def test_the_speed_is_that_of_the_page_also_of_a_run_with_one_window(tmp_path):
+    (run,) = load_runs([write_run(tmp_path / "short", steps=1, evals=False)])
+    speed = f"{run.median('throughput/tokens_per_sec'):,.0f}"
+    assert f">{speed}<" in throughput_part([run]), "as in the tile and the table of numbers"
+    four = {"steps": 4, "evals": False, "device": "NVIDIA A100-SXM4-80GB"}
+    sweep = load_runs([write_run(tmp_path / "sweep", **four)])
+    assert ">1,000,003<" in throughput_part([], sweep), "of a sweep without the first window"
+    assert ">1,000,002<" in throughput_part(sweep)
+
+
 def test_a_score_is_reached_or_it_is_said_that_it_is_not():
     text = cost_part([Spent("mine", 82.5, 1.5, 30.0, "8 × NVIDIA H200")])
     assert text.count("mine: 82.5 after 1.50 h on 8 × NVIDIA H200, $30.00") == 2
