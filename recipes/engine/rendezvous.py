@@ -6,7 +6,9 @@ at once.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -57,28 +59,53 @@ def launch_environment() -> dict[str, str]:
         return {}
     if "SLURM_PROCID" not in os.environ or "SLURM_STEP_ID" not in os.environ:
         return {}
-    nodes = os.environ["SLURM_STEP_NODELIST"]
-    found.setdefault(
-        "MASTER_ADDR",
-        subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True
-        ).stdout.split()[0],
-    )
+    return found | _started_by_srun(found)
+
+
+_NUMBERS_OF_SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID")
+
+
+def _started_by_srun(found: dict[str, str]) -> dict[str, str]:
+    """The launch that the variables of a SLURM step describe; address and port may be set."""
+    said = {name: os.environ.get(name, "") for name in _NUMBERS_OF_SRUN}
+    if faults := [
+        f"{name}={value}: srun sets a whole number; to start one process without it: "
+        "unset SLURM_STEP_ID"
+        for name, value in said.items()
+        if not value.isdecimal()
+    ]:
+        raise UserError(*faults)
+    rank, local_rank, world_size, job = said.values()
+    address = found.get("MASTER_ADDR") or _first_node(os.environ.get("SLURM_STEP_NODELIST", ""))
     # Two jobs on one node must not meet: the port follows from the job.
-    found.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
-    found["RANK"] = os.environ["SLURM_PROCID"]
-    found["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
-    found["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
-    return found
+    port = found.get("MASTER_PORT") or str(20000 + int(job) % 20000)
+    return dict(zip(LAUNCH_VARIABLES, (rank, local_rank, world_size, address, port), strict=True))
+
+
+def _first_node(nodes: str) -> str:
+    """The first of the nodes of a SLURM step, gpu07 of gpu[07-08]."""
+    if re.fullmatch(r"[\w.-]+", nodes):
+        return nodes
+    asked = ["scontrol", "show", "hostnames", nodes]
+    try:
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise UserError(
+            f"{' '.join(asked)}: failed ({error}), as in a container without SLURM's commands; set "
+            "MASTER_ADDR to the first node's name (slurm/cluster.sh)"
+        ) from None
 
 
 def _launch_faults(found: dict[str, str]) -> list[str]:
     """What keeps variables with a RANK among them from describing a launch."""
     least = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": 1}
+    most = {"MASTER_PORT": 65_535}
     faults = [
-        f"{name}={found[name]}: must be a whole number, {low} or more"
+        f"{name}={found[name]}: must be a whole number, {low} "
+        + (f"to {most[name]}" if name in most else "or more")
         for name, low in least.items()
-        if name in found and not (found[name].isdecimal() and int(found[name]) >= low)
+        if name in found
+        and not (found[name].isdecimal() and low <= int(found[name]) <= most.get(name, math.inf))
     ]
     if faults:
         return faults

@@ -78,10 +78,8 @@ class Slot:
         """What a job here gets beside its parent's environment: a world of one, by itself."""
         world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        # A user's own choice of threads is kept only where it cannot oversubscribe the cores.
-        threads = min(self.threads, int(os.environ.get("OMP_NUM_THREADS") or self.threads))
         device = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
-        return world | address | device | {"OMP_NUM_THREADS": str(threads)}
+        return world | address | device | {"OMP_NUM_THREADS": str(self.threads)}
 
 
 def _free_port() -> int:
@@ -107,6 +105,9 @@ def slots(count: int | None) -> list[Slot]:
 
     Two jobs with one thread each finish a third sooner than one after the other with two; more than
     four of Base's would need more memory than a laptop has.
+
+    Raises:
+        UserError: OMP_NUM_THREADS is no number of threads.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
@@ -114,11 +115,21 @@ def slots(count: int | None) -> list[Slot]:
     if gpus and (visible := os.environ.get("CUDA_VISIBLE_DEVICES")):
         gpus = visible.split(",")[: len(gpus)]  # as the machine names them
     number = count or len(gpus) or min(cores, CPU_JOBS)
-    threads = max(1, cores // number)
+    # A user's own choice of threads is kept only where it cannot oversubscribe the cores.
+    threads = min(_wanted_threads() or cores, max(1, cores // number))
     if not gpus:
         return [Slot(f"slot {index}", None, threads) for index in range(number)]
     chosen = [gpus[index % len(gpus)] for index in range(number)]
     return [Slot(f"GPU {gpu}", gpu, threads) for gpu in chosen]
+
+
+def _wanted_threads() -> int | None:
+    """OMP_NUM_THREADS, the first of its numbers; None where it is not set."""
+    said = os.environ.get("OMP_NUM_THREADS", "").strip()
+    first = said.partition(",")[0].strip()
+    if said and not (first.isdecimal() and int(first)):
+        raise UserError(f"OMP_NUM_THREADS={said}: must be a whole number, 1 or more")
+    return int(first) if said else None
 
 
 def run_to_the_end(jobs: Sequence[Job], places: Sequence[Slot]) -> int:

@@ -80,6 +80,32 @@ def test_srun(launched, tmp_path, monkeypatch):
     assert rendezvous.launched_world_size() == 16
 
 
+@pytest.mark.parametrize(
+    ("variables", "messages"),
+    [
+        (
+            {"SLURM_PROCID": "x", "SLURM_LOCALID": "", "SLURM_JOB_ID": "a"},
+            ["SLURM_PROCID=x: srun sets a whole number", "SLURM_LOCALID=:", "SLURM_JOB_ID=a:"],
+        ),
+        ({}, ["scontrol show hostnames gpu[07-08]: failed"]),
+    ],
+)
+def test_what_srun_and_its_commands_do_not_say_is_named(launched, monkeypatch, variables, messages):
+    """In a container there may be no scontrol; this was a traceback."""
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError) as caught:
+        launched(**{**SRUN, **variables})
+    for fault, message in zip(caught.value.faults, messages, strict=True):
+        assert message in fault
+    assert "MASTER_ADDR" in fault or "unset SLURM_STEP_ID" in fault
+
+
+def test_one_node_needs_no_scontrol(launched, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert launched(**{**SRUN, "SLURM_STEP_NODELIST": "gpu07"})["MASTER_ADDR"] == "gpu07"
+    assert launched(**SRUN, MASTER_ADDR="here", MASTER_PORT="7")["MASTER_PORT"] == "7"
+
+
 def test_one_task_of_an_allocation_is_a_world_of_one(launched):
     """A shell of `salloc`, or `sbatch` without `srun`: nothing was started as one of several."""
     assert launched(SLURM_NTASKS="16", SLURM_JOB_ID="1") == {}
@@ -95,6 +121,10 @@ def test_one_task_of_an_allocation_is_a_world_of_one(launched):
             ["RANK=-1", "LOCAL_RANK=:", "WORLD_SIZE=two", "MASTER_PORT=0"],
         ),
         ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, ["0 to WORLD"]),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "99999"},
+            ["MASTER_PORT=99999: must be a whole number, 1 to 65535"],
+        ),
         ({"RANK": "1", "MASTER_ADDR": "node1"}, ["RANK=1 with no WORLD_SIZE"]),
         (
             {"RANK": "0", "WORLD_SIZE": "2"},
