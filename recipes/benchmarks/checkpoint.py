@@ -190,7 +190,7 @@ def share_of_training(saving: Json, processes: int) -> Json:
 
 SHARES = {
     "stall": "training stands still",
-    "processor_time": "if training did all the work of a save",
+    "processor_time": "if the training of each rank did its eighth of the work of a save",
     "training_that_waits_for_the_write": "if training waited for the disk",
 }
 

@@ -239,7 +239,7 @@ def figure(record: Json) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     most = max((v["tokens_per_second"]["max"] for v in measured.values()), default=1) / 1e3
-    axes.set_xlim(0, 1.55 * most)
+    axes.set_xlim(0, 1.65 * most)
     axes.set_xlabel("thousand real tokens/s")
     return drawn
 

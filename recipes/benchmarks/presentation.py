@@ -25,8 +25,9 @@ def where(record: Mapping[str, Any]) -> str:
     """Name device and date in one line; a toy, or half a measurement, says that it is one."""
     device = record["device"]
     if device == "cpu":
-        threads = record["threads"]
-        device = f"CPU ({record['cpu']}, {threads} thread{'s' if threads > 1 else ''})"
+        threads = record.get("threads")  # which the first records do not have
+        count = f", {threads} thread{'s' if threads > 1 else ''}" if threads else ""
+        device = f"CPU ({record['cpu']}{count})"
     toy = ", TOY SIZE" if record.get("size") == "toy" else ""
     half = "" if record.get("complete", True) else ", ENDED BEFORE IT WAS DONE"
     return f"{device}{toy}, {record['date'][:10]}{half}"
