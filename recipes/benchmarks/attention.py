@@ -19,13 +19,13 @@ from typing import Annotated, Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 from torch import Tensor
 
 from model.attention import BACKENDS, packed_attention, slopes_on
 from model.padding import sequence_of_row
 from recipes.benchmarks.mode import Mode, ModeSettings
-from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.presentation import doubling_axis, panels, shown
 from recipes.benchmarks.records import NotHere, Record, Rows
 from recipes.benchmarks.timing import (
     alternate,
@@ -313,10 +313,7 @@ def figure(record: Json) -> Figure:
         share.yaxis.set_major_formatter(PercentFormatter(1))
         share.set_xlabel("sequence length (tokens)")
         for panel in (time, share):
-            panel.set_xscale("log", base=2)
-            panel.set_xticks(lengths)
-            panel.xaxis.set_major_formatter(ScalarFormatter())
-            panel.xaxis.set_minor_locator(NullLocator())
+            doubling_axis(panel, lengths)
     axes[0][0].set_ylabel("ns per token")
     axes[1][0].set_ylabel("speed, of the floor's")
     axes[0][0].legend(fontsize=8)

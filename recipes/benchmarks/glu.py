@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import PercentFormatter
 from torch import nn
 
 from model.config import ModelConfig, ModelOptions, preset
@@ -24,7 +24,7 @@ from model.kernels import KERNELS
 from model.megatron import build_module
 from model.megatron_config import megatron_config
 from recipes.benchmarks.mode import Mode, ModeSettings
-from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.presentation import doubling_axis, panels, shown
 from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import check_kernels_timed, one_process
@@ -206,10 +206,7 @@ def figure(record: Json) -> Figure:
                 loc="left",
                 fontsize=9,
             )
-            panel.set_xscale("log", base=2)
-            panel.set_xticks(ticks)
-            panel.xaxis.set_major_formatter(ScalarFormatter())
-            panel.xaxis.set_minor_locator(NullLocator())
+            doubling_axis(panel, ticks)
             panel.yaxis.set_major_formatter(PercentFormatter(1))
             panel.tick_params(axis="x", labelsize=8)
         row[0].set_ylabel("slowdown")

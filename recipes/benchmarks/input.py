@@ -17,11 +17,11 @@ from typing import Annotated
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
 from recipes.benchmarks.mode import DataSettings, Mode
-from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.presentation import doubling_axis, panels, shown
 from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.synthetic import write_synthetic_data
 from recipes.benchmarks.timing import rates
@@ -162,10 +162,7 @@ def figure(record: Json) -> Figure:
     padding.set_xlabel("sequences per micro-batch")
     padding.legend(loc="lower left")
     for axes in (speed, padding):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_locator(NullLocator())
+        doubling_axis(axes, sizes)
     return drawn
 
 

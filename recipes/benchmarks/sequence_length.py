@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import ScalarFormatter
 
 from recipes.benchmarks.mode import DataSettings, Mode
-from recipes.benchmarks.presentation import panels, shown
+from recipes.benchmarks.presentation import doubling_axis, panels, shown
 from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.throughput import rate
 from recipes.benchmarks.timing import release_memory
@@ -130,10 +130,7 @@ def figure(record: Json) -> Figure:
     sequences.set_xlabel("sequence length (tokens)")
     ticks = sorted({point["sequence_length"] for point in record["points"]})
     for axes in (tokens, sequences):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_locator(NullLocator())
+        doubling_axis(axes, ticks)
     tokens.legend()
     return drawn
 

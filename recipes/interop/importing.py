@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model.config import ModelConfig, ModelOptions
 from model.encoder import RapidBert
-from model.foreign import Foreign, read_foreign
+from model.foreign import Foreign
 from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import CONFIG
 from model.weight_files import read_weights
@@ -35,6 +35,7 @@ from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, why_not_of_weigh
 from recipes.interop import jina_reference
 from recipes.interop.comparing import padded
 from recipes.interop.hf_config import hf_config, is_plain_bert
+from recipes.interop.source import read_any
 
 TOLERANCE = 1e-4
 """Largest difference that is rounding, as a share of the largest number compared. Two orders of the
@@ -140,7 +141,7 @@ def open_source(settings: Settings) -> Source:
         faults.append(f"--output {output}: exists; an import replaces nothing, name another")
     elif refusal := why_no_directory(output):
         faults.append(f"--output {output}: {refusal}")
-    weights = faults.attempt(lambda: _read(settings.input))
+    weights = faults.attempt(lambda: read_any(settings.input))
     at = settings.tokenizer or settings.input
     # A directory of weights that is not there is said once.
     tokenizer = None
@@ -153,13 +154,6 @@ def open_source(settings: Settings) -> Source:
     faults.stop()
     assert weights and tokenizer
     return Source(weights, tokenizer, _with_pieces(weights.config, tokenizer))
-
-
-def _read(directory: Path) -> Foreign:
-    try:
-        return read_foreign(directory)
-    except ValueError as error:
-        raise UserError(*str(error).split("\n")) from None
 
 
 def _tokenizer(settings: Settings) -> Tokenizer:

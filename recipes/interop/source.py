@@ -14,9 +14,11 @@ from torch import Tensor
 from model.classifier import RapidBertForSequenceClassification
 from model.config import ModelConfig
 from model.encoder import RapidBert
+from model.foreign import Foreign, read_foreign
 from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import Export
 from model.weights import Head, State
+from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import Tokenizer
 from recipes.interop.comparing import padded
 
@@ -112,3 +114,15 @@ class Source:
         if name := per_token.get(self.head):
             return F.linear(hidden, *(self.tensors[f"{name}.{x}"] for x in ("weight", "bias")))
         return hidden
+
+
+def read_any(directory: Path) -> Foreign:
+    """Read a directory of weights, ours or of others.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    try:
+        return read_foreign(directory)
+    except ValueError as error:
+        raise UserError(*str(error).split("\n")) from None

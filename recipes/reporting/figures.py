@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib import rc_context, rc_params_from_file, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
 from recipes.common.files import write_whole
 
@@ -83,6 +85,14 @@ def stacked_panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
     for axes in stack:
         axes.margins(x=0.02)
     return figure, stack
+
+
+def count_axis(axes: Axes, counts: Sequence[int]) -> None:
+    """Make the x-axis logarithmic, with a tick at each count."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(list(counts)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 @in_style

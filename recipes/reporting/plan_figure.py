@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     EngFormatter,
-    FixedLocator,
     FuncFormatter,
     NullFormatter,
     StrMethodFormatter,
@@ -28,7 +27,7 @@ from recipes.common.tables import markdown
 from recipes.planning.commands import lines_to_paste
 from recipes.planning.forecast import CALIBRATED_GPUS, Forecast, Times, forecast
 from recipes.planning.settings import Question
-from recipes.reporting.figures import COLORS, add_legend, in_style, panels, write_png
+from recipes.reporting.figures import COLORS, add_legend, count_axis, in_style, panels, write_png
 from recipes.reporting.output import make_directory
 from recipes.reporting.plan_page import (
     explanation,
@@ -208,11 +207,10 @@ def _draw_speed(axes: Axes, each: Simulation) -> None:
             low = [t.tokens_per_second * t.step.total / t.slow for t in times]
             high = [t.tokens_per_second * t.step.total / t.fast for t in times]
             axes.fill_between(gpus, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set_xscale("log", base=2)
+    count_axis(axes, gpus)
     axes.set_yscale("log")
     axes.set_ylabel(f"{each.question.model.name}: tokens/s, all GPUs")
     axes.set_xlabel("GPUs; lines are global batches in sequences")
-    _count_axis(axes, gpus)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_minor_formatter(NullFormatter())
     if gpus[-1] > CALIBRATED_GPUS:
@@ -268,9 +266,3 @@ def _draw_cost(axes: Axes, each: Simulation) -> None:
 
 def _first_digits(value: float, _: int | None) -> str:
     return f"{value:,g}" if f"{value:e}"[0] in "25" else ""
-
-
-def _count_axis(axes: Axes, gpus: Sequence[int]) -> None:
-    axes.xaxis.set_major_locator(FixedLocator(list(gpus)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())

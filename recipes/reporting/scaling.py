@@ -12,21 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     EngFormatter,
-    FixedLocator,
     LogLocator,
     NullFormatter,
-    StrMethodFormatter,
 )
 
 from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.tables import aligned, shown
 from recipes.common.tables import markdown as markdown_table
-from recipes.reporting.figures import add_legend, look, stacked_panels, write_png
+from recipes.reporting.figures import add_legend, count_axis, look, stacked_panels, write_png
 from recipes.reporting.html_page import (
     NOTHING,
     Markup,
@@ -173,19 +170,12 @@ def figure(sweep: Sweep) -> Figure:
     each.set_ylim(bottom=0)
     batches = sorted({point.batch for point in sweep.points})
     for axes in (speed, each):
-        _batch_axis(axes, batches)
+        count_axis(axes, batches)
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     speed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     speed.yaxis.set_minor_formatter(NullFormatter())
     add_legend(speed, columns=6)
     return drawn
-
-
-def _batch_axis(axes: Axes, batches: list[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(batches))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def markdown(sweep: Sweep, image: str) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from model.config import ModelConfig, preset
-from model.foreign import Foreign, read_foreign
 from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import CONFIG
 from model.weights import (
@@ -33,6 +32,7 @@ from model.weights import (
 from recipes.common.errors import Faults, UserError
 from recipes.common.json_content import Json, object_in
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, why_not_of_weights
+from recipes.interop.source import read_any
 from recipes.training.carry_over import CarryOver, carry_over
 from recipes.training.checkpoints.manifest import UNREADABLE, has_checkpointed, identities
 from recipes.training.export import export_directory, unfinished
@@ -93,7 +93,7 @@ class InitialWeights:
         Raises:
             UserError: the files have changed since they were checked.
         """
-        found = _read(self.directory)
+        found = read_any(self.directory)
         if checksum(found.tensors) != self.sha256:
             raise UserError(f"{self.directory}: the weights changed while the run started")
         tensors = found.tensors
@@ -140,7 +140,7 @@ class RecordedStart:
         """
         directory = export_directory(self.given)
         try:
-            weights = checksum(_read(directory).tensors)
+            weights = checksum(read_any(directory).tensors)
             found = _identity(weights, _tokenizer_of(directory).fingerprint)
         except (UserError, OSError) as error:
             what = f"the weights that the run started from cannot be read there now ({error})"
@@ -212,7 +212,7 @@ def open_initial_weights(
     if refusal := unfinished(directory):
         faults.append(f"{directory}: {refusal}")
         return None
-    found = faults.attempt(lambda: _read(directory))
+    found = faults.attempt(lambda: read_any(directory))
     theirs = faults.attempt(lambda: _tokenizer_of(directory)) if directory.is_dir() else None
     if found is None or theirs is None or tokenizer is None:
         return None
@@ -263,13 +263,6 @@ def checksum(tensors: State) -> str:
 
 def _identity(weights: str, tokenizer: str) -> dict[str, str]:
     return {"initial_weights": weights, "initial_tokenizer": tokenizer}
-
-
-def _read(directory: Path) -> Foreign:
-    try:
-        return read_foreign(directory)
-    except ValueError as error:
-        raise UserError(*str(error).split("\n")) from None
 
 
 def _tokenizer_of(directory: Path) -> Tokenizer:
