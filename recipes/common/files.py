@@ -132,6 +132,16 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(directory: Path) -> None:
+    """Bring everything in `directory` to the disk: contents, and names at every level."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            sha256(path, sync=True)
+        else:
+            sync_directory(path)
+    sync_directory(directory)
+
+
 def sha256(path: Path, *, sync: bool = False) -> str:
     """Compute a file's checksum, in hexadecimal.
 

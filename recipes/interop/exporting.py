@@ -19,7 +19,7 @@ from typing import Literal, Protocol, cast
 from safetensors import SafetensorError
 
 from recipes.common.errors import Faults, MachineError, UserError, refused
-from recipes.common.files import PARTIAL, sha256, sync_directory, why_no_directory
+from recipes.common.files import PARTIAL, sync_directory, sync_tree, why_no_directory
 from recipes.interop.comparing import Comparison
 from recipes.interop.source import Source
 
@@ -142,10 +142,7 @@ def publish(source: Source, target: Target, output: Path) -> Comparison:
             raise UserError(
                 f"{output}: not exported: what was written computes something else: {comparison}"
             )
-        for path in sorted(partial.rglob("*")):
-            if path.is_file():
-                sha256(path, sync=True)
-        sync_directory(partial)
+        sync_tree(partial)
         partial.rename(output)
         sync_directory(output.parent)
     except OSError as error:

@@ -123,7 +123,7 @@ def hf_files(config: ModelConfig, head: Head, description: Mapping[str, Any]) ->
     Raises:
         ValueError: as `hf_config`.
     """
-    files = {CONFIG: _json(hf_config(config, head, description))}
+    files = {CONFIG: json_bytes(hf_config(config, head, description))}
     if not is_plain_bert(config):
         files[MODELLING_FILE] = _CODE.read_bytes()
     if head in ENCODERS:
@@ -152,11 +152,7 @@ def _sentence_transformers_files(
     }
     pooling = {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True}
     return {
-        "modules.json": _json(modules),
-        "sentence_bert_config.json": _json(transformer),
-        "1_Pooling/config.json": _json(pooling),
+        "modules.json": json_bytes(modules),
+        "sentence_bert_config.json": json_bytes(transformer),
+        "1_Pooling/config.json": json_bytes(pooling),
     }
-
-
-def _json(values: Any) -> bytes:
-    return json_bytes(values)

@@ -21,7 +21,7 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import CONFIG, WEIGHTS, Export, read_export
 from model.weights import Head, gather_state, not_finite
 from recipes.common.errors import SaveError, UserError
-from recipes.common.files import PARTIAL, sha256, sync_directory
+from recipes.common.files import PARTIAL, sync_directory, sync_tree
 from recipes.common.json_content import Json
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, other_fingerprint
 from recipes.engine.engine import full_precision_parameters
@@ -89,12 +89,7 @@ def write_export(
     write_directory(
         partial, state, config, tokenizer, facts, head, called=final, data=tokenizer_dir
     )
-    for path in partial.rglob("*"):
-        if path.is_file():
-            sha256(path, sync=True)
-        else:
-            sync_directory(path)
-    sync_directory(partial)
+    sync_tree(partial)
     previous = final.with_name(final.name + ".previous")
     if final.exists():
         shutil.rmtree(previous, ignore_errors=True)
