@@ -15,6 +15,7 @@ import os
 import pickle
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -32,6 +33,7 @@ from torch import Tensor
 from model.config import PRESETS, ModelConfig
 from model.masked_lm import RapidBertForMaskedLM
 from recipes import pretrain
+from recipes.common import settings
 from recipes.corpus.sentencepiece_tokenizer import SPECIAL_IDS
 from recipes.corpus.sentencepiece_training import MIN_VOCAB_SIZE, train_tokenizer
 from recipes.corpus.token_shards import MANIFEST_FORMAT, MANIFEST_NAME, ShardWriter
@@ -54,7 +56,6 @@ _SIZES: dict[str, Any] = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_siz
 PRESETS["probe-tiny"] = ModelConfig("probe-tiny", **_SIZES, hidden_dropout=0.0, ffn_dropout=0.0)
 PRESETS["dropout-tiny"] = ModelConfig("dropout-tiny", **_SIZES)
 
-import_muon()  # for the forks
 
 # A world that has not answered by then hangs: one rank waits for another.
 TIMEOUT_SECONDS = 60
@@ -108,6 +109,15 @@ def values(outcomes: list[Outcome]) -> list[Any]:
         if outcome.error is not None:
             raise outcome.error
     return [outcome.value for outcome in outcomes]
+
+
+def _prepare_forks() -> None:
+    """Do what every rank would do once: imports, the reading of settings, an export's tables."""
+    import_muon()
+    with tempfile.TemporaryDirectory() as directory:
+        model = Path(directory) / "tokenizer.model"
+        train_tokenizer(["abba"], model, MIN_VOCAB_SIZE + 2).files()
+    settings.parse(Settings, command_line(Path(), Path(), Path()))
 
 
 @functools.cache
@@ -291,3 +301,6 @@ def one_update(engine: Any, batch: GlobalBatch, times: RankTimes, seed: int, ste
 def weights(engine: Any) -> dict[str, Tensor]:
     """Copies of the optimizer's fp32 weights."""
     return {name: w.clone() for name, w in full_precision_parameters(engine)}
+
+
+_prepare_forks()
