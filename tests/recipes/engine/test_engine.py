@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,22 @@ def test_the_gradient_is_that_of_the_mean_over_the_global_batch(data, tmp_path):
         for got_loss, _, found in results:
             assert got_loss == pytest.approx(loss, rel=1e-6)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def compiler_after_a_step(settings: Settings) -> bool:
+    """Whether Inductor was loaded by a rank that Muon was not imported for."""
+    for name in [name for name in sys.modules if name.startswith("deepspeed.runtime.zero.muon")]:
+        del sys.modules[name]
+    one_step(*build(settings), 0)
+    shut_down()
+    assert "deepspeed.runtime.zero.muon.muon_optimizer" in sys.modules
+    return "torch._inductor.compile_fx" in sys.modules
+
+
+@pytest.mark.parametrize("keys", [{}, BF16], ids=["fp32", "bf16"])
+def test_training_does_not_load_the_compiler(data, tmp_path, keys):
+    settings = settings_of(data, tmp_path / "run", write_config(tmp_path, 8, 8, **keys))
+    assert values(run_world(1, compiler_after_a_step, settings)) == [False]
 
 
 def masters(settings: Settings) -> bool:
