@@ -66,7 +66,8 @@ def given_twice(directories: Sequence[Path]) -> Iterator[str]:
     for number, directory in enumerate(directories):
         for earlier in directories[:number]:
             if directory.exists() and earlier.exists() and directory.samefile(earlier):
-                yield f"{directory}: is {earlier}, which is named already; name it once"
+                twice = "twice" if directory == earlier else f"as {earlier}, too"
+                yield f"{directory}: is named {twice}; name it once"
                 break
 
 
@@ -83,8 +84,10 @@ def main(words: Sequence[str] | None = None) -> int:
         faults.append(f"--leaderboard {settings.leaderboard}: {refusal}")
     if settings.records and not settings.records.is_dir():
         faults.append(f"--records {settings.records}: no such directory")
-    faults += given_twice(directories)
-    report = faults.attempt(lambda: report_of(directories)) if directories else None
+    faults += (twice := list(given_twice(directories)))
+    report = None
+    if directories and not twice:
+        report = faults.attempt(lambda: report_of(directories))
     faults.stop()
     if settings.leaderboard and not directories:
         print(

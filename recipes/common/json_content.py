@@ -37,4 +37,7 @@ def finite(value: object) -> float | None:
     """Return a finite number, None for anything else that a file may hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of more than 308 digits
+        return None

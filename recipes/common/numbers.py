@@ -76,3 +76,7 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
 def whole(low: int, high: int) -> Range:
     """A whole number from `low` to `high`."""
     return Range(low, high, whole=True)
+
+
+LENGTHS = whole(8, 65_536)
+"""Tokens of a sequence."""

@@ -40,7 +40,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from recipes.common.errors import Faults, given_again
-from recipes.common.numbers import Range, number, whole
+from recipes.common.numbers import LENGTHS, Range, number, whole
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -388,7 +388,7 @@ def _dashed(word: str) -> str:
 # Kinds of fields that several commands share. Their ranges are wider than anything sensible: they
 # keep out what would overflow or vanish, fill the memory or never end.
 Seed = Annotated[int, number_in(whole(0, 2**63 - 1))]
-SequenceLength = Annotated[int, number_in(whole(8, 65_536))]
+SequenceLength = Annotated[int, number_in(LENGTHS)]
 Count = Annotated[int, number_in(whole(1, 10**9))]
 CountOrNone = Annotated[int, number_in(whole(0, 10**9))]
 Share = Annotated[float, number_in(number(0, 1))]

@@ -52,7 +52,10 @@ def read(path: Path) -> list[Line]:
         UserError: it is no such file.
     """
     try:
-        lines = json.loads(path.read_bytes())["lines"]
+        content = json.loads(path.read_bytes())
+        lines = content["lines"]
+        # Half a surrogate pair, which JSON can spell and no page can hold.
+        json.dumps(content, ensure_ascii=False).encode()
         for line in lines:
             _check(path, line)
     except FileNotFoundError:
@@ -73,7 +76,8 @@ def _check(path: Path, line: Line) -> None:
         if not _is_a(line[key], kinds):
             raise UserError(f"{path}: {key} is {line[key]!r} in a line")
     for key, kinds in OPTIONAL.items():
-        if line.get(key) is not None and not _is_a(line[key], kinds):
+        value = line.get(key)
+        if value is not None and (not _is_a(value, kinds) or (float in kinds and value < 0)):
             raise UserError(f"{path}: {key} is {line[key]!r} in the line of {line['name']}")
 
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from recipes.common.errors import UserError
-from recipes.common.json_content import Json
+from recipes.common.json_content import Json, finite
 from recipes.tasks.glue_tasks import TASKS
 
 NEEDED = {
@@ -36,8 +36,13 @@ def read_result(path: Path) -> Result:
             value = result[key]
             if not isinstance(value, int | float if kind is float else kind):
                 raise UserError(f"{path}: {key} is {value!r}, not a {kind.__name__}")
-        if not math.isfinite(result["score"]):
-            raise UserError(f"{path}: the score is {result['score']}")
+        for name, value in {"score": result["score"], **result["metrics"]}.items():
+            if finite(value) is None:
+                raise UserError(f"{path}: the {name} is {value}")
+        if result["task"] in TASKS and abs(result["score"]) > 1:
+            raise UserError(f"{path}: the score is {result['score']}, not from -1 to 1")
+        if not 0 <= result["seconds"] < math.inf:
+            raise UserError(f"{path}: the seconds are {result['seconds']}")
     except KeyError as error:
         raise UserError(f"{path}: no result of a finetuning, lacks {error}") from None
     except (ValueError, TypeError) as error:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -377,3 +378,19 @@ def test_two_processes_do_not_write_one_output(models, tmp_path):
         with pytest.raises(UserError, match="another process is writing it right now"):
             main([*command, "--output", str(tmp_path / "out.jsonl")])
     assert (tmp_path / "out.jsonl").read_text() == "{}\n"
+
+
+def test_all_that_an_export_says_wrongly_of_its_task_is_named(models, tmp_path):
+    """Each of them was a traceback, or a column of the output that was there twice."""
+    export = shutil.copytree(models / "single" / "export", tmp_path / "export")
+    config = json.loads((export / "config.json").read_text())
+    wrong = {"labels": ["a", "a", None], "text_columns": 3, "max_length": -5}
+    config["rapidbert"]["task"] |= wrong
+    (export / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as error:
+        main(["--checkpoint", str(export), "--input", "-"])
+    assert [fault.partition("config.json: ")[2] for fault in error.value.faults] == [
+        "labels are ['a', 'a', None], not names of which each is there once",
+        "text_columns are 3, no names",
+        "max_length is -5: must be a whole number from 8 to 65,536",
+    ]

@@ -205,8 +205,10 @@ def test_what_is_named_wrongly_is_refused_at_once(tmp_path):
         report.main(words)
     assert list(error.value.faults) == [
         f"--records {tmp_path / 'none'}: no such directory",
-        f"{tmp_path / 'link'}: is {run}, which is named already; name it once",
+        f"{tmp_path / 'link'}: is named as {run}, too; name it once",
     ]
+    with pytest.raises(UserError, match="base: is named twice; name it once"):
+        report.main([str(run), str(run)])
     assert not (run / "report.md").exists()
 
 

@@ -139,7 +139,8 @@ def test_other_settings_of_finetuning_get_a_line_of_their_own(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    ['"dates": "2025"', '"tasks": 3', '"score": NaN', '"score": true', '"hours": "2"'],
+    ['"dates": "2025"', '"tasks": 3', '"score": NaN', '"score": true', '"hours": "2"']
+    + [f'"score": {10**400}', '"dollars": -1.5', '"gpu_hours": Infinity'],
 )
 def test_fields_of_another_type_are_named(tmp_path, damage):
     board = tmp_path / "board.json"
@@ -157,7 +158,10 @@ def test_writers_at_the_same_time_lose_no_line(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"lines": [{"key": "a"}]}', '{"lines": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"lines": [{"key": "a"}]}', '{"lines": 3}', r'{"lines": [], "x": "\ud800"}'],
+)
 def test_a_file_that_is_no_leaderboard_stays_as_it_is(tmp_path, content):
     board = tmp_path / "board.json"
     board.write_text(content)

@@ -1,0 +1,32 @@
+"""Results of finetunings that were damaged are no results."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from report_scenarios import result
+
+from recipes.common.errors import UserError
+from recipes.tasks.results import read_result
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"score": float("nan")}, "the score is nan"),
+        ({"score": 1e9}, "the score is 1000000000.0, not from -1 to 1"),
+        ({"score": 10**400}, "the score is 1000"),
+        ({"metrics": {"matthews": float("inf")}}, "the matthews is inf"),
+        ({"metrics": {"matthews": "0.5"}}, "the matthews is 0.5"),
+        ({"seconds": float("nan")}, "the seconds are nan"),
+        ({"seed": "x"}, "seed is 'x', not a int"),
+    ],
+)
+def test_numbers_that_no_finetuning_gives_are_named(tmp_path, damage, said):
+    path, whole = tmp_path / "cola-seed17.json", result("cola", 17, -0.25)
+    path.write_text(json.dumps(whole))
+    assert read_result(path) == whole
+    path.write_text(json.dumps({**whole, **damage}))
+    with pytest.raises(UserError, match=said):
+        read_result(path)
