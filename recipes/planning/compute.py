@@ -72,18 +72,20 @@ def work(
 
     Args:
         recompute: whether layers are computed twice.
-        token_bytes: moved per token by other kernels; as few passes as fused ones need if not
-            given.
+        token_bytes: moved per token by other kernels; what ours move if not given.
     """
     n, h, f = sequence_length, model.hidden_size, model.ffn_size
     gated = model.feed_forward != "standard"
     flops = training_flops(
         model, tokens=n, masked_tokens=round(mask_probability * n), token_pairs=n * n
     )
-    # Values of 2 bytes read and written per token and layer, forward and backward: attention moves
-    # 12 widths, the two residual sums with their norms 12 as well, the activation 8 inner widths
-    # where it is gated and 5 where it is not.
-    values = model.num_layers * (24 * h + (8 if gated else 5) * f)
+    # Values of 2 bytes read and written per token, forward and backward, as the rehearsal counts
+    # them: a layer's attention 11 widths, its two residual sums with their norms 18, the activation
+    # 8 inner widths; these two are of the tokens to predict alone in the last layer. Embedding and
+    # head 19 widths, and of a token to predict the logits 4 times.
+    behind_attention = model.num_layers - 1 + mask_probability
+    values = model.num_layers * 11 * h + behind_attention * (18 * h + 8 * f)
+    values += 19 * h + mask_probability * 4 * model.padded_vocab_size
     # Inner widths of a layer's products with the weights whose number of tiles grows with the
     # micro-batch: QKV, projection, into and out of the feed-forward; then their input gradients.
     up = 2 * f if gated else f

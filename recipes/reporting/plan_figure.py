@@ -254,6 +254,7 @@ def _draw_cost(axes: Axes, each: Simulation) -> None:
     axes.set_xscale("log")
     if each.question.gpu.dollars_per_hour:
         axes.set_yscale("log")
+    axes.margins(0.08)  # room for the numbers of GPUs
     length = in_sequences(each.question.lengths[0])
     axes.set_xlabel(f"hours to {length}; at each point the GPUs")
     axes.set_ylabel("dollars")

@@ -43,18 +43,39 @@ def test_mfu_is_that_of_a_model_of_every_kernel(device, row):
     assert mfu(expected()) == pytest.approx(middle, rel=0.10)
 
 
+@pytest.mark.parametrize(("device", "row"), EVERY_KERNEL)
+def test_what_is_no_matrix_product_takes_as_long_as_in_that_model(device, row):
+    asked = work(PRESETS[row["model"]], 128, 0.3)
+    moved = row["real_tokens_per_micro_batch"] / 128 * asked.sequence_bytes
+    moved += asked.micro_batch_bytes
+    seconds = moved / (GPUS[device].memory_gb_per_s * 1e9 * expected().memory_share)
+    others = sum(value for name, value in row["milliseconds"].items() if name != "matmul")
+    assert 1e3 * seconds == pytest.approx(others, rel=0.04)
+
+
+def test_bytes_are_those_counted():
+    """Of RapidBERT: BERT's attention goes through padding here, of which nothing is known."""
+    rows = [row for row in json.loads(COUNTED.read_text())["rows"] if "rapid" in row["model"]]
+    assert len(rows) == 3
+    for row in rows:
+        asked = work(PRESETS[row["model"]], row["sequence_length"], 0.3)
+        parts = row["per_micro_batch"]
+        counted = sum(of["gigabytes"] for name, of in parts.items() if name != "matrix products")
+        moved = row["micro_batch"] * asked.sequence_bytes + asked.micro_batch_bytes
+        assert moved / 1e9 == pytest.approx(counted, rel=0.03), row["model"]
+        assert asked.micro_batch_bytes / 1e9 == pytest.approx(
+            parts["accumulation"]["gigabytes"], rel=1e-3
+        )
+
+
 def test_work_by_hand():
-    """Per token: Base has 736 MFLOP and moves 1.0 MB, Large 2,512 MFLOP and 2.8 MB.
+    """Per token Base has 736 MFLOP, Large 2,512.
 
     That leaves out what the last layer saves by seeing only the tokens to predict.
     """
-    for name, flops, moved in (
-        ("rapidbert-base", 736e6, 1.0e6),
-        ("rapidbert-large", 2512e6, 2.8e6),
-    ):
+    for name, flops in (("rapidbert-base", 736e6), ("rapidbert-large", 2512e6)):
         asked = work(PRESETS[name], 128, 0.30)
         assert 0.95 < asked.sequence_flops / 128 / flops < 1
-        assert 0.96 < asked.sequence_bytes / 128 / moved < 1.04
         again = work(PRESETS[name], 128, 0.30, recompute=True)
         assert again.sequence_flops == pytest.approx(4 / 3 * asked.sequence_flops)
 
