@@ -9,7 +9,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the last one: `ulimit -f`
 # What the user mends, not us: no space, quota, read-only, no permission.
 SYSTEM_REFUSALS = NO_SPACE | {errno.EROFS, errno.EACCES}
 

@@ -117,6 +117,9 @@ def written(path: Path | None) -> Iterator[BinaryIO]:
         yield partial.file
         partial.close()
         partial.publish()
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
     finally:
         partial.discard()
 

@@ -90,6 +90,8 @@ def open_records(source: str, format: str | None, columns: Sequence[str]) -> Rec
     """
     name = "standard input" if source == STDIN else source
     with naming(name):
+        if source == STDIN and sys.stdin is None:
+            raise UserError("standard input is closed; name a file, or give it one")
         lines = _lines(sys.stdin.buffer if source == STDIN else open_binary(Path(source)))
         if format is None and source == STDIN:
             beginning = next(lines, b"")

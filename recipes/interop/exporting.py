@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,12 +17,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Literal, Protocol, cast
 
-from safetensors import SafetensorError
-
-from recipes.common.errors import Faults, MachineError, UserError, refused
+from recipes.common.errors import Faults, UserError
 from recipes.common.files import PARTIAL, sync_directory, sync_tree, why_no_directory
 from recipes.interop.comparing import Comparison
 from recipes.interop.source import Source
+from recipes.interop.writing import writing
 
 Format = Literal["hf", "jina", "gguf", "onnx"]
 
@@ -129,11 +129,11 @@ def publish(source: Source, target: Target, output: Path) -> Comparison:
     Raises:
         UserError, MachineError: as `run`.
     """
-    work: Path | None = None
-    try:
+    with writing(output), ExitStack() as after:
         output.parent.mkdir(parents=True, exist_ok=True)
         # A name that nobody has, beside the output: the last step is a rename on one file system.
         work = Path(mkdtemp(prefix=f"{output.name}.", suffix=PARTIAL, dir=output.parent))
+        after.callback(shutil.rmtree, work, ignore_errors=True)
         partial = work / "export"  # with the permissions of any new directory, not of a private one
         partial.mkdir()
         target.write(source, partial)
@@ -145,13 +145,4 @@ def publish(source: Source, target: Target, output: Path) -> Comparison:
         sync_tree(partial)
         partial.rename(output)
         sync_directory(output.parent)
-    except OSError as error:
-        if error.errno is None:  # numpy's, of a write that the disk had no room for
-            raise MachineError(f"{output}: could not be written to its end: {error}") from None
-        raise refused(error, error.filename or output) from None
-    except SafetensorError as error:
-        raise MachineError(f"{output}: {error}") from None
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
     return comparison

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -36,6 +37,7 @@ from recipes.interop import jina_reference
 from recipes.interop.comparing import padded
 from recipes.interop.hf_config import hf_config, is_plain_bert
 from recipes.interop.source import read_any
+from recipes.interop.writing import writing
 
 TOLERANCE = 1e-4
 """Largest difference that is rounding, as a share of the largest number compared. Two orders of the
@@ -94,6 +96,7 @@ def run(settings: Settings, write: Write) -> int:
     Raises:
         UserError: all faults of the source at once, or an export that computes something else;
             then nothing is left behind.
+        MachineError: no space; likewise.
     """
     source = open_source(settings)
     found, output = source.weights, settings.output
@@ -105,11 +108,12 @@ def run(settings: Settings, write: Write) -> int:
     )
     if found.left_out:
         print(f"left out, for a head that begins new with every task: {', '.join(found.left_out)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # A name that nobody has, beside the output: the last step is a rename on one file system.
-    work = Path(mkdtemp(prefix=f"{output.name}.", dir=output.parent))
-    unchecked, staged = work / "export", work / "tokenizer"
-    try:
+    with writing(output), ExitStack() as after:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # A name that nobody has, beside the output: the last step is a rename on one file system.
+        work = Path(mkdtemp(prefix=f"{output.name}.", dir=output.parent))
+        after.callback(shutil.rmtree, work, ignore_errors=True)
+        unchecked, staged = work / "export", work / "tokenizer"
         _stage(source.tokenizer, staged)
         state = source.weights.state(source.head)
         write(unchecked, state, source.config, staged, _facts(source), source.head)
@@ -121,8 +125,6 @@ def run(settings: Settings, write: Write) -> int:
                 f"weights do in another implementation ({said})"
             )
         os.replace(unchecked, output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     what = "logits" if found.has_masked_lm else "hidden states"
     print(f"checked on {len(SENTENCES)} sentences, {what}: {said}")
     print(f"exported to {output}")

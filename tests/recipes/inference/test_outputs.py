@@ -54,6 +54,13 @@ def test_what_fails_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and path.read_text() == "old"
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OSError, match="No space") as error:
+        with written(tmp_path / "x"):
+            raise OSError(28, "No space left on device")
+    assert error.value.filename == str(tmp_path / "x") and not list(tmp_path.iterdir())
+
+
 def test_the_first_record_that_could_be_read_decides_the_columns():
     columns = Columns(("value",), fixed=True)
     broken = Record("1", fault="broken")

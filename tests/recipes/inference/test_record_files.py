@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 
 import pytest
 
@@ -99,3 +100,9 @@ def test_a_header_in_another_encoding_is_said_and_not_shown(tmp_path):
     for ending in ("csv", "tsv"):
         with pytest.raises(UserError, match=f"a.{ending}:1: not UTF-8, save it as UTF-8"):
             read(tmp_path / f"a.{ending}", "text,label\nhello,good\n".encode("utf-16"))
+
+
+def test_a_standard_input_that_is_closed_is_said(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it where the shell gave none
+    with pytest.raises(UserError, match="standard input is closed"):
+        open_records("-", None, ("text",))

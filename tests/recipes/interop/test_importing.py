@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from plain_bert import PaddedBatch, PlainRapidBERT, randomise
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from model.masked_lm import RapidBertForMaskedLM
 from model.pretrained import read_export
 from model.weights import gather_state
 from recipes import convert_hf, fill_mask, finetune
-from recipes.common.errors import UserError
+from recipes.common.errors import MachineError, UserError
 from recipes.common.settings import parse
 from recipes.corpus.sentencepiece_training import MIN_VOCAB_SIZE, train_tokenizer
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
@@ -348,3 +349,14 @@ def test_a_reader_that_mixes_up_query_and_key_of_jinabert_is_found_out(
     (said,) = refusal(Settings(source, tmp_path / "export"))
     assert "not imported: the export computes something else" in said
     assert not (tmp_path / "export").exists()
+
+
+def test_a_full_disk_is_the_machines_and_leaves_nothing(tokenizer, tmp_path):
+    hf_bert(tmp_path / "bert", tokenizer)
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    with pytest.raises(MachineError, match="out: I/O error: No space left on device"):
+        importing.run(Settings(tmp_path / "bert", tmp_path / "out"), full)
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"]
