@@ -15,6 +15,7 @@ from recipes.reporting.figures import (
     Dashes,
     Look,
     add_legend,
+    from_zero,
     in_legend,
     in_style,
     look,
@@ -85,7 +86,7 @@ def throughput_figure(runs: Sequence[RecordedRun]) -> Figure:
         axes.yaxis.set_major_formatter(
             PercentFormatter(xmax=1) if percent else EngFormatter(sep="")
         )
-        axes.set_ylim(bottom=0)
+        from_zero(axes)
         axes.set_xlabel(time.label)
         for run, style, _ in _styled(runs):
             _mark_restarts(axes, run, time, style)
@@ -108,19 +109,22 @@ _SPEEDS = (
 """What is drawn: the key of the log, its title, whether it is a share."""
 
 
+RATE_KEYS = ("optimizer/lr", "optimizer/grad_norm")
+
+
 def learning_rate_figure(runs: Sequence[RecordedRun]) -> Figure:
-    """Draw the learning rate and the norm of the gradient against steps."""
+    """Draw the learning rate and the norm of the gradient, as far as logged, against steps."""
     figure, [cells] = panels(1, 2, "Learning rate and gradient", size=(9, 3.4))
     for axes, key, title in zip(
         cells,
-        ("optimizer/lr", "optimizer/grad_norm"),
+        RATE_KEYS,
         ("learning rate", "norm of the gradient"),
         strict=True,
     ):
         for run, style, _ in _styled(runs):
             _draw(axes, *run.curve("step", key), STEPS, style, label=in_legend(run.name))
         axes.set_title(title, loc="left", fontsize=9)
-        axes.set_ylim(bottom=0)
+        from_zero(axes)
         axes.set_xlabel("step")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     cells[0].yaxis.set_major_formatter(FormatStrFormatter("%.1e"))

@@ -95,6 +95,12 @@ def count_axis(axes: Axes, counts: Sequence[int]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def from_zero(axes: Axes) -> None:
+    """Let the y-axis begin at zero, and leave room above what was drawn."""
+    _, top = axes.get_ylim()
+    axes.set_ylim(0, 1.05 * top)
+
+
 @in_style
 def add_legend(axes: Axes, columns: int) -> None:
     """Add a legend above the panel, where no curve can run through it."""

@@ -65,12 +65,13 @@ def finetuning_part(all_series: Sequence[Series]) -> Markup:
     rows: list[tuple[str, ...]] = [header]
     for name, task in TASKS.items():
         printed = TABLE_S1.get(name)
-        nothing = ("not in the table", *[""] * 4)
-        rows.append((task.folder, "paper", *(_finetuned(printed) if printed else nothing)))
+        row = _finetuned(printed) if printed else ("not in the table", *[""] * 4)
+        rows.append((task.folder, "paper", *row))
         for series in all_series:
             found = next((one.settings for one in series.tasks if one.task == name), None)
             # Results of other versions say less.
-            used = _used(found) if found else (NOT_MEASURED, *[""] * 4)
+            nothing = (NOT_MEASURED if found is None else "not recorded", *[""] * 4)
+            used = _used(found) if found else nothing
             rows.append(("", series.name, *used))
         if not all_series:
             rows.append(("", "here", NOT_MEASURED, *[""] * 4))

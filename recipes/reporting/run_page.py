@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 
 from recipes.common.tables import shown
 from recipes.reporting import paper, scaling
-from recipes.reporting.curves import learning_rate_figure, losses_figure, throughput_figure
+from recipes.reporting.curves import (
+    RATE_KEYS,
+    learning_rate_figure,
+    losses_figure,
+    throughput_figure,
+)
 from recipes.reporting.html_page import (
     NOTHING,
     Markup,
@@ -149,7 +154,7 @@ def _tiles(run: RecordedRun, series: Series | None, control: Series | None) -> l
             "wall time",
             duration(latest["seconds"]),
             f"{latest['step']:,} steps, {latest['tokens'] / 1e6:,.1f} M tokens"
-            + (f", {len(run.restarts)} restart(s)" if run.restarts else ""),
+            + (f", {count} restart{'s' * (count > 1)}" if (count := len(run.restarts)) else ""),
         ),
         Tile("cost of pretraining", _dollars(run), _price(run)),
     ]
@@ -158,7 +163,7 @@ def _tiles(run: RecordedRun, series: Series | None, control: Series | None) -> l
 def _why_mfu(run: RecordedRun) -> str:
     if run.has("throughput/device/mfu"):
         executed = run.median("throughput/device/executed_flops_utilization")
-        return "median; executed " + shown(executed, "{:.1%}")
+        return "median" + ("" if executed is None else f"; of executed FLOPs {executed:.1%}")
     return "no GPU" if run.device == "cpu" else f"the peak of {run.device} is not known"
 
 
@@ -254,6 +259,8 @@ def _speed(runs: Sequence[RecordedRun]) -> Markup:
 
 
 def _learning_rate(runs: Sequence[RecordedRun]) -> Markup:
+    if not any(run.has(key) for run in runs for key in RATE_KEYS):
+        return paragraph("Neither learning rate nor gradient was logged.")
     caption = "Learning rate and norm of the gradient, which is not clipped, against steps."
     return drawing(learning_rate_figure(runs), caption, "rate")
 

@@ -23,7 +23,14 @@ from recipes.common.errors import UserError
 from recipes.common.files import write_whole
 from recipes.common.tables import aligned, shown
 from recipes.common.tables import markdown as markdown_table
-from recipes.reporting.figures import add_legend, count_axis, look, stacked_panels, write_png
+from recipes.reporting.figures import (
+    add_legend,
+    count_axis,
+    from_zero,
+    look,
+    stacked_panels,
+    write_png,
+)
 from recipes.reporting.html_page import (
     NOTHING,
     Markup,
@@ -54,9 +61,9 @@ NOTE = (
 )
 
 PAPER = (
-    "The paper, of RapidBERT-Large on 8 to 200 A100s: with a constant global batch throughput "
-    "does not grow linearly with the GPUs, at 4,096 sequences on 64 GPUs each multiplies matrices "
-    "of 64 sequences; with the batch grown to 65,536 it does better. It prints no numbers."
+    "The paper, of RapidBERT-Large on 8 to 200 A100s: with a constant global batch the throughput "
+    "does not grow linearly with the number of GPUs, since 4,096 sequences on 64 GPUs leave 64 to "
+    "each; with 65,536 it grows better. It prints no numbers."
 )
 
 
@@ -167,7 +174,7 @@ def figure(sweep: Sweep) -> Figure:
     speed.set_ylabel(f"real tokens/s, all devices ({sweep.device})")
     each.set_ylabel("real tokens/s, each device")
     speed.set_yscale("log")
-    each.set_ylim(bottom=0)
+    from_zero(each)
     batches = sorted({point.batch for point in sweep.points})
     for axes in (speed, each):
         count_axis(axes, batches)

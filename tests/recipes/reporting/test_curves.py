@@ -111,3 +111,10 @@ def test_runs_are_told_apart_without_colour(tmp_path):
     evaluations = [line for line in loss.lines if "evaluation" in str(line.get_label())]
     assert len({line.get_marker() for line in evaluations}) == 4
     assert len({(look(n).color, look(n).dashes, look(n).marker) for n in range(140)}) == 140
+
+
+def test_the_largest_value_is_not_at_the_edge(tmp_path):
+    for axes in throughput_figure(load_runs([write_run(tmp_path / "base")])).axes:
+        bottom, top = axes.get_ylim()
+        most = max(max(np.asarray(line.get_ydata())) for line in axes.lines)
+        assert bottom == 0 and 1.02 * most < top < 1.2 * most

@@ -33,6 +33,7 @@ def test_table_and_record_say_what_the_logs_say(runs, tmp_path):
     assert rows["average of 2 tasks, at 100% of the time"] == ("60.0", "40.0")
     assert rows["CoLA (matthews), random / last"] == ("10.0 / 50.0", "5.0 / 30.0")
     assert rows["real tokens/s (median)"] == ("1,002", "1,002")
+    assert rows["cost, evaluation and saving too"] == ("no GPU", "no GPU")
     record = json.loads((tmp_path / "out" / "equal_time.json").read_text())
     ours = record["models"]["rapidbert-tiny"]
     assert ours["loss"] == [[0.5, 1.0, 1.5, 2.0], [6.0, 5.0, 4.5, 4.0]]

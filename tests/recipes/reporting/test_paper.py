@@ -78,3 +78,6 @@ def test_other_finetuning_settings_stand_beside_the_papers():
     (row,) = [row for row in text.split("<tr>") if "0.0004" in row]
     assert ">mine<" in row and "0.9, 0.98" in row
     assert "not recorded" in row, "no weight decay in that record"
+    older = finetuning_part([summarize("mine", [result("cola", 17, 0.5)])])
+    assert older.count("not recorded") == 1, "finetuned, by a version that did not say how"
+    assert older.count("not measured") == len(TASKS) - 1
