@@ -10,7 +10,7 @@ from typing import Any
 
 from recipes.common.errors import UserError
 from recipes.tasks.glue_tasks import TASKS
-from recipes.tasks.results import Result, read_result
+from recipes.tasks.results import Result, flat_metrics, read_result
 
 STAND_IN = "STAND-IN TASKS: not GLUE"
 
@@ -143,7 +143,7 @@ def summarize(name: str, results: Sequence[Result]) -> Series:
 
 
 def _task_scores(task: str, results: Sequence[Result]) -> TaskScores:
-    flat = [_flat(result["metrics"]) for result in results]
+    flat = [flat_metrics(result["metrics"]) for result in results]
     metric = TASKS[task].score
     # A metric that some seed lacks has no mean over the seeds.
     shared = [key for key in flat[0] if key != metric and all(key in one for one in flat)]
@@ -180,17 +180,6 @@ def _start(result: Result) -> str:
     else:  # a result of an older version, of which only the path tells
         from_mnli = any(part.startswith("mnli-seed") for part in Path(result["checkpoint"]).parts)
     return "MNLI" if from_mnli else "pretrained"
-
-
-def _flat(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return metrics by name; those of several development sets as `matched/accuracy`."""
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}/{inner}": number for inner, number in value.items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _notes(results: Sequence[Result], tasks: Sequence[TaskScores]) -> list[str]:

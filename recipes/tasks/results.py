@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from recipes.common.errors import UserError
 from recipes.common.json_content import Json, finite
@@ -36,7 +38,7 @@ def read_result(path: Path) -> Result:
             value = result[key]
             if not isinstance(value, int | float if kind is float else kind):
                 raise UserError(f"{path}: {key} is {value!r}, not a {kind.__name__}")
-        for name, value in {"score": result["score"], **result["metrics"]}.items():
+        for name, value in {"score": result["score"], **flat_metrics(result["metrics"])}.items():
             if finite(value) is None:
                 raise UserError(f"{path}: the {name} is {value}")
         if result["task"] in TASKS and abs(result["score"]) > 1:
@@ -50,6 +52,17 @@ def read_result(path: Path) -> Result:
             raise
         raise UserError(f"{path}: damaged result: {error}") from None
     return result
+
+
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics by name; those of several development sets as `matched/accuracy`."""
+    found: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}/{inner}": number for inner, number in value.items()}
+        else:
+            found[key] = value
+    return found
 
 
 def describe(result: Result) -> str:

@@ -11,6 +11,17 @@ from recipes.common.errors import UserError
 from recipes.tasks.results import read_result
 
 
+def test_metrics_of_several_development_sets_are_a_result(tmp_path):
+    path = tmp_path / "mnli-seed17.json"
+    sets = {"matched": {"accuracy": 0.52}, "mismatched": {"accuracy": 0.5175}}
+    path.write_text(json.dumps(whole := result("mnli", 17, 0.51875, metrics=sets)))
+    assert read_result(path) == whole
+    sets["mismatched"]["accuracy"] = float("nan")
+    path.write_text(json.dumps({**whole, "metrics": sets}))
+    with pytest.raises(UserError, match="the mismatched/accuracy is nan"):
+        read_result(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
