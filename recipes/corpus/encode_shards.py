@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.common.chunks import chunks
 from recipes.common.errors import UserError
 from recipes.corpus.held_out import HeldOut, document_hash
 from recipes.corpus.text_records import EMPTY, HELD_OUT, Skipped
@@ -107,7 +108,7 @@ def encode_portion(
         documents = shard.portion.documents(
             encoding.text_key, result.skipped, encoding.max_bad_fraction
         )
-        for batch in _batches(documents):
+        for batch in chunks(documents, len, size=BATCH_CHARACTERS, count=BATCH_DOCUMENTS):
             if stop is not None and stop.is_set():
                 raise _Stopped
             for text, tokens in zip(batch, encode_documents(tokenizer, batch), strict=True):
@@ -196,16 +197,3 @@ def _exit_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in documents:
-        batch.append(text)
-        characters += len(text)
-        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from recipes.common.chunks import chunks
 from recipes.common.errors import UserError
 
 DOCUMENT_CHARACTERS = 4000
@@ -63,7 +64,7 @@ def python_documents() -> tuple[str, ...]:
         prose = dict.fromkeys(paragraph for text in texts for paragraph in paragraphs(text))
         fresh = [paragraph for paragraph in prose if paragraph not in seen]
         seen.update(fresh)
-        documents += _documents(fresh)
+        documents += map("\n".join, chunks(fresh, len, size=DOCUMENT_CHARACTERS))
     if not documents:
         raise UserError(
             f"python-docs: this Python has no documentation in {_library()}; give --input"
@@ -124,19 +125,6 @@ def _is_prose(line: str) -> bool:
         and sum(len(word) + 1 for word in words) >= _MINIMUM_WORD_SHARE * len(line)
         and len(_PUNCTUATION.findall(line)) <= _MAXIMUM_SYMBOL_SHARE * len(line)
     )
-
-
-def _documents(fresh: list[str]) -> Iterator[str]:
-    document: list[str] = []
-    length = 0
-    for paragraph in fresh:
-        document.append(paragraph)
-        length += len(paragraph)
-        if length >= DOCUMENT_CHARACTERS:
-            yield "\n".join(document)
-            document, length = [], 0
-    if document:
-        yield "\n".join(document)
 
 
 def _sources() -> Iterator[list[str]]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.pretrained import Export
+from model.weights import Head
+from recipes.common.chunks import chunks
 from recipes.common.errors import UserError
 from recipes.inference.outputs import Chunk, Columns
 from recipes.inference.record_files import Record, Records
@@ -75,18 +78,17 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def in_chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Cut a stream into chunks."""
-    chunk: list[Record] = []
-    characters = 0
-    for record in records:
-        chunk.append(record)
-        characters += sum(map(len, record.texts))
-        if len(chunk) == CHUNK_RECORDS or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
+def load_here(model: nn.Module, export: Export, head: Head, precision: str) -> None:
+    """Load an export's weights into a model, and bring it to the device that computes.
+
+    Raises:
+        UserError: the weights are not those of the configuration; all faults are named.
+    """
+    try:
+        export.load_into(model, head)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    model.eval().to(device(), DTYPES[precision])
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,12 @@ class Computation:
 
     def through(self, records: Records, columns: Columns) -> Iterator[Chunk]:
         """Go through an input: yield chunks of records with their values, as `of` gives them."""
-        for chunk in in_chunks(records.every):
+        for chunk in chunks(
+            records.every,
+            lambda record: sum(map(len, record.texts)),
+            size=CHUNK_CHARACTERS,
+            count=CHUNK_RECORDS,
+        ):
             yield self.of(columns.fitted(chunk))
 
     def of(self, chunk: Sequence[Record]) -> Chunk:

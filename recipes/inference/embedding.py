@@ -8,8 +8,7 @@ from torch import Tensor
 from model.config import ModelOptions
 from model.pretrained import Export
 from model.sentence_encoder import RapidBertForSentenceEmbedding
-from recipes.common.errors import UserError
-from recipes.inference.computing import DTYPES, Compute, device
+from recipes.inference.computing import Compute, load_here
 from recipes.tasks.classification_batches import ClassificationBatch
 
 
@@ -24,19 +23,10 @@ def build(export: Export, options: ModelOptions, precision: str, *, normalize: b
         UserError: the weights are not those of the configuration; all faults are named.
     """
     model = RapidBertForSentenceEmbedding(export.config, options)
-    try:
-        export.load_into(model, "none")
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    model.eval().to(device(), DTYPES[precision])
+    load_here(model, export, "none", precision)
 
     def compute(batch: ClassificationBatch) -> Tensor:
-        vectors = model.embed(
-            batch.input_ids,
-            batch.sequence_offsets,
-            batch.max_sequence_length,
-            batch.token_type_ids,
-        )
+        vectors = model.embed(*batch.packed)
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
     return compute

@@ -15,10 +15,9 @@ from model.pretrained import Export
 from model.span_classifier import RapidBertForQuestionAnswering
 from model.token_classifier import RapidBertForTokenClassification
 from model.weights import Head
-from recipes.common.errors import UserError
 from recipes.common.json_content import Json
 from recipes.corpus.tokenizer import Tokenizer
-from recipes.inference.computing import DTYPES, Compute, Model, device
+from recipes.inference.computing import Compute, Model, load_here
 from recipes.inference.outputs import Row
 from recipes.tasks.classification_batches import ClassificationBatch
 
@@ -82,19 +81,10 @@ def compute_with(found: Finetuned, use: Use, options: ModelOptions, precision: s
         UserError: the weights are not those of the configuration; all faults are named.
     """
     model = use.build(found, options)
-    try:
-        found.export.load_into(model, use.public_head)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    model.eval().to(device(), DTYPES[precision])
+    load_here(model, found.export, use.public_head, precision)
 
     def compute(batch: ClassificationBatch) -> Tensor:
-        return model.logits(
-            batch.input_ids,
-            batch.sequence_offsets,
-            batch.max_sequence_length,
-            batch.token_type_ids,
-        )
+        return model.logits(*batch.packed)
 
     return compute
 

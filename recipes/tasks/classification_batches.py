@@ -55,6 +55,12 @@ class ClassificationBatch:
     global_tokens: int
     global_losses: int
 
+    @property
+    def packed(self) -> tuple[Tensor, Tensor, int, Tensor]:
+        """What a model computes: token ids, offsets, the largest length, token types."""
+        lengths = self.sequence_offsets, self.max_sequence_length
+        return self.input_ids, *lengths, self.token_type_ids
+
     def to(self, device: torch.device) -> ClassificationBatch:
         """A copy with its tensors on `device`."""
         names = ("input_ids", "token_type_ids", "sequence_offsets", "sequence_keys", "labels")

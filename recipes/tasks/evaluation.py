@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from model.classifier import RapidBertForSequenceClassification
 from recipes.common.errors import UserError
 from recipes.engine.world import World
 from recipes.tasks.classification_batches import (
-    ClassificationBatch,
     EncodedExamples,
     PackedExamples,
 )
 from recipes.tasks.example_files import Examples
 from recipes.tasks.metrics import compute
 from recipes.tasks.predictions import write_predictions
-from recipes.tasks.rank_results import check_numbers, computed_by_all
+from recipes.tasks.rank_results import rows_by_all
 from recipes.tasks.work import Finetuning, Measured, Metrics
 
 EVALUATION_BATCH = 256
@@ -77,17 +76,13 @@ def scores(
     Raises:
         UserError: the model computes something else than numbers.
     """
-
-    def part(batch: ClassificationBatch, logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        return batch.rows, logits[: len(batch.rows)].cpu().numpy()
-
     batch_size = evaluation_batch(examples.max_length, world)
-    found = np.zeros((len(examples), model.outputs), np.float32)
-    for rows, values in computed_by_all(model, model.logits, examples, batch_size, world, part):
-        found[rows] = values
-    # Of what is not finite, argmax makes a class like any other.
-    check_numbers(int((~np.isfinite(found)).any(-1).sum()), len(examples), "examples")
-    return found
+    # Of what is not finite, argmax would make a class like any other.
+    return rows_by_all(
+        *(model, model.logits, examples, batch_size, world),
+        width=model.outputs,
+        what="examples",
+    )
 
 
 def predict(

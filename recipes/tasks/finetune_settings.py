@@ -49,6 +49,12 @@ class OwnData:
     """Labels are numbers to predict, not classes."""
 
     @property
+    def files(self) -> tuple[Path, Path]:
+        """Those to train on and to evaluate on, which `naming_faults` has found to be given."""
+        assert self.train_file and self.dev_file
+        return self.train_file, self.dev_file
+
+    @property
     def given(self) -> bool:
         return self.train_file is not None or self.dev_file is not None
 

@@ -36,10 +36,8 @@ def _columns(own: OwnData) -> Checks:
 
 def _load_labelled(settings: Settings) -> TaskData[Examples]:
     own = settings.own_data
-    assert own.train_file and own.dev_file
     return load_files(
-        own.train_file,
-        own.dev_file,
+        *own.files,
         text_columns=own.text_columns,
         label_column=own.label_column[0],
         regression=own.regression,

@@ -55,9 +55,8 @@ def columns(own: OwnData) -> Checks:
 def load(settings: Settings) -> TaskData[Examples]:
     """Read both files of one's own (see `load_label_sets`)."""
     own = settings.own_data
-    assert own.train_file and own.dev_file
     return load_label_sets(
-        *(own.train_file, own.dev_file),
+        *own.files,
         text_columns=own.text_columns,
         label_columns=own.label_column,
     )

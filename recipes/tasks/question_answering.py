@@ -64,9 +64,7 @@ def columns(own: OwnData) -> Checks:
 
 def load(settings: Settings) -> TaskData[Questions]:
     """Read both files of one's own (see `load_questions`)."""
-    own = settings.own_data
-    assert own.train_file and own.dev_file
-    return load_questions(own.train_file, own.dev_file)
+    return load_questions(*settings.own_data.files)
 
 
 def build(work: Finetuning, options: ModelOptions) -> RapidBertForQuestionAnswering:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def computed_by_all(
 
     Args:
         model: is in evaluation mode meanwhile, and in training mode afterwards.
-        compute: a method of the model; takes token ids, offsets, the largest length and types.
+        compute: a method of the model; takes what is packed in a batch.
         part: makes what is kept of a batch on the device and of what was computed for it.
 
     Returns:
@@ -42,12 +43,41 @@ def computed_by_all(
     ):
         batch = batch.to(world.device)
         if len(batch.rows):
-            packed = (batch.input_ids, batch.sequence_offsets, batch.max_sequence_length)
-            mine.append(part(batch, compute(*packed, batch.token_type_ids)))
+            mine.append(part(batch, compute(*batch.packed)))
     model.train()
     gathered = [mine] * world.world_size
     dist.all_gather_object(gathered, mine)
     return [kept for of_rank in gathered for kept in of_rank]
+
+
+def rows_by_all(
+    model: nn.Module,
+    compute: Callable[..., Tensor],
+    examples: PackedExamples,
+    batch_size: int,
+    world: World,
+    *,
+    width: int,
+    what: str,
+) -> np.ndarray:
+    """Compute a row for each example, fp32 [examples, width]. Call on every rank.
+
+    Args:
+        model, compute: as for `computed_by_all`; gives [sequences, width].
+        what: the examples are, for a fault.
+
+    Raises:
+        UserError: the model computes something else than numbers.
+    """
+
+    def part(batch: ClassificationBatch, values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return batch.rows, values[: len(batch.rows)].cpu().numpy()
+
+    found = np.zeros((len(examples), width), np.float32)
+    for rows, values in computed_by_all(model, compute, examples, batch_size, world, part):
+        found[rows] = values
+    check_numbers(int((~np.isfinite(found)).any(-1).sum()), len(examples), what)
+    return found
 
 
 def check_numbers(broken: int, count: int, what: str) -> None:

@@ -41,9 +41,8 @@ def columns(own: OwnData) -> Checks:
 def load(settings: Settings) -> TaskData[TextSet]:
     """Read both files of one's own (see `load_pairs`)."""
     own = settings.own_data
-    assert own.train_file and own.dev_file
     return load_pairs(
-        *(own.train_file, own.dev_file),
+        *own.files,
         text_columns=own.text_columns,
         score_column=own.label_column[0] if own.label_column else None,
     )

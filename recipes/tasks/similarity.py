@@ -8,10 +8,10 @@ from torch import Tensor
 
 from model.sentence_encoder import RapidBertForSentenceEmbedding
 from recipes.engine.world import World
-from recipes.tasks.classification_batches import ClassificationBatch, EncodedExamples
+from recipes.tasks.classification_batches import EncodedExamples
 from recipes.tasks.metrics import compute
 from recipes.tasks.pair_data import TextSet
-from recipes.tasks.rank_results import check_numbers, computed_by_all
+from recipes.tasks.rank_results import rows_by_all
 
 AT_ONCE = 1024
 """Anchors that look for their positive at once: their similarities to all are in memory."""
@@ -26,15 +26,14 @@ def embed(
         UserError: the model computes something else than numbers.
     """
 
-    def part(batch: ClassificationBatch, vectors: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        units = torch.nn.functional.normalize(vectors[: len(batch.rows)], dim=-1)
-        return batch.rows, units.cpu().numpy()
+    def units(ids: Tensor, offsets: Tensor, longest: int, types: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(model.embed(ids, offsets, longest, types), dim=-1)
 
-    whole = np.zeros((len(texts), model.config.hidden_size), np.float32)
-    for rows, values in computed_by_all(model, model.embed, texts, batch_size, world, part):
-        whole[rows] = values
-    check_numbers(int((~np.isfinite(whole)).any(1).sum()), len(texts), "texts")
-    return whole
+    return rows_by_all(
+        *(model, units, texts, batch_size, world),
+        width=model.config.hidden_size,
+        what="texts",
+    )
 
 
 def distinct_texts(pairs: TextSet) -> tuple[list[str], list[np.ndarray]]:

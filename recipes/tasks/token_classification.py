@@ -151,9 +151,8 @@ def columns(own: OwnData) -> Checks:
 def load(settings: Settings) -> TaskData[Sentences]:
     """Read both files of one's own (see `load_sentences`)."""
     own = settings.own_data
-    assert own.train_file and own.dev_file
     words, tags = own.text_columns or (WORDS,), own.label_column or (TAGS,)
-    return load_sentences(own.train_file, own.dev_file, (words[0], tags[0]))
+    return load_sentences(*own.files, (words[0], tags[0]))
 
 
 def metrics(data: TaskData[Sentences]) -> tuple[str, ...]:
