@@ -29,7 +29,6 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -45,7 +44,7 @@ from recipes.benchmarks.training_step import Setup, Trainer, full_batch
 from recipes.common.errors import Faults
 from recipes.common.json_content import Json
 from recipes.engine.ds_config import precision, read_config
-from recipes.engine.world import World, initialize_world, shut_down
+from recipes.engine.world import World, initialize_world, shut_down, told_by_first
 from recipes.reporting.figures import COLORS
 from recipes.training.checkpoints.store import Checkpoints
 from recipes.training.progress import Progress
@@ -135,12 +134,12 @@ def _stretch(training: Trainer, checkpoints: Checkpoints | None = None) -> np.nd
     began = time.perf_counter(), time.process_time()
     if checkpoints:
         checkpoints.save(training.engine, Progress(training.done))
-    count, going = 0, [True]
-    while going[0]:
+    count, going = 0, True
+    while going:
         training.step()
         count += 1
-        going = [checkpoints.writing if checkpoints else count < STEPS]
-        dist.broadcast_object_list(going, src=0)  # rank 0 hears of the last rank's end
+        # Rank 0 hears of the last rank's end.
+        going = told_by_first(checkpoints.writing if checkpoints else count < STEPS)
     return np.array([time.perf_counter() - began[0], time.process_time() - began[1], count])
 
 
@@ -305,9 +304,8 @@ def measure(settings: Settings, record: Record) -> None:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             # All ranks on this machine, in rank 0's directory.
-            place: list[Any] = [str(settings.directory or scratch)]
-            dist.broadcast_object_list(place, src=0)
-            directory = Path(place[0]) / "checkpoint-benchmark"
+            place = told_by_first(str(settings.directory or scratch))
+            directory = Path(place) / "checkpoint-benchmark"
             try:
                 _measure(settings, record, deepspeed, world, directory, start_up)
             finally:
@@ -346,9 +344,8 @@ def _measure(
     }
     passes = Passes()
     for done in range(REPEATS):
-        going = [not record.out_of_time(f"passes after {done}")]
-        dist.broadcast_object_list(going, src=0)  # the clocks of ranks differ
-        if not going[0]:
+        over = record.out_of_time(f"passes after {done}")
+        if told_by_first(over):  # the clocks of ranks differ
             break
         measure_pass(training, directory / "checkpoints", passes)
         if world.rank == 0:

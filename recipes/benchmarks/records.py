@@ -96,7 +96,7 @@ class Record:
     def __getitem__(self, key: str) -> Any:
         return self.content[key]
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: object) -> None:
         self.content[key] = value
 
     def save(self) -> None:

@@ -300,12 +300,12 @@ _SWITCHES = {
 """The normaliser's rules, with what counts where a file does not name them."""
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     """Whether a value of JSON can be an id or a count: true and false cannot."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     """A value of JSON as a message shows it."""
     if value is None:
         return "missing"

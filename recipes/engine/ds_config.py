@@ -155,7 +155,7 @@ def expect_device() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def _section_faults(key: str, value: Any) -> list[str]:
+def _section_faults(key: str, value: object) -> list[str]:
     """What DeepSpeed finds wrong with a section that it checks itself."""
     expect_device()
     import pydantic
@@ -214,7 +214,7 @@ def numeric_settings(config: Json) -> Json:
     return {key: numeric_section(key, config.get(key)) for key in NUMERIC_KEYS}
 
 
-def numeric_section(key: str, section: Any) -> Any:
+def numeric_section(key: str, section: object) -> Any:
     """Return what of one section decides numbers."""
     if not isinstance(section, dict):
         return section

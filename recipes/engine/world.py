@@ -110,6 +110,20 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
 
 
+def told_by_all(mine: Result, world: World) -> list[Result]:
+    """Return what each rank tells, rank by rank. Call on every rank."""
+    everyone = [mine] * world.world_size
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def told_by_first(mine: Result) -> Result:
+    """Return what rank 0 tells. Call on every rank."""
+    told = [mine]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
 def agree(fault: Exception | None, what: str) -> None:
     """Raise on every rank when one failed, so that none waits for another for ever."""
     faults: list[tuple[str, bool] | None] = [None] * dist.get_world_size()

@@ -215,7 +215,7 @@ def flattened(row: Row, columns: Iterable[str]) -> Row:
     return opened
 
 
-def as_text(value: Any) -> str | None:
+def as_text(value: object) -> str | None:
     """A value of JSON as text; None stays None."""
     if value is None or isinstance(value, str):
         return value

@@ -15,10 +15,8 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from model.config import ModelConfig
 from model.kernels.tiling import is_whole
@@ -26,7 +24,7 @@ from recipes.common.errors import UserError
 from recipes.common.json_content import Json
 from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.ds_config import precision
-from recipes.engine.world import World
+from recipes.engine.world import World, told_by_all
 
 RESERVE = 3 * 10**9
 """Bytes set aside for the CUDA context, buffers of NCCL and cuBLAS, and fragmentation."""
@@ -120,8 +118,7 @@ def check_devices(
     """
     host = socket.gethostname()
     where = f"rank {world.rank} ({host}, {world.device})"
-    everyone: list[Any] = [(device_bytes(world.device), where, host)] * world.world_size
-    dist.all_gather_object(everyone, everyone[0])
+    everyone = told_by_all((device_bytes(world.device), where, host), world)
     if world.device.type == "cpu":
         ranks = Counter(host for _, _, host in everyone)
         everyone = [(size // ranks[host], where, host) for size, where, host in everyone]

@@ -155,7 +155,7 @@ class Reading:
         return Examples(columns[0], columns[1] if len(columns) == 2 else None, labels)
 
 
-def label_name(label: Any) -> str:
+def label_name(label: object) -> str:
     """Return a label's name without surrounding blanks; raises ValueError if it has none."""
     if isinstance(label, list | dict):
         kind = "list" if isinstance(label, list) else "dictionary"
@@ -170,7 +170,7 @@ def label_name(label: Any) -> str:
 def class_index(index: dict[str, int]) -> Callable[[Any], int]:
     """Return a function from a label to `index[its name]`; it raises ValueError for others."""
 
-    def look_up(label: Any) -> int:
+    def look_up(label: object) -> int:
         name = label_name(label)
         if name not in index:
             raise ValueError(f"label {name!r} is none of {', '.join(map(repr, index))}")
@@ -196,7 +196,7 @@ def score(label: Any) -> float:
 def score_within(low: float, high: float) -> Callable[[Any], float]:
     """Return a `score` that also raises ValueError for numbers not from `low` to `high`."""
 
-    def read(label: Any) -> float:
+    def read(label: object) -> float:
         value = score(label)
         if not low <= value <= high:
             raise ValueError(f"label {label!r} is not from {low:g} to {high:g}")

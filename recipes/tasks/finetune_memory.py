@@ -6,15 +6,13 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from recipes.common.errors import UserError
 from recipes.engine.ds_config import precision
-from recipes.engine.world import World
+from recipes.engine.world import World, told_by_all
 from recipes.planning.memory import activation_bytes, device_bytes, state_bytes
 from recipes.tasks.classification_batches import PackedExamples
 from recipes.tasks.work import Finetuning
@@ -60,8 +58,7 @@ def free_bytes(world: World) -> list[int]:
     free = device_bytes(world.device)
     if not on_gpu:  # a container's limit, and what others have left of the machine
         free = min(free, host_bytes())
-    everyone: list[Any] = [None] * world.world_size
-    dist.all_gather_object(everyone, (socket.gethostname(), free))
+    everyone = told_by_all((socket.gethostname(), free), world)
     hosts = [host for host, _ in everyone]
     return [size if on_gpu else size // hosts.count(host) for host, size in everyone]
 

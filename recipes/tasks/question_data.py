@@ -174,7 +174,7 @@ def _answers(of: tuple[Any, Json]) -> tuple[Answer, ...]:
     return tuple(_answer(answer, context) for answer in given)
 
 
-def _answer(given: Any, context: str) -> Answer:
+def _answer(given: object, context: str) -> Answer:
     text = given.get("text") if isinstance(given, dict) else None
     start = given.get("answer_start") if isinstance(given, dict) else None
     if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):

@@ -7,11 +7,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from recipes.common.errors import UserError
-from recipes.engine.world import World
+from recipes.engine.world import World, told_by_all
 from recipes.tasks.classification_batches import ClassificationBatch, PackedExamples
 
 Part = TypeVar("Part")
@@ -45,9 +44,7 @@ def computed_by_all(
         if len(batch.rows):
             mine.append(part(batch, compute(*batch.packed)))
     model.train()
-    gathered = [mine] * world.world_size
-    dist.all_gather_object(gathered, mine)
-    return [kept for of_rank in gathered for kept in of_rank]
+    return [kept for of_rank in told_by_all(mine, world) for kept in of_rank]
 
 
 def rows_by_all(

@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from recipes.engine.world import World
+from recipes.engine.world import World, told_by_all
 
 SLOW = 1.5
 """How many times the median forward pass makes a rank slow."""
@@ -66,8 +65,7 @@ class RankTimes:
         mine = (self._forward_seconds() / self._steps, self._wait / self._steps)
         self._forward, self._wait, self._steps = [], 0.0, 0
         where = f"rank {self.world.rank} ({socket.gethostname()}, {self.world.device})"
-        everyone: list[Any] = [None] * self.world.world_size
-        dist.all_gather_object(everyone, (where, *mine))
+        everyone = told_by_all((where, *mine), self.world)
         if self.world.rank == 0:
             slow = slow_ranks(everyone)
             self._slow = Counter({where: self._slow[where] + 1 for where in slow})

@@ -23,16 +23,13 @@ import shutil
 import socket
 import time
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
 
 from model.weights import not_finite
 from recipes.common.errors import SaveError, UserError, refused
 from recipes.common.files import PARTIAL, sync_directory, write_whole
 from recipes.common.json_content import Json
 from recipes.engine.interface import Engine
-from recipes.engine.world import World, agree
+from recipes.engine.world import World, agree, told_by_all, told_by_first
 from recipes.training.checkpoints import state, writer
 from recipes.training.checkpoints.manifest import (
     CHECKPOINTED,
@@ -199,29 +196,28 @@ class Checkpoints:
     def _take_over(self) -> str:
         """Become the run that writes here; returns this start's token."""
         fault: Exception | None = None
-        token: list[Any] = [None]
+        token = secrets.token_hex(4)  # rank 0's counts
         if self._world.rank == 0:
-            token = [secrets.token_hex(4)]
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 for leftover in self.directory.glob(f"step-*{PARTIAL}"):
                     shutil.rmtree(leftover, ignore_errors=True)
-                owner = {"token": token[0], "host": socket.gethostname(), "pid": os.getpid()}
+                owner = {"token": token, "host": socket.gethostname(), "pid": os.getpid()}
                 write_whole(self.directory / OWNER, json.dumps(owner).encode())
             except OSError as error:
                 fault = refused(error, error.filename or self.directory)
         agree(fault, str(self.directory))
-        dist.broadcast_object_list(token, src=0)
+        token = told_by_first(token)
         deadline = time.monotonic() + writer.VISIBLE_SECONDS
-        while self._owner() != token[0] and time.monotonic() < deadline:
+        while self._owner() != token and time.monotonic() < deadline:
             time.sleep(writer.POLL_SECONDS)
-        if self._owner() != token[0]:
+        if self._owner() != token:
             fault = UserError(
                 f"{socket.gethostname()} does not see what rank 0 wrote there; --output must be on "
                 "a file system that all nodes share"
             )
         agree(fault, str(self.directory))
-        return str(token[0])
+        return token
 
     def _owner(self) -> str | None:
         try:
@@ -235,20 +231,16 @@ class Checkpoints:
         Rank 0 names the candidates: ranks that see different files must not load different steps.
         All ranks share the reading.
         """
-        names: list[Any] = [None]
-        if self._world.rank == 0:
-            names = [[path.name for path in published(self.directory)]]
-        dist.broadcast_object_list(names, src=0)
+        names = told_by_first([path.name for path in published(self.directory)])
         faults: list[str] = []
-        for number, name in enumerate(names[0]):
+        for number, name in enumerate(names):
             part = (self._world.rank, self._world.world_size)
-            everyones: list[list[str]] = [[]] * self._world.world_size
-            dist.all_gather_object(everyones, list(damage(self.directory / name, part)))
+            everyones = told_by_all(list(damage(self.directory / name, part)), self._world)
             found = list(dict.fromkeys(fault for faults in everyones for fault in faults))
             if not found:
-                return name, faults, names[0][:number]
+                return name, faults, names[:number]
             faults += found
-        return None, faults, names[0]
+        return None, faults, names
 
     def _publish(self, partial: Path, final: Path) -> None:
         """Give a whole checkpoint its name, and drop those that are not kept."""
