@@ -105,7 +105,10 @@ def _launch_gated_gelu(
 
 
 class GatedGelu(torch.autograd.Function):
-    """Is `operations.gated_gelu` of one matmul's output, whose gradient is one tensor, too."""
+    """Compute `operations.gated_gelu` where one matmul gives gate and value side by side.
+
+    Their gradient is one tensor as well.
+    """
 
     @staticmethod
     def forward(
@@ -142,7 +145,7 @@ class GatedGelu(torch.autograd.Function):
 
 
 class GatedGeluApart(torch.autograd.Function):
-    """Is `operations.gated_gelu` of a gate and a value that come out of two matmuls."""
+    """Compute `operations.gated_gelu` where the gate and the value are tensors of two matmuls."""
 
     @staticmethod
     def forward(

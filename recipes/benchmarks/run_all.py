@@ -77,7 +77,7 @@ class Clock:
 
 @dataclass
 class Bench:
-    """One run of everything."""
+    """What all stages of one `benchmark.py all` share: its settings, its clock, its signals."""
 
     settings: AllSettings
     mode_of: Callable[[str], Mode[Any]]

@@ -55,7 +55,7 @@ class PartialFile:
         return self._file
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append to it."""
+        """Append bytes to the partial file."""
         self._file.write(data)
 
     def close(self) -> None:

@@ -109,7 +109,7 @@ def find_inputs(
     layout: Layout = BY_ENDING,
     output: Path | None = None,
 ) -> Inputs:
-    """Find every input.
+    """Find what the names of inputs stand for: files, directories, data of the hub.
 
     Args:
         names: as listed at the top of this file.

@@ -77,7 +77,7 @@ def notes(source: Source) -> Iterator[str]:
 
 
 def write(source: Source, directory: Path) -> None:
-    """Write `model.gguf`."""
+    """Write the encoder and its vocabulary as `model.gguf`, all in float32."""
     config = source.config
     architecture = "bert" if config.positions == "learned" else "jina-bert-v2"
     writer = gguf.GGUFWriter(directory / FILE, architecture)

@@ -263,7 +263,7 @@ def _task(facts: CardFacts) -> str:
 
 
 def _start(start: Mapping[str, Any]) -> str | None:
-    """Where a training began; by checksum, since paths are this machine's."""
+    """Say what weights a training began from, by their checksum: paths are this machine's."""
     if start.get("from_scratch"):
         return "random weights"
     digest, layout = start.get("sha256"), start.get("layout")

@@ -69,7 +69,7 @@ PAPER = (
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep."""
+    """One run of a sweep over numbers of devices."""
 
     devices: int
     batch: int

@@ -173,7 +173,7 @@ class PackedExamples:
     def _batch(
         self, slots: np.ndarray, dropout_key: np.ndarray | int, **others: Any
     ) -> ClassificationBatch:
-        """Pack sequences.
+        """Pack these sequences one behind the other, without padding.
 
         Args:
             slots: int64 [places], indices of sequences, -1 for an empty one.

@@ -18,6 +18,7 @@ from recipes.tasks.classification_data import find_task_data
 from recipes.tasks.finetuning import read_shared
 from recipes.tasks.glue_tasks import TASKS, Task, find_task
 from recipes.tasks.jobs import Job, result_of
+from recipes.tasks.results import run_name
 from recipes.training.export import export_directory
 
 FINETUNE = RECIPES / "finetune.py"
@@ -150,7 +151,7 @@ def plan(
         extra: options handed to every job.
         script: what runs one job.
     """
-    mnli_name = f"mnli-seed{FIRST_SEED}"
+    mnli_name = run_name("mnli", FIRST_SEED)
     # Read once: MNLI's result is written here only where MNLI is a job itself.
     earlier_mnli = (output / f"{mnli_name}.json").exists() and (output / mnli_name).exists()
 

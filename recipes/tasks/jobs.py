@@ -26,7 +26,7 @@ from recipes.tasks.finetune_result import is_done
 from recipes.tasks.finetune_settings import Settings
 from recipes.tasks.finetuning import resolve
 from recipes.tasks.glue_tasks import Task
-from recipes.tasks.results import Result, describe, read_result
+from recipes.tasks.results import Result, describe, read_result, run_name
 from recipes.training.console import duration
 
 CPU_JOBS = 4
@@ -55,7 +55,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.task.name}-seed{self.seed}"
+        return run_name(self.task.name, self.seed)
 
     @property
     def result(self) -> Path:
@@ -90,7 +90,7 @@ def _free_port() -> int:
 
 @dataclass
 class Running:
-    """A started job."""
+    """A job whose process has started, and the slot that it holds."""
 
     job: Job
     slot: Slot

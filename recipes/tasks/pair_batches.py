@@ -49,7 +49,7 @@ class EncodedPairs(PackedExamples):
             yield self._pack(rows, batch_size, rank, world_size, dropout_key)
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Count the batches."""
+        """Count the batches of an epoch."""
         return -(-len(self) // batch_size)
 
     def _pack(

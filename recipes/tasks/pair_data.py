@@ -48,7 +48,7 @@ def load_pairs(
     text_columns: Sequence[str],
     score_column: str | None,
 ) -> TaskData[TextSet]:
-    """Read both files.
+    """Read the pairs to train on and those to evaluate on.
 
     Args:
         text_columns: anchor, positive and maybe hard negative. The development set needs the first

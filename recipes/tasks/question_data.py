@@ -58,7 +58,7 @@ class Questions(RecordSet[Question]):
 
 
 def load_questions(train_file: Path, dev_file: Path) -> TaskData[Questions]:
-    """Read both files.
+    """Read the questions to train on and those to evaluate on, in the form of SQuAD.
 
     Raises:
         UserError: all faults of both: a file cannot be read, is of another form, has no questions,

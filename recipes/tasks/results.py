@@ -65,6 +65,11 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def run_name(task: str, seed: int) -> str:
+    """Name a task's finetuning with a seed: its result is the JSON of that name."""
+    return f"{task}-seed{seed}"
+
+
 def describe(result: Result) -> str:
     """Say a result in a few words."""
     return f"{TASKS[result['task']].score} {100 * result['score']:.1f}"

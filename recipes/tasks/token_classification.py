@@ -119,7 +119,7 @@ class EncodedSentences(PackedExamples):
 
 
 def _first_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Encode a sentence.
+    """Encode a sentence and find the token that speaks for each word.
 
     Returns:
         int64 [tokens], ids without special ones; int64 [words], the first token with a character of

@@ -20,6 +20,7 @@ from recipes.tasks.classification_data import TaskData
 from recipes.tasks.finetune_settings import Checks, OwnData, Settings
 from recipes.tasks.glue_tasks import Task
 from recipes.tasks.own_data import LabelScale
+from recipes.tasks.results import run_name
 
 WARMUP_FRACTION = 0.06
 
@@ -124,7 +125,7 @@ class Finetuning:
 
     @property
     def name(self) -> str:
-        return f"{self.task.name}-seed{self.settings.seed}"
+        return run_name(self.task.name, self.settings.seed)
 
     @property
     def result(self) -> Path:
