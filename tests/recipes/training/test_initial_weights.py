@@ -370,8 +370,8 @@ def test_learned_positions_are_not_outgrown(data, config, tmp_path):
     ) == ["--sequence-length 33: bert-1x32 has learned positions for 32 tokens at most"]
 
 
-def test_a_run_that_has_not_finished_says_so(first, data, config, tmp_path):
+def test_a_run_that_has_exported_nothing_says_so(first, data, config, tmp_path):
     run = shutil.copytree(first, tmp_path / "unfinished")
     shutil.rmtree(run / "export")
     [said] = faults_of(data, tmp_path / "run", config, init_from=run)
-    assert "this run has not finished; its newest checkpoint is of step 20" in said
+    assert "this run has done all of its 20 steps, and exported nothing" in said
