@@ -8,8 +8,8 @@ are the baselines it is measured against; they run through the same layers.
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args, get_type_hints
 
 FeedForward = Literal["standard", "glu", "fused_glu"]
 Positions = Literal["alibi", "learned"]
@@ -106,12 +106,29 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Build from a dictionary. Unknown keys raise ValueError: no mistyped dropout vanishes."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        """Build from a dictionary.
+
+        Raises:
+            ValueError: unknown keys, so that no mistyped dropout vanishes, or values of another
+                type than the field's.
+            TypeError: keys are missing.
+        """
+        known = get_type_hints(cls)
+        unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(f"unknown model settings {unknown}; known: {sorted(known)}")
+        wrong = [f"{name} is {v!r}" for name, v in values.items() if not _can_be(v, known[name])]
+        if wrong:
+            raise ValueError(f"model settings that cannot be: {', '.join(wrong)}")
         return cls(**values)
+
+
+def _can_be(value: object, kind: Any) -> bool:  # the types of fields have no type in common
+    if kind is int:
+        return type(value) is int and 0 <= value < 2**31
+    if kind is float:
+        return isinstance(value, int | float) and type(value) is not bool and 0 <= value < 1e9
+    return isinstance(value, str) and value in (get_args(kind) or (value,))
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,10 @@ class Export:
             raise ValueError(f"{self.directory}: {error}") from None
 
 
+_DESCRIBED = {"model": dict, "tokenizer": dict, "task": dict, "sequence_length": int}
+"""What a description may have, that is asked for without a look at its type."""
+
+
 def read_description(directory: Path) -> dict[str, Any]:
     """Return what `config.json` says under our key; all of it where an older version wrote it.
 
@@ -69,6 +73,9 @@ def read_description(directory: Path) -> dict[str, Any]:
     description = whole.get(OURS, whole) if isinstance(whole, dict) else None
     if not isinstance(description, dict) or "model" not in description:
         raise ValueError(f"{CONFIG} does not say which model the weights are")
+    for name, kind in _DESCRIBED.items():
+        if not isinstance(description.get(name, kind()), kind):
+            raise ValueError(f"{CONFIG}: {name} is {description[name]!r}, not a {kind.__name__}")
     return description
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
 Json = dict[str, Any]
 """An object of a JSON file. `Any`, since the file says what stands behind a key, and not Python."""
@@ -41,3 +41,33 @@ def finite(value: object) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:  # a whole number of more than 308 digits
         return None
+
+
+def misfits(value: object, kind: Any, where: str) -> Iterator[str]:  # a kind is any annotation
+    """Name what is not as a TypedDict says, whose fields are whole numbers of 0 or more, finite
+    numbers, flags, texts, TypedDicts, and lists and dictionaries of these.
+
+    Args:
+        where: what the value is called.
+    """
+    origin, inside = get_origin(kind), get_args(kind)
+    if is_typeddict(kind) and isinstance(value, dict):
+        for key, of in get_type_hints(kind, include_extras=True).items():
+            if get_origin(of) is NotRequired:
+                continue
+            if key in value:
+                yield from misfits(value[key], of, f"{where}.{key}")
+            else:
+                yield f"{where}.{key} is missing"
+    elif origin is list and isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from misfits(each, inside[0], f"{where}[{number}]")
+    elif origin is dict and isinstance(value, dict):
+        for key, each in value.items():
+            yield from misfits(each, inside[1], f"{where}.{key}")
+    elif kind in (int, float):
+        whole = type(value) is int and value >= 0
+        if not (whole if kind is int else finite(value) is not None):
+            yield f"{where} is {repr(value)[:60]}"
+    elif not (kind in (str, bool) and isinstance(value, kind)):
+        yield f"{where} is {repr(value)[:60]}"

@@ -31,6 +31,7 @@ import numpy as np
 
 from recipes.common.errors import UserError
 from recipes.common.files import PartialFile, sync_directory
+from recipes.common.json_content import misfits
 from recipes.corpus.tokenizer_interface import TokenizerInfo
 
 MANIFEST_NAME = "manifest.json"
@@ -317,6 +318,9 @@ def _read_manifest(data_dir: Path) -> Manifest:
             f"{path}: format {found!r}, this version reads {MANIFEST_FORMAT}; "
             f"prepare again: {prepare}"
         )
+    if damage := list(misfits(manifest, Manifest, "manifest")):
+        more = f" and {len(damage) - 3} more" if len(damage) > 3 else ""
+        raise UserError(f"{path}: damaged: {', '.join(damage[:3])}{more}; prepare again: {prepare}")
     return manifest
 
 

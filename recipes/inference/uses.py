@@ -54,7 +54,7 @@ def open_finetuned(checkpoint: Path) -> Finetuned:
     )
     if found.kind == "sentence-embedding":
         raise UserError(f"{checkpoint}: gives vectors, and no answers; recipes/embed.py uses it")
-    if found.kind not in USES:
+    if not isinstance(found.kind, str) or found.kind not in USES:
         known = ", ".join(USES)
         raise UserError(f"{checkpoint}: finetuned for {found.kind!r}; known are {known}")
     use = USES[found.kind]
@@ -69,7 +69,8 @@ def open_finetuned(checkpoint: Path) -> Finetuned:
 
 def _faults_of(task: Json) -> Iterator[str]:
     """What cannot be, of what an export says of its task."""
-    labels, columns = task.get("labels") or [], task.get("text_columns") or []
+    labels, columns = task.get("labels"), task.get("text_columns")
+    labels, columns = [] if labels is None else labels, [] if columns is None else columns
     length = task.get("max_length", DEFAULT_LENGTH)
     if not _are_names(labels) or len(set(labels)) < len(labels):
         yield f"labels are {labels!r}, not names of which each is there once"

@@ -20,6 +20,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from model.config import ModelConfig, ModelOptions
@@ -228,6 +229,10 @@ def _batch(source: Source) -> tuple[Tensor, Tensor]:
     return padded(rows, tokenizer.pad_id)
 
 
+_OF_A_SETTING = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
+"""What transformers raises of a setting that it does not expect."""
+
+
 def _independent(source: Source) -> Callable[[Tensor, Tensor], Tensor]:
     """Return another implementation with the weights as they came: ids and mask to its numbers."""
     import transformers
@@ -240,7 +245,11 @@ def _independent(source: Source) -> Callable[[Tensor, Tensor], Tensor]:
     if found.layout == "bert":
         kind: Any = transformers.BertForMaskedLM if found.has_masked_lm else transformers.BertModel
         extra = {} if found.has_masked_lm else {"add_pooling_layer": False}
-        bert = kind.from_pretrained(found.directory, dtype=torch.float32, **extra).eval()
+        try:
+            bert = kind.from_pretrained(found.directory, dtype=torch.float32, **extra).eval()
+        except (StrictDataclassError, *_OF_A_SETTING) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{found.directory}: transformers refuses it: {reason}") from None
     else:
         bert = _modelled(found)
     return lambda ids, mask: bert(input_ids=ids, attention_mask=mask)[0]

@@ -80,3 +80,15 @@ def test_sizes_that_cannot_be():
         preset("rapidbert-base", num_heads=10)
     with pytest.raises(ValueError, match=r"num_layers .* got 0; ffn_size .* got -1"):
         preset("rapidbert-base", num_layers=0, ffn_size=-1)
+
+
+def test_settings_of_another_type_are_named():
+    """They had come as far as torch, which says less of them."""
+    values = preset("rapidbert-tiny").to_dict()
+    assert ModelConfig.from_dict(values) == preset("rapidbert-tiny")
+    wrong = {"num_layers": "3", "hidden_size": 64.0, "feed_forward": "", "layernorm_eps": [1]}
+    wrong |= {"type_vocab_size": -1, "hidden_dropout": float("nan"), "initializer_range": 10**400}
+    with pytest.raises(ValueError) as error:
+        ModelConfig.from_dict(values | wrong)
+    for name, value in wrong.items():
+        assert f"{name} is {value!r}" in str(error.value)

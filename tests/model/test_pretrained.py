@@ -95,7 +95,8 @@ def test_missing_files_are_all_named(export, tmp_path):
     [
         ("{", "Expecting property name"),
         ("[]", "config.json does not say which model the weights are"),
-        ('{"model": 3}', "'int' object is not iterable"),
+        ('{"model": 3}', "config.json: model is 3, not a dict"),
+        ('{"model": {}, "tokenizer": []}', r"config.json: tokenizer is \[\], not a dict"),
         ('{"model": {"nam": "x"}}', r"unknown model settings \['nam'\]"),
     ],
 )

@@ -146,6 +146,19 @@ def test_counts_that_contradict_the_manifest(token_data):
     assert "tokens of 2 bytes are not" in tokens
 
 
+def test_a_manifest_that_was_changed_by_hand_is_damaged(token_data):
+    path = token_data / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["splits"]["train"]["documents"]
+    manifest["splits"]["train"]["shards"][0]["prefix"] = None
+    manifest["tokenizer"]["vocab_size"] = "many"
+    path.write_text(json.dumps(manifest))
+    (fault,) = faults_of(token_data, "train")
+    for said in ("train.documents is missing", "shards[0].prefix is None", "vocab_size is 'many'"):
+        assert said in fault
+    assert "prepare again: python recipes/prepare_data.py" in fault
+
+
 def test_an_index_of_another_version_says_which_ones_are_read(token_data):
     path = token_data / "train-00001.idx"
     content = bytearray(path.read_bytes())
