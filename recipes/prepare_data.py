@@ -62,6 +62,8 @@ def prepare(settings: Settings, faults: Faults) -> int:
     for message in plan.messages:
         print(message)
     if settings.dry_run:
+        if not settings.overwrite and not is_prepared(output, plan):
+            read_progress(output, plan)
         print_plan(plan, output)
         return 0
     take_directory(output, settings.overwrite)

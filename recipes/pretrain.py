@@ -66,7 +66,10 @@ def main() -> int:
     if settings.rehearsal.dry_run:
         print(describe(run))
         print(f"    memory: {needed}")
-        memory.check_fit(needed, micro_batch, 80.0 if capacity is None else capacity)
+        room = 80.0 if capacity is None else capacity
+        faults.attempt(lambda: run_record.check(run))
+        faults.attempt(lambda: memory.check_fit(needed, micro_batch, room))
+        faults.stop()
         return 0
     watchdog = Watchdog(run.adjustable.step_timeout)
     watchdog.pause()

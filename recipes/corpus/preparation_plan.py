@@ -184,6 +184,8 @@ def _option_faults(settings: Settings) -> Iterator[str]:
     cased, normalizer = vocabulary.cased, vocabulary.normalizer
     if output.exists() and not output.is_dir():
         yield f"--output {output}: is a file; name a directory"
+    if (output / "config.json").exists():
+        yield f"--output {output}: holds a run or a model (config.json); name a directory for data"
     if vocabulary.tokenizer is not None and (vocabulary.vocab_size is not None or cased):
         yield "--tokenizer brings its own vocabulary: --vocab-size and --cased do not apply"
     if vocabulary.tokenizer is not None and normalizer:

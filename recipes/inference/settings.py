@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from model.config import ModelConfig, ModelOptions
-from recipes.common.errors import Faults
+from recipes.common.errors import Faults, UserError
 from recipes.common.settings import SequenceLength, one_of
 from recipes.engine.kernel_choice import KernelChoice
 from recipes.inference.record_files import (
@@ -60,9 +60,12 @@ class Source:
             columns: those of the texts, where none were named.
 
         Raises:
-            UserError: as `open_records`.
+            UserError: as `open_records`; columns named for lines of text.
         """
         records = open_records(self.input, self.format, self.text_columns or columns)
+        if records.format == "text" and self.text_columns:
+            named = " ".join(self.text_columns)
+            raise UserError(f"--text-columns {named}: lines of text have none (--format)")
         if self.input == STDIN and self.format is None:
             read = "JSON Lines" if records.format == "jsonl" else "a text per line"
             print(f"standard input: {read} (--format)", file=sys.stderr)

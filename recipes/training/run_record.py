@@ -47,15 +47,28 @@ def start(run: Run, world: World) -> bool:
     return on_first_rank(lambda: _start(run, world), run.places.output)
 
 
+def check(run: Run) -> None:
+    """Compare a run with what its directory holds, as `start` will; nothing is written.
+
+    Raises:
+        UserError: as `start`.
+    """
+    if run.places.output.is_dir():
+        _check_identity(run.places.output, _identity_now(run))
+
+
+def _identity_now(run: Run) -> Json:
+    # Read only where it is compared: on one rank, what a run that goes on once started from.
+    return {**identity(run), **(run.initial.given_identity() if run.initial else {})}
+
+
 def _start(run: Run, world: World) -> bool:
     output = run.places.output
     output.mkdir(parents=True, exist_ok=True)
     lock(output, "training into it")
     path = output / CONFIG
     record = _record(run, world)
-    # Only here, on one rank, does a run that goes on read what it once started from.
-    given = run.initial.given_identity() if run.initial else {}
-    _check_identity(output, {**record["identity"], **given})
+    _check_identity(output, _identity_now(run))
     if path.exists():
         record["started"] = _read(path).get("started")  # the first start; earlier versions lack it
     print(describe(run))

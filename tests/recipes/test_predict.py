@@ -324,6 +324,7 @@ def test_faults_come_all_at_once_before_any_work(models, tmp_path):
         ("in.odt", "x", [], "of no known kind"),
         ("in.csv", "text\nx\n", ["--text-columns", "a", "b"], "was learnt from 1: text"),
         ("in.txt.gz", "not compressed", [], "cannot be read"),
+        ("in.txt", "x\n", ["--text-columns", "body"], "body: lines of text have none"),
     ],
 )
 def test_an_input_that_is_not_what_it_should_be_leaves_nothing(

@@ -266,6 +266,12 @@ def test_a_dry_run_writes_nothing(corpus, tmp_path, capsys):
     planned = int(re.search(r"train : (\d+) shards", out)[1])
     prepare(corpus, tmp_path / "data")
     assert len(list((tmp_path / "data").glob("train-*.bin"))) == planned > 4
+    with pytest.raises(UserError, match="was started with max_documents = None, now it is 9"):
+        prepare(corpus, tmp_path / "data", "--max-documents", "9", "--dry-run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
+    with pytest.raises(UserError, match=r"holds a run or a model \(config.json\)"):
+        prepare(corpus, tmp_path / "run", "--dry-run")
 
 
 def test_text_is_kept_exactly_where_the_normalizer_says_so(tmp_path):

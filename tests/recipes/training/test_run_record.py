@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from pretrain_scenarios import Outcome, run_world, settings_of, values, write_config, write_data
+from pretrain_scenarios import (
+    Outcome,
+    command_line,
+    pretraining,
+    run_world,
+    settings_of,
+    values,
+    write_config,
+    write_data,
+)
 
 from recipes.common.errors import UserError
 from recipes.common.files import why_no_directory
@@ -42,6 +51,31 @@ def started(*chosen: Settings) -> list[bool | str]:
             results.append(str(error))
     shut_down()
     return results
+
+
+def rehearsed(there: Settings, *commands: list[str]) -> list[int | str | None]:
+    """Start a run; then what dry runs of these commands end with."""
+    started(there)
+    results: list[int | str | None] = []
+    for words in commands:
+        try:
+            results.append(pretraining([*words, "--dry-run"]))
+        except UserError as error:
+            results.append(str(error))
+    return results
+
+
+def test_a_dry_run_is_refused_by_what_the_start_is_refused_by(data, tmp_path):
+    """A job had waited for its nodes to hear that the directory is another run's."""
+    config, output = write_config(tmp_path, 8, 8), tmp_path / "run"
+    there = settings_of(data, output, config, duration=16)
+    same, other = (command_line(data, output, config, duration=16, seed=s) for s in (17, 4))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    model = command_line(data, tmp_path / "model", config, duration=16)
+    [found] = values(run_world(1, rehearsed, there, same, other, model))
+    assert found[0] == 0 and "holds a run with other settings" in found[1]
+    assert "seed: was 17, is 4" in found[1] and "not the record of a run" in found[2]
 
 
 def test_what_is_recorded(data, tmp_path):
