@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,10 +12,10 @@ from .kernels.hashed_dropout import dropout
 from .labels import IGNORED_LABEL
 from .layer import HEAD_SITE
 from .padding import pack
-from .pretrained import read_export
+from .pretrained import Exported
 
 
-class RapidBertForSequenceClassification(nn.Module):
+class RapidBertForSequenceClassification(Exported):
     """The encoder, a pooler (dense + tanh on the first token), dropout and a linear head.
 
     The pooler does not exist during pretraining; it and the head start from random weights. Other
@@ -28,6 +25,8 @@ class RapidBertForSequenceClassification(nn.Module):
         outputs: classes, of which a sequence has one or several, or 1 for a regression.
         dropout: probability before the linear head.
     """
+
+    HEAD = "classifier"
 
     def __init__(
         self,
@@ -48,21 +47,6 @@ class RapidBertForSequenceClassification(nn.Module):
         for layer in (self.pooler, self.classifier):
             nn.init.normal_(layer.weight, std=config.initializer_range)
             nn.init.zeros_(layer.bias)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
-        """Load the classifier of a finetuned export, in evaluation mode.
-
-        Raises:
-            FileNotFoundError, ValueError: as `model.pretrained.read_export`.
-            ValueError: the weights are not those of the configuration, or the export is of a model
-                that was never finetuned; all faults are named.
-        """
-        export = read_export(directory)
-        outputs = export.state("classifier")["classifier.weight"].shape[0]
-        model = cls(export.config, outputs, options)
-        export.load_into(model, "classifier")
-        return model.eval()
 
     def logits(
         self,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,7 +16,7 @@ from .megatron import VocabParallelEmbedding, build_module
 from .megatron_config import MegatronConfig, megatron_config
 from .padding import pack, sequence_of_row
 from .parallel import parallel_size
-from .pretrained import read_export
+from .pretrained import Exported
 
 
 class Embedding(nn.Module):
@@ -77,7 +76,7 @@ class Embedding(nn.Module):
         return hidden.unsqueeze(1)  # [T, hidden] to [T, 1, hidden]
 
 
-class RapidBert(nn.Module):
+class RapidBert(Exported):
     """The embedding and `num_layers` post-norm layers: token ids in, hidden states out.
 
     RapidBERT's or BERT's, as the configuration says. The same seed of `torch.manual_seed` gives the
@@ -87,6 +86,9 @@ class RapidBert(nn.Module):
         ValueError: the options name no attention backend or no kernels.
         RuntimeError: one of several processes, before `initialize_parallel` was called.
     """
+
+    HEAD = "none"
+    PREFIX = "encoder."
 
     def __init__(self, config: ModelConfig, options: ModelOptions = PLAIN):
         super().__init__()
@@ -100,19 +102,6 @@ class RapidBert(nn.Module):
             build_module(spec, config=megatron, layer_number=number + 1)
             for number in range(config.num_layers)
         )
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
-        """Load the encoder of an export, in evaluation mode. The export's head is left out.
-
-        Raises:
-            FileNotFoundError, ValueError: as `model.pretrained.read_export`.
-            ValueError: the weights are not those of the configuration; all faults are named.
-        """
-        export = read_export(directory)
-        model = cls(export.config, options)
-        export.load_into(model, "none", prefix="encoder.")
-        return model.eval()
 
     def forward(
         self,

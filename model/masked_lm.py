@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Self
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -22,7 +19,7 @@ from .megatron import (
 )
 from .padding import pack
 from .parallel import parallel_size
-from .pretrained import read_export
+from .pretrained import Exported
 
 
 class MaskedLMHead(nn.Module):
@@ -47,11 +44,13 @@ class MaskedLMHead(nn.Module):
         return F.linear(hidden, word_embeddings, self.decoder_bias)
 
 
-class RapidBertForMaskedLM(nn.Module):
+class RapidBertForMaskedLM(Exported):
     """RapidBERT or BERT with the masked-language-model objective. No next-sentence loss.
 
     Weights and errors are as in `model.encoder.RapidBert`.
     """
+
+    HEAD = "masked_lm"
 
     def __init__(self, config: ModelConfig, options: ModelOptions = PLAIN):
         super().__init__()
@@ -59,19 +58,6 @@ class RapidBertForMaskedLM(nn.Module):
         self.options = options
         self.encoder = RapidBert(config, options)
         self.head = MaskedLMHead(config)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
-        """Load the model of a pretraining run's export, in evaluation mode.
-
-        Raises:
-            FileNotFoundError, ValueError: as `model.pretrained.read_export`.
-            ValueError: the weights are not those of the configuration; all faults are named.
-        """
-        export = read_export(directory)
-        model = cls(export.config, options)
-        export.load_into(model, "masked_lm")
-        return model.eval()
 
     def logits(
         self,

@@ -1,17 +1,17 @@
-"""Reading an export: `config.json` and `model.safetensors`, of which nothing is ever unpickled."""
+"""Loading an export: `config.json` and `model.safetensors`, of which nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config import PLAIN, ModelConfig, ModelOptions
 from .weights import Head, State, from_public, not_finite, scatter_state
 
 WEIGHTS = "model.safetensors"
@@ -110,3 +110,28 @@ def read_export(directory: str | Path) -> Export:
     if config is None or faults:
         raise ValueError(f"{directory}: damaged export: {'; '.join(faults)}")
     return Export(directory, config, tensors, description)
+
+
+class Exported(nn.Module):
+    """A model of which exports hold the weights: all six of the library."""
+
+    HEAD: ClassVar[Head]
+    PREFIX: ClassVar[str] = ""
+    """What names in an export start with and names in the model do not."""
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
+        """Load the model of an export, in evaluation mode. Another head than its own is left out.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read_export`.
+            ValueError: the weights are not those of the configuration, or the export is of a run
+                that trained no head of this kind; all faults are named.
+        """
+        export = read_export(directory)
+        classes = []
+        if cls.HEAD in ("classifier", "token_classifier"):
+            classes.append(export.state(cls.HEAD)["classifier.weight"].shape[0])
+        model = cls(export.config, *classes, options)
+        export.load_into(model, cls.HEAD, cls.PREFIX)
+        return model.eval()

@@ -10,49 +10,37 @@ anchor are left out of the sum. Without such duplicates the losses are equal.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import PLAIN, ModelConfig, ModelOptions
 from .encoder import RapidBert
 from .megatron import parallel_state
 from .padding import pack, sequence_of_row
-from .pretrained import read_export
+from .pretrained import Exported
 
 SCALE = 20.0
 """What similarities are multiplied by; sentence-transformers' own, a temperature of 0.05."""
 
 
-class RapidBertForSentenceEmbedding(nn.Module):
+class RapidBertForSentenceEmbedding(Exported):
     """The encoder and nothing else: a sentence's vector is the mean of its tokens' hidden states.
 
     [CLS] and [SEP] count as tokens, as they do for sentence-transformers. Weights and errors are as
     in `model.encoder.RapidBert`.
     """
 
+    HEAD = "none"
+
     def __init__(self, config: ModelConfig, options: ModelOptions = PLAIN):
         super().__init__()
         self.config = config
         self.options = options
         self.encoder = RapidBert(config, options)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
-        """Load the encoder of an export, in evaluation mode; the export's head is left out.
-
-        Raises:
-            FileNotFoundError, ValueError: as `model.pretrained.read_export`.
-            ValueError: the weights are not those of the configuration; all faults are named.
-        """
-        export = read_export(directory)
-        model = cls(export.config, options)
-        export.load_into(model, "none")
-        return model.eval()
 
     def embed(
         self,

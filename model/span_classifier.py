@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,15 +10,17 @@ from .config import PLAIN, ModelConfig, ModelOptions
 from .encoder import RapidBert
 from .labels import IGNORED_LABEL
 from .padding import pack, padded_index
-from .pretrained import read_export
+from .pretrained import Exported
 
 
-class RapidBertForQuestionAnswering(nn.Module):
+class RapidBertForQuestionAnswering(Exported):
     """The encoder and a linear layer with two outputs for each token, as in BERT (section 4.2).
 
     There is no pooler and no dropout before the head, as in Hugging Face's
     `BertForQuestionAnswering`. Weights and errors are as in `model.encoder.RapidBert`.
     """
+
+    HEAD = "span_classifier"
 
     def __init__(self, config: ModelConfig, options: ModelOptions = PLAIN):
         super().__init__()
@@ -31,20 +30,6 @@ class RapidBertForQuestionAnswering(nn.Module):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         nn.init.normal_(self.qa_outputs.weight, std=config.initializer_range)
         nn.init.zeros_(self.qa_outputs.bias)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
-        """Load the model of a finetuned export, in evaluation mode.
-
-        Raises:
-            FileNotFoundError, ValueError: as `model.pretrained.read_export`.
-            ValueError: the weights are not those of the configuration, or the export is of a model
-                that was not finetuned to answer questions; all faults are named.
-        """
-        export = read_export(directory)
-        model = cls(export.config, options)
-        export.load_into(model, "span_classifier")
-        return model.eval()
 
     def logits(
         self,

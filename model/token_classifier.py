@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Self
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,10 +12,10 @@ from .kernels.operations import dropout
 from .labels import IGNORED_LABEL
 from .layer import HEAD_SITE
 from .padding import pack
-from .pretrained import read_export
+from .pretrained import Exported
 
 
-class RapidBertForTokenClassification(nn.Module):
+class RapidBertForTokenClassification(Exported):
     """The encoder, dropout and a linear layer on each token, as in BERT (section 5.3).
 
     There is no pooler, as in Hugging Face's `BertForTokenClassification`. Weights and errors are as
@@ -28,6 +25,8 @@ class RapidBertForTokenClassification(nn.Module):
         outputs: classes.
         dropout: probability before the linear head.
     """
+
+    HEAD = "token_classifier"
 
     def __init__(
         self,
@@ -46,21 +45,6 @@ class RapidBertForTokenClassification(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, outputs)
         nn.init.normal_(self.classifier.weight, std=config.initializer_range)
         nn.init.zeros_(self.classifier.bias)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, options: ModelOptions = PLAIN) -> Self:
-        """Load the model of a finetuned export, in evaluation mode.
-
-        Raises:
-            FileNotFoundError, ValueError: as `model.pretrained.read_export`.
-            ValueError: the weights are not those of the configuration, or the export is of a model
-                that was not finetuned to classify tokens; all faults are named.
-        """
-        export = read_export(directory)
-        outputs = export.state("token_classifier")["classifier.weight"].shape[0]
-        model = cls(export.config, outputs, options)
-        export.load_into(model, "token_classifier")
-        return model.eval()
 
     def logits(
         self,

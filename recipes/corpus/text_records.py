@@ -190,11 +190,18 @@ def text_of(raw: Any, kind: str, text_key: str) -> str:
         raise Unusable(f"with a {text_key!r} that is not text")
     if not text or text.isspace():
         raise Unusable(EMPTY)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-        raise Unusable("with unpaired surrogates") from None
+    if not is_unicode(text):  # JSON can spell half of a surrogate pair
+        raise Unusable("with unpaired surrogates")
     return text
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no halves of surrogate pairs, which Python makes of bytes not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_text(line: str, text_key: str) -> Any:

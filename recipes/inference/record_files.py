@@ -22,6 +22,7 @@ from typing import BinaryIO
 from recipes.common.compressed import COMPRESSIONS, open_binary
 from recipes.common.errors import UserError
 from recipes.common.json_content import Json
+from recipes.corpus.text_records import is_unicode
 from recipes.tasks.example_files import UniqueKeys, csv_records, naming, no_columns, positions
 
 STDIN = "-"
@@ -206,11 +207,11 @@ def _csv(name: str, lines: Iterable[bytes], columns: Sequence[str]) -> Iterator[
     records = csv_records(Path(name), itertools.chain([first] if first else [], parts))
     header = next((fields for _, fields in records if fields), None)
     if header is not None:
-        if any(map(_broken, header)):
+        if not all(map(is_unicode, header)):
             raise UserError(f"{name}:1: not UTF-8, save it as UTF-8")
         _check(name, header, columns)
         for number, fields in records:
-            if any(map(_broken, fields)):
+            if not all(map(is_unicode, fields)):
                 yield Record(f"{name}:{number}", fault="not UTF-8, save it as UTF-8")
             elif fields:
                 yield _row(f"{name}:{number}", header, fields, columns)
@@ -253,15 +254,6 @@ def _decoded(line: bytes, number: int) -> str:
 
 def _too_long(line: bytes) -> bool:
     return len(line.removesuffix(b"\n")) > MAX_BYTES
-
-
-def _broken(text: str) -> bool:
-    """Whether a text has bytes in it that were not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 _READERS: dict[str, Callable[[str, Iterable[bytes], Sequence[str]], Iterator[Record]]] = {

@@ -11,6 +11,7 @@ import torch
 
 from model.masked_lm import RapidBertForMaskedLM
 from recipes.common.errors import UserError
+from recipes.corpus.text_records import is_unicode
 from recipes.corpus.token_shards import open_shards
 from recipes.corpus.tokenizer import Tokenizer
 
@@ -27,16 +28,7 @@ class Filled(NamedTuple):
 def sentence_faults(sentences: Sequence[str]) -> Iterator[str]:
     """Name the sentences that nothing can be guessed for."""
     yield from (f"no {MASK} in {text!r}" for text in sentences if MASK not in text)
-    yield from (f"not UTF-8: {text!r}" for text in sentences if not _is_unicode(text))
-
-
-def _is_unicode(text: str) -> bool:
-    # A byte of another encoding on the command line is half of a surrogate pair in Python.
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    yield from (f"not UTF-8: {text!r}" for text in sentences if not is_unicode(text))
 
 
 @torch.inference_mode()
