@@ -41,7 +41,7 @@ from recipes.inference.outputs import (
 )
 from recipes.inference.progress import ProgressLine
 from recipes.inference.record_files import TEXT_COLUMN
-from recipes.inference.settings import Computing, Source
+from recipes.inference.settings import Computing, TextInput
 from recipes.interop.hf_config import sentence_tokens
 from recipes.training.export import open_export, read_tokenizer
 
@@ -59,7 +59,7 @@ class Settings:
     """A run, a finetuned task's directory, or an export/."""
     output: Path
     """File to write: .npy (float32, a row per record), or .parquet (with what the records held)."""
-    source: Source
+    text: TextInput
     computing: Computing
     normalize: bool = False
     """Make every vector of length 1."""
@@ -69,11 +69,11 @@ def main(words: Sequence[str] | None = None) -> int:
     """Check everything, then go through the input; returns the exit status."""
     faults = Faults()
     settings = parse(Settings, words, faults=faults, manual=__doc__)
-    faults += settings.source.faults(settings.output)
+    faults += settings.text.faults(settings.output)
     if settings.output and (fault := file_fault(settings.output, ENDINGS)):
         faults.append(fault)
-    if len(settings.source.text_columns) > 1:
-        named = " ".join(settings.source.text_columns)
+    if len(settings.text.text_columns) > 1:
+        named = " ".join(settings.text.text_columns)
         faults.append(f"--text-columns {named}: one; a vector is of a single text")
     export = faults.attempt(lambda: open_export(settings.checkpoint))
     options = export and settings.computing.options(export.config, faults)
@@ -85,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def embed(export: Export, settings: Settings, options: ModelOptions) -> int:
     """Write a vector for every record; returns the exit status."""
     computing, progress = settings.computing, ProgressLine()
-    records = settings.source.open((TEXT_COLUMN,))
+    records = settings.text.open((TEXT_COLUMN,))
     table = settings.output.suffix.lower() == ".parquet"
     layout = Columns((VECTOR,) if table else (), fixed=table)
     if table:

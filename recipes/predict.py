@@ -41,7 +41,7 @@ from recipes.inference.outputs import (
     written,
 )
 from recipes.inference.progress import ProgressLine
-from recipes.inference.settings import Computing, Source
+from recipes.inference.settings import Computing, TextInput
 from recipes.inference.uses import USES, open_finetuned
 from recipes.training.export import read_tokenizer
 
@@ -54,7 +54,7 @@ class Settings:
 
     checkpoint: Path
     """The directory of a finetuned task, such as runs/base/glue/rte-seed17, or its export/."""
-    source: Source
+    text: TextInput
     computing: Computing
     output: Path | None = None
     """File to write, .jsonl or .csv; unless given, JSON Lines on standard output."""
@@ -64,36 +64,36 @@ def main(words: Sequence[str] | None = None) -> int:
     """Check everything, then go through the input; returns the exit status."""
     faults = Faults()
     settings = parse(Settings, words, faults=faults, manual=__doc__)
-    faults += settings.source.faults(settings.output)
+    faults += settings.text.faults(settings.output)
     if settings.output is not None and (fault := file_fault(settings.output, ENDINGS)):
         faults.append(fault)
     found = faults.attempt(lambda: open_finetuned(settings.checkpoint))
     options = found and settings.computing.options(found.export.config, faults)
     if found:
-        faults += column_faults(found, settings.source)
+        faults += column_faults(found, settings.text)
     faults.stop()
     assert found and options
     return predict(found, settings, options)
 
 
-def column_faults(found: Finetuned, source: Source) -> Iterator[str]:
+def column_faults(found: Finetuned, text: TextInput) -> Iterator[str]:
     """What is wrong with the columns that were named for this task."""
     trained, usual = found.text_columns, USES[found.kind].text_columns
     if not trained and len(usual) > 1:  # of a single text nobody knows that it was no pair
         trained = usual
-    if trained and source.text_columns and len(source.text_columns) != len(trained):
+    if trained and text.text_columns and len(text.text_columns) != len(trained):
         yield (
-            f"--text-columns {' '.join(source.text_columns)}: {found.name} was learnt from "
+            f"--text-columns {' '.join(text.text_columns)}: {found.name} was learnt from "
             f"{len(trained)}: {' '.join(trained)}"
         )
-    elif len(source.text_columns) > 2:
-        yield f"--text-columns {' '.join(source.text_columns)}: two at most"
+    elif len(text.text_columns) > 2:
+        yield f"--text-columns {' '.join(text.text_columns)}: two at most"
 
 
 def predict(found: Finetuned, settings: Settings, options: ModelOptions) -> int:
     """Answer for every record; returns the exit status."""
     use, export, computing = USES[found.kind], found.export, settings.computing
-    records = settings.source.open(found.text_columns or use.text_columns)
+    records = settings.text.open(found.text_columns or use.text_columns)
     table = settings.output is not None and settings.output.suffix.lower() == ".csv"
     layout = Columns(use.columns(found, table), fixed=table)
     layout.check(records.first)

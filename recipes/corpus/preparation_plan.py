@@ -21,8 +21,8 @@ from recipes.corpus.text_sources import (
     find_inputs,
     hub_splits,
     is_hub_name,
+    place_of,
     portions,
-    source,
 )
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer
 
@@ -76,8 +76,8 @@ def make_plan(settings: Settings, faults: Sequence[str] = ()) -> Plan:
     tokenizer = None if path is None else found.attempt(lambda: open_tokenizer(path))
     spans, ignored, messages = _find_spans(settings, found)
     train, validation = spans["train"], spans["validation"]
-    held_out_sources = set(map(source, validation))
-    kept = tuple(span for span in train if source(span) not in held_out_sources)
+    held_out = set(map(place_of, validation))
+    kept = tuple(span for span in train if place_of(span) not in held_out)
     if both := sorted({span.name for span in train} - {span.name for span in kept}):
         shown = [*both[:3], f"{len(both) - 3} more"] if len(both) > 4 else both
         messages.append(f"validation only: {', '.join(shown)}")

@@ -143,11 +143,11 @@ def find_inputs(
     return Inputs(tuple(spans), ignored)
 
 
-# Equal for two spans that are read from the same place.
-Source = tuple[str | int | None, ...]
+Place = tuple[str | int | None, ...]
+"""Equal for two spans that are read from the same place."""
 
 
-def source(span: Span) -> Source:
+def place_of(span: Span) -> Place:
     """Identify what a span is read from, the same under all of its names."""
     if span.kind == "hub":
         return ("hub", span.name, span.config, span.split, span.start)
@@ -156,9 +156,9 @@ def source(span: Span) -> Source:
 
 def _twice(spans: Sequence[Span]) -> Iterator[str]:
     """Name the inputs that are given more than once, under whatever name."""
-    first: dict[Source, str] = {}
+    first: dict[Place, str] = {}
     for span in spans:
-        key = source(span)
+        key = place_of(span)
         if key in first:
             also = f" (also as {first[key]})" if first[key] != span.name else ""
             yield f"{span.name}: given more than once{also}"

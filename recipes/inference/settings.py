@@ -22,7 +22,7 @@ from recipes.inference.record_files import (
 
 
 @dataclass(frozen=True)
-class Source:
+class TextInput:
     """What the model reads."""
 
     input: str

@@ -75,7 +75,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Source:
+class ForeignModel:
     """What an import reads, found to fit together."""
 
     weights: Foreign
@@ -95,15 +95,15 @@ def run(settings: Settings, write: Write) -> int:
         write: writes an export, as `recipes.training.export.write_export`.
 
     Raises:
-        UserError: all faults of the source at once, or an export that computes something else;
+        UserError: all faults of what is read at once, or an export that computes something else;
             then nothing is left behind.
         MachineError: no space; likewise.
     """
-    source = open_source(settings)
-    found, output = source.weights, settings.output
+    foreign = open_foreign(settings)
+    found, output = foreign.weights, settings.output
     print(
         f"{found.directory}: {found.config.name} in the layout of {found.layout}, "
-        f"{source.config.parameters() / 1e6:.1f}M parameters with a masked-token head"
+        f"{foreign.config.parameters() / 1e6:.1f}M parameters with a masked-token head"
         + ("" if found.has_masked_lm else ", which is not there: an encoder alone")
         + f"; read from {found.source}"
     )
@@ -115,10 +115,10 @@ def run(settings: Settings, write: Write) -> int:
         work = Path(mkdtemp(prefix=f"{output.name}.", dir=output.parent))
         after.callback(shutil.rmtree, work, ignore_errors=True)
         unchecked, staged = work / "export", work / "tokenizer"
-        _stage(source.tokenizer, staged)
-        state = source.weights.state(source.head)
-        write(unchecked, state, source.config, staged, _facts(source), source.head)
-        difference, largest = compare(source, unchecked)
+        _stage(foreign.tokenizer, staged)
+        state = foreign.weights.state(foreign.head)
+        write(unchecked, state, foreign.config, staged, _facts(foreign), foreign.head)
+        difference, largest = compare(foreign, unchecked)
         said = f"largest difference {difference:.1e} beside numbers up to {largest:.3g}"
         if not difference <= TOLERANCE * max(1.0, largest):
             raise UserError(
@@ -132,7 +132,7 @@ def run(settings: Settings, write: Write) -> int:
     return 0
 
 
-def open_source(settings: Settings) -> Source:
+def open_foreign(settings: Settings) -> ForeignModel:
     """Read and check everything that an import needs, and look at where it writes.
 
     Raises:
@@ -156,7 +156,7 @@ def open_source(settings: Settings) -> Source:
         faults += why_not_of_weights(tokenizer, rows, ours.get("tokenizer", {}))
     faults.stop()
     assert weights and tokenizer
-    return Source(weights, tokenizer, _with_pieces(weights.config, tokenizer))
+    return ForeignModel(weights, tokenizer, _with_pieces(weights.config, tokenizer))
 
 
 def _tokenizer(settings: Settings) -> Tokenizer:
@@ -181,9 +181,9 @@ def _stage(tokenizer: Tokenizer, directory: Path) -> None:
         (directory / name).write_bytes(content)
 
 
-def _facts(source: Source) -> Json:
+def _facts(foreign: ForeignModel) -> Json:
     """Return what the export says of itself beside the model."""
-    found, tokenizer = source.weights, source.tokenizer
+    found, tokenizer = foreign.weights, foreign.tokenizer
     ours = found.description if found.layout == "rapidbert" else {}
     return {
         **{key: value for key, value in ours.items() if key not in ("model", "tokenizer", "task")},
@@ -193,22 +193,22 @@ def _facts(source: Source) -> Json:
 
 
 @torch.inference_mode()
-def compare(source: Source, export: Path) -> tuple[float, float]:
+def compare(foreign: ForeignModel, export: Path) -> tuple[float, float]:
     """Put sentences through an export and through the weights it is from, in fp32.
 
     Returns:
         The largest absolute difference, and the largest absolute number.
     """
-    ids, mask = _batch(source)
-    expected = _independent(source)(ids, mask)
+    ids, mask = _batch(foreign)
+    expected = _independent(foreign)(ids, mask)
     options = ModelOptions("sdpa")
     found: Tensor
-    if source.head == "masked_lm":
+    if foreign.head == "masked_lm":
         model = RapidBertForMaskedLM.from_pretrained(export, options)
         found = model.logits(ids, attention_mask=mask)
     else:
         found = RapidBert.from_pretrained(export, options)(ids, attention_mask=mask)
-    width = source.config.vocab_size if source.head == "masked_lm" else found.shape[-1]
+    width = foreign.config.vocab_size if foreign.head == "masked_lm" else found.shape[-1]
     real = mask.bool()
     found, expected = found[real][:, :width], expected[real][:, :width]
     if not found.isfinite().all() or not expected.isfinite().all():
@@ -216,9 +216,9 @@ def compare(source: Source, export: Path) -> tuple[float, float]:
     return float((found - expected).abs().max()), float(expected.abs().max())
 
 
-def _batch(source: Source) -> tuple[Tensor, Tensor]:
+def _batch(foreign: ForeignModel) -> tuple[Tensor, Tensor]:
     """Return the sentences as padded ids and their mask, int64 [S, L]."""
-    tokenizer, config = source.tokenizer, source.config
+    tokenizer, config = foreign.tokenizer, foreign.config
     longest = min(LONGEST, config.max_positions if config.positions == "learned" else LONGEST)
     rows = []
     for text in SENTENCES:
@@ -233,13 +233,13 @@ _OF_A_SETTING = (AttributeError, IndexError, KeyError, TypeError, ValueError, Ru
 """What transformers raises of a setting that it does not expect."""
 
 
-def _independent(source: Source) -> Callable[[Tensor, Tensor], Tensor]:
+def _independent(foreign: ForeignModel) -> Callable[[Tensor, Tensor], Tensor]:
     """Return another implementation with the weights as they came: ids and mask to its numbers."""
     import transformers
 
     # It would list what a head less or more leaves over; it has no types here.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # theirs
-    found = source.weights
+    found = foreign.weights
     if found.layout == "jinabert":
         return _jinabert(found)
     if found.layout == "bert":
