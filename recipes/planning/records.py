@@ -25,8 +25,8 @@ class MeasuredRow:
 
 
 @dataclass(frozen=True)
-class Record:
-    """The rows of a model in a record."""
+class MeasuredModel:
+    """What a record of `benchmark.py throughput` says of one model."""
 
     path: Path
     rows: tuple[MeasuredRow, ...]
@@ -36,7 +36,7 @@ class Record:
 
 def find_record(
     given: Path | None, usual: Path, device: str, model: str, length: int, recompute: bool
-) -> Record | None:
+) -> MeasuredModel | None:
     """Return the record of this GPU, model, sequence length and way of computing.
 
     Args:
@@ -92,7 +92,7 @@ def _why_not(record: Json, device: str, model: str, length: int, recompute: bool
     return found
 
 
-def _of_model(path: Path, record: Json, model: str) -> Record:
+def _of_model(path: Path, record: Json, model: str) -> MeasuredModel:
     rows = []
     for row in record["rows"]:
         if row["model"] == model:
@@ -108,4 +108,4 @@ def _of_model(path: Path, record: Json, model: str) -> Record:
                 )
             )
     fits = (record.get("largest_micro_batch") or {}).get(model) or {}
-    return Record(path, tuple(rows), fits.get("micro_batch"))
+    return MeasuredModel(path, tuple(rows), fits.get("micro_batch"))

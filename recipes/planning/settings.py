@@ -26,7 +26,7 @@ from recipes.common.settings import (
 from recipes.engine.batch_plan import BatchPlan
 from recipes.engine.ds_config import MOST_SEQUENCES, precision, read_config
 from recipes.planning.memory import estimate
-from recipes.planning.records import Record, find_record
+from recipes.planning.records import MeasuredModel, find_record
 from recipes.training.schedule import NAMED_DURATIONS, duration_in_sequences
 from recipes.training.settings import DEFAULT_MASK_PROBABILITY, Duration, Gpus
 
@@ -132,7 +132,7 @@ class Question:
     """Lengths of the run to give hours and dollars for."""
     activations: int
     """Bytes that a sequence of a micro-batch keeps on its GPU for the backward pass."""
-    record: Record | None
+    record: MeasuredModel | None
     """What was measured of this model on this GPU."""
 
     @property

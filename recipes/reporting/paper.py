@@ -25,7 +25,7 @@ from recipes.tasks.glue_tasks import TASKS
 NOT_MEASURED = "not measured"
 
 
-class Finetuned(NamedTuple):
+class TableS1Row(NamedTuple):
     """A row of Table S1."""
 
     learning_rate: float
@@ -36,13 +36,13 @@ class Finetuned(NamedTuple):
 
 
 TABLE_S1 = {
-    "mnli": Finetuned(5e-5, (0.9, 0.98), 1e-6, 5e-6, 3),
-    "qnli": Finetuned(1e-5, (0.9, 0.98), 1e-6, 1e-6, 10),
-    "qqp": Finetuned(3e-5, (0.9, 0.988), 1e-6, 3e-6, 5),
-    "rte": Finetuned(1e-5, (0.9, 0.98), 1e-6, 1e-5, 3),
-    "cola": Finetuned(5e-5, (0.9, 0.98), 1e-6, 5e-6, 10),
-    "sst2": Finetuned(3e-5, (0.9, 0.988), 1e-6, 3e-6, 3),
-    "mrpc": Finetuned(8e-5, (0.9, 0.98), 1e-6, 8e-6, 10),
+    "mnli": TableS1Row(5e-5, (0.9, 0.98), 1e-6, 5e-6, 3),
+    "qnli": TableS1Row(1e-5, (0.9, 0.98), 1e-6, 1e-6, 10),
+    "qqp": TableS1Row(3e-5, (0.9, 0.988), 1e-6, 3e-6, 5),
+    "rte": TableS1Row(1e-5, (0.9, 0.98), 1e-6, 1e-5, 3),
+    "cola": TableS1Row(5e-5, (0.9, 0.98), 1e-6, 5e-6, 10),
+    "sst2": TableS1Row(3e-5, (0.9, 0.988), 1e-6, 3e-6, 3),
+    "mrpc": TableS1Row(8e-5, (0.9, 0.98), 1e-6, 8e-6, 10),
 }
 
 
@@ -83,7 +83,7 @@ def finetuning_part(all_series: Sequence[Series]) -> Markup:
     return joined(subheading("Table S1: finetuning"), paragraph(said), table(rows))
 
 
-def _finetuned(row: Finetuned) -> tuple[str, ...]:
+def _finetuned(row: TableS1Row) -> tuple[str, ...]:
     betas = f"{row.betas[0]:g}, {row.betas[1]:g}"
     return (
         f"{row.learning_rate:.0e}",
