@@ -145,6 +145,7 @@ def measure_blocks(
     dtype: torch.dtype,
 ) -> list[Json]:
     """Measure the times of every block, and its slowdown beside the standard one."""
+    # A module has no types for what it is given.
     hidden_size: Any = next(iter(modules.values())).config.hidden_size  # type: ignore[union-attr]
     hidden = torch.randn(tokens, 1, hidden_size, device=device).to(dtype).requires_grad_()
     gradient = torch.randn_like(hidden)

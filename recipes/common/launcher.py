@@ -136,6 +136,7 @@ def _are_ancestors(pids: list[int]) -> bool:
 
 def _end(launcher: str) -> None:
     message = f"{launcher} is gone: process {os.getpid()} ends as well\n"
-    with suppress(OSError, AttributeError):  # where it went may be gone, too
+    # Where it went may be gone, too, or None.
+    with suppress(OSError, AttributeError):
         os.write(sys.__stderr__.fileno(), message.encode())  # type: ignore[union-attr]
     os.kill(os.getpid(), signal.SIGTERM)

@@ -97,7 +97,7 @@ class _Reader:
             return at + 1, False
         while True:
             if self.in_string:
-                at = _STRING.match(chunk, at).end()  # type: ignore[union-attr]
+                at = _STRING.match(chunk, at).end()  # type: ignore[union-attr]  # always matches
                 if at == len(chunk):
                     return at, False
                 if chunk[at : at + 1] == b"\\":  # the last byte, without what it escapes

@@ -154,7 +154,8 @@ def label_scale(data: TaskData[Examples]) -> LabelScale | None:
     if data.labels is not None:
         return None
     assert data.train.labels is not None
-    return LabelScale.of(data.train.labels, [dev.labels for dev in data.dev.values()])  # type: ignore[misc]
+    others = [dev.labels for dev in data.dev.values() if dev.labels is not None]
+    return LabelScale.of(data.train.labels, others)
 
 
 def shared_texts(train: Reading, dev: Reading) -> list[str]:
