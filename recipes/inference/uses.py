@@ -5,12 +5,9 @@ A new kind is a row here, with a file of its own that says how its scores become
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from recipes.common.errors import UserError
-from recipes.common.json_content import Json
-from recipes.common.numbers import LENGTHS
 from recipes.inference.classes import CLASSIFICATION, MULTI_LABEL
 from recipes.inference.finetuned import Finetuned
 from recipes.inference.spans import QUESTION_ANSWERING
@@ -31,8 +28,7 @@ def open_finetuned(checkpoint: Path) -> Finetuned:
     """Read the export of a finetuning.
 
     Raises:
-        UserError: no export there, a damaged one, or one of a model that answers nothing; all that
-            is wrong with what it says of its task.
+        UserError: no export there, a damaged one, or one of a model that answers nothing.
     """
     export = open_export(checkpoint)
     task = export.description.get("task")
@@ -41,8 +37,6 @@ def open_finetuned(checkpoint: Path) -> Finetuned:
             f"{checkpoint}: a pretrained model, which has learnt no task yet; "
             "recipes/finetune.py teaches it one, and its <task>-seed<k> goes here"
         )
-    if faults := list(_faults_of(task)):
-        raise UserError(*(f"{checkpoint}: damaged export: config.json: {each}" for each in faults))
     labels = task.get("labels")
     found = Finetuned(
         export=export,
@@ -50,11 +44,11 @@ def open_finetuned(checkpoint: Path) -> Finetuned:
         task=task,
         labels=None if labels is None else tuple(labels),
         text_columns=tuple(task.get("text_columns") or ()),
-        max_length=task.get("max_length", DEFAULT_LENGTH),
+        max_length=task.get("max_length") or DEFAULT_LENGTH,
     )
     if found.kind == "sentence-embedding":
         raise UserError(f"{checkpoint}: gives vectors, and no answers; recipes/embed.py uses it")
-    if not isinstance(found.kind, str) or found.kind not in USES:
+    if found.kind not in USES:
         known = ", ".join(USES)
         raise UserError(f"{checkpoint}: finetuned for {found.kind!r}; known are {known}")
     use = USES[found.kind]
@@ -65,20 +59,3 @@ def open_finetuned(checkpoint: Path) -> Finetuned:
             f"{checkpoint}: config.json speaks of {outputs} outputs, and {use.head} has {there}"
         )
     return found
-
-
-def _faults_of(task: Json) -> Iterator[str]:
-    """What cannot be, of what an export says of its task."""
-    labels, columns = task.get("labels"), task.get("text_columns")
-    labels, columns = [] if labels is None else labels, [] if columns is None else columns
-    length = task.get("max_length", DEFAULT_LENGTH)
-    if not _are_names(labels) or len(set(labels)) < len(labels):
-        yield f"labels are {labels!r}, not names of which each is there once"
-    if not _are_names(columns):
-        yield f"text_columns are {columns!r}, no names"
-    if type(length) is not int or length not in LENGTHS:
-        yield f"max_length is {length!r}: must be {LENGTHS}"
-
-
-def _are_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)

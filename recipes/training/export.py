@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from model.weights import Head, gather_state, not_finite
 from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL, sync_directory, sync_tree
 from recipes.common.json_content import Json
+from recipes.common.numbers import LENGTHS
 from recipes.corpus.tokenizer import Tokenizer, open_tokenizer, other_fingerprint
 from recipes.engine.engine import full_precision_parameters
 from recipes.engine.interface import Engine
@@ -121,13 +122,16 @@ def open_export(checkpoint: Path) -> Export:
     """Read an export, as `read_tensors`."""
     directory = export_directory(checkpoint)
     try:
-        return read_export(directory)
+        export = read_export(directory)
     except FileNotFoundError:
         raise UserError(f"{checkpoint}: no export there: {_lacking(directory)}") from None
     except OSError as error:
         raise UserError(f"{directory}: damaged export: {error}") from None
     except ValueError as error:
         raise UserError(str(error)) from None
+    if faults := list(_faults_of(export.description.get("task", {}))):
+        raise UserError(*(f"{directory}: damaged export: {CONFIG}: {each}" for each in faults))
+    return export
 
 
 def read_tokenizer(
@@ -211,3 +215,22 @@ def load_with_tokenizer(checkpoint: Path) -> tuple[RapidBertForMaskedLM, Tokeniz
     except ValueError as error:
         raise UserError(str(error)) from None
     return model.eval(), tokenizer
+
+
+def _faults_of(task: Json) -> Iterator[str]:
+    """What cannot be, of what an export says of its task."""
+    labels, columns, kind = task.get("labels"), task.get("text_columns"), task.get("kind", "")
+    labels, columns = [] if labels is None else labels, [] if columns is None else columns
+    length = task.get("max_length")
+    if not _are_names(labels) or len(set(labels)) < len(labels):
+        yield f"labels are {labels!r}, not names of which each is there once"
+    if not _are_names(columns):
+        yield f"text_columns are {columns!r}, no names"
+    if not isinstance(kind, str):
+        yield f"kind is {kind!r}, no name"
+    if length is not None and (type(length) is not int or length not in LENGTHS):
+        yield f"max_length is {length!r}: must be {LENGTHS}"
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)

@@ -53,6 +53,10 @@ def read_source(place: Path) -> Source:
         newest = next(iter(published(place / "checkpoints")), None)
         way_out = [f"its newest checkpoint can be exported: --input {newest}"] if newest else []
         raise UserError(*error.faults, *way_out) from None
+    try:
+        weights.state("none")  # an encoder of these settings is there
+    except ValueError as error:
+        raise UserError(str(error)) from None
     tokenizer = read_tokenizer(place, weights.config, weights.description)
     tensors = dict(weights.tensors)
     for name in {DECODER_BIAS, BERT_DECODER_BIAS} & tensors.keys():

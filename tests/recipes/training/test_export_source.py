@@ -123,6 +123,10 @@ def test_rows_that_pad_the_vocabulary_are_never_predicted_even_of_older_exports(
     assert main([*words, "--format", "hf"]) == 0
     assert (tmp_path / "hf" / "modeling_rapidbert.py").is_file()
     assert read_description(tmp_path / "hf") == described
+    described["model"]["num_layers"] += 1
+    (place / "export" / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="weights do not fit the model: missing"):
+        read_source(place)
 
 
 @pytest.mark.parametrize("head", ["classifier", "token_classifier", "span_classifier", "none"])
