@@ -29,7 +29,7 @@ from recipes.common.entry import run
 from recipes.common.errors import Faults
 from recipes.common.settings import parse
 from recipes.inference.classes import encode
-from recipes.inference.computing import Computation, Model
+from recipes.inference.computing import Computation, Model, attention_bytes
 from recipes.inference.embedding import build
 from recipes.inference.outputs import (
     Columns,
@@ -95,7 +95,8 @@ def embed(export: Export, settings: Settings, options: ModelOptions) -> int:
     initialize_parallel()
     compute = build(export, options, computing.precision, normalize=settings.normalize)
     model = Model(compute, lambda texts: encode(tokenizer, texts, max_length))
-    computation, width = Computation(model, progress), export.config.hidden_size
+    attention = attention_bytes(export.config, options.attention)
+    computation, width = Computation(model, progress, attention), export.config.hidden_size
     with written(settings.output) as file:
         writer: RecordWriter = (
             ParquetTable(file, layout, VECTOR, width) if table else NpyMatrix(file, width)

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.config import ModelConfig
 from model.pretrained import Export
 from model.weights import Head
 from recipes.common.chunks import chunks
 from recipes.common.errors import UserError
 from recipes.inference.outputs import Chunk, Columns
 from recipes.inference.record_files import Record, Records
+from recipes.planning.memory import device_bytes
 from recipes.tasks.classification_batches import ClassificationBatch, PackedExamples
+from recipes.tasks.finetune_memory import host_bytes
 
 CHUNK_RECORDS = 4096
 CHUNK_CHARACTERS = 1 << 24
@@ -91,6 +94,17 @@ def load_here(model: nn.Module, export: Export, head: Head, precision: str) -> N
     model.eval().to(device(), DTYPES[precision])
 
 
+def attention_bytes(config: ModelConfig, attention: str) -> int:
+    """Estimate what attention over one sequence needs at once, in bytes per token squared.
+
+    For what is not our own kernel, ALiBi's bias is [heads, tokens, tokens] in fp32, made of
+    distances in int64; the reference has scores and weights of that size as well.
+    """
+    if attention == "reference":
+        return 16 * config.num_heads + 12
+    return 4 * config.num_heads + 12 if attention == "sdpa" and config.positions == "alibi" else 0
+
+
 @dataclass(frozen=True)
 class Model:
     """A model that is ready, and how texts go through it."""
@@ -109,11 +123,18 @@ class Computation:
 
     Args:
         progress: is called after every batch.
+        attention: what `attention_bytes` estimates.
     """
 
-    def __init__(self, model: Model, progress: Callable[[Counts], None] = lambda counts: None):
+    def __init__(
+        self,
+        model: Model,
+        progress: Callable[[Counts], None] = lambda counts: None,
+        attention: int = 0,
+    ):
         self.model = model
         self.progress = progress
+        self.attention = attention
         self.device = device()
         self.counts = Counts()
 
@@ -131,7 +152,8 @@ class Computation:
         """Each record with its values; without where the record cannot be used.
 
         Raises:
-            UserError: the model computes something else than numbers.
+            UserError: the model computes something else than numbers, or there is no memory for
+                the longest text.
         """
         usable = [record.texts for record in chunk if record.fault is None]
         before = self.counts.records
@@ -148,6 +170,7 @@ class Computation:
     def _values(self, texts: Sequence[tuple[str, ...]]) -> list[Any]:
         examples, cut = self.model.encode(texts)
         self.counts.cut += cut
+        self._check_memory(max(examples.lengths, default=0))
         kind, before, done = self.device.type, self.counts.records, 0
         found: list[np.ndarray] = [np.empty(0)] * len(examples)
         broken = 0
@@ -169,3 +192,15 @@ class Computation:
                 "numbers (NaN or infinity); look at its weights"
             )
         return self.model.conclude(examples, found)
+
+    def _check_memory(self, longest: int) -> None:
+        free = device_bytes(self.device)
+        if self.device.type != "cuda":  # a container's limit, and what others have left
+            free = min(free, host_bytes())
+        needed = self.attention * int(longest) ** 2
+        if needed > free:
+            fits = int((free / self.attention) ** 0.5)
+            raise UserError(
+                f"a text of {longest:,} tokens: attention needs {needed / 1e9:,.1f} GB (estimate) "
+                f"and {free / 1e9:,.1f} GB are free; --max-length {fits} fits"
+            )

@@ -133,3 +133,15 @@ def test_other_numbers_than_numbers_are_an_error(models, embed, tmp_path, monkey
     with pytest.raises(UserError, match="for 1 of 1 texts the model computes something else"):
         embed("pretrained", "in.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_a_text_that_attention_has_no_memory_for_is_refused_with_the_length_that_fits(
+    models, embed, tmp_path, monkeypatch
+):
+    """2 heads of ALiBi's bias in fp32 and distances: 20 bytes for each pair of 40 tokens."""
+    monkeypatch.setattr(computing, "host_bytes", lambda: 20 * 30**2)
+    (tmp_path / "in.txt").write_text("fine\n" + "fine " * 100)
+    with pytest.raises(UserError, match="a text of 40 tokens: .*; --max-length 30 fits"):
+        embed("pretrained", "in.txt", "--max-length", "40")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+    assert embed("pretrained", "in.txt", "--max-length", "30")[0] == 0
