@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,12 @@ def read_result(path: Path) -> Result:
                 raise UserError(f"{path}: the {name} is {value}")
         if result["task"] in TASKS and abs(result["score"]) > 1:
             raise UserError(f"{path}: the score is {result['score']}, not from -1 to 1")
-        if not 0 <= result["seconds"] < math.inf:
-            raise UserError(f"{path}: the seconds are {result['seconds']}")
+        for name in ("seconds", "dollars"):  # earlier versions have no dollars
+            value = finite(result.get(name) or 0.0)
+            if value is None or value < 0:
+                raise UserError(f"{path}: the {name} are {result[name]}")
+        if not isinstance(result.get("notes", []), list):
+            raise UserError(f"{path}: the notes are {result['notes']!r}, no list")
     except KeyError as error:
         raise UserError(f"{path}: no result of a finetuning, lacks {error}") from None
     except (ValueError, TypeError) as error:

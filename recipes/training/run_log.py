@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from recipes.common.files import write_whole
-from recipes.common.json_content import Json
+from recipes.common.json_content import Json, finite
 from recipes.training.console import Console
 from recipes.training.curves import POSITION, Curves
 
@@ -34,7 +34,7 @@ def read_records(path: Path) -> tuple[list[Json], int]:
     for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)
-            whole = all(isinstance(record[key], int | float) for key in POSITION)
+            whole = all(finite(record[key]) is not None for key in POSITION)
         except (ValueError, TypeError, KeyError):
             whole = False
         if whole:

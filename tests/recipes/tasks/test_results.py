@@ -31,6 +31,9 @@ def test_metrics_of_several_development_sets_are_a_result(tmp_path):
         ({"metrics": {"matthews": float("inf")}}, "the matthews is inf"),
         ({"metrics": {"matthews": "0.5"}}, "the matthews is 0.5"),
         ({"seconds": float("nan")}, "the seconds are nan"),
+        ({"dollars": "2"}, "the dollars are 2"),
+        ({"dollars": -1.0}, "the dollars are -1"),
+        ({"notes": 3}, "the notes are 3, no list"),
         ({"seed": "x"}, "seed is 'x', not a int"),
     ],
 )

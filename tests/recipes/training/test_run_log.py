@@ -179,7 +179,12 @@ def test_a_torn_line_is_counted_said_and_dropped(tmp_path, capsys):
     assert (broken, [r["step"] for r in records]) == (0, [1, 2, 3, 4, 6])
 
 
-@pytest.mark.parametrize("line", [b"", b"[]", b"7", b'{"step": 1}', b'{"step": "1"}', b"\xff\xfe"])
+HUGE = b'{"step": 1%s, "sequences": 2, "tokens": 3, "seconds": 4.0}' % (b"0" * 400)
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"[]", b"7", b'{"step": 1}', b'{"step": "1"}', b"\xff\xfe", HUGE]
+)
 def test_what_is_no_record_is_counted(tmp_path, line):
     good = b'{"step": 1, "sequences": 2, "tokens": 3, "seconds": 4.0}'
     (tmp_path / "log.jsonl").write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
