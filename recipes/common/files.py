@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -13,41 +15,47 @@ from recipes.common.errors import UserError
 
 PARTIAL = ".partial"
 """Ending of a file that is not finished; such files are never read."""
+PATIENCE_SECONDS = 60.0
+"""How long `write_whole` waits for another writer of the same file. One that is suspended, or whose
+node died with the lock of a network file system, never ends."""
+LOOK_SECONDS = 0.02
 
 
 class PartialFile:
     """A file called `<path>.partial` until it is whole; only then does `path` change.
 
-    One process at a time writes it: two would mix their bytes.
+    One process at a time writes it: two would mix their bytes. On a file system without locks
+    nothing keeps a second one away.
 
     Args:
-        wait: until no other process writes it, instead of refusing.
+        patience: seconds to wait for another process that writes it.
 
     Raises:
         UserError: another process is writing it.
     """
 
-    def __init__(self, path: Path, *, wait: bool = False):
+    def __init__(self, path: Path, *, patience: float = 0.0):
         self.path = path
         self._partial = path.with_name(path.name + PARTIAL)
-        self._file = self._opened_alone(wait)
-        self._published = False
+        self._file = self._opened_alone(time.monotonic() + patience)
 
-    def _opened_alone(self, wait: bool) -> BinaryIO:
+    def _opened_alone(self, deadline: float) -> BinaryIO:
         while True:
             file = open(self._partial, "wb", 1 << 20, opener=_as_it_is)  # noqa: SIM115  # stays
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                file.close()
-                raise UserError(f"{self.path}: another process is writing it right now") from None
-            except OSError:  # some network file systems have no locks
-                pass
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), self._partial.stat()):
-                    file.truncate()
-                    return file
-            file.close()  # it got its name, or was taken away, while we waited
+            locked = _lock(file)
+            if locked is None or (locked and self._is_named(file)):
+                file.truncate()
+                return file
+            file.close()
+            # Where it was locked, its writer has just ended: the next try is another file.
+            if time.monotonic() > deadline + locked:
+                raise UserError(f"{self.path}: another process is writing it right now")
+            time.sleep(0 if locked else LOOK_SECONDS)
+
+    def _is_named(self, file: BinaryIO) -> bool:
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(file.fileno()), self._partial.stat())
+        return False
 
     @property
     def file(self) -> BinaryIO:
@@ -64,17 +72,34 @@ class PartialFile:
         os.fsync(self._file.fileno())
 
     def publish(self) -> None:
-        """Give it its name, in place of what had the name before."""
+        """Give it its name, in place of what had the name before.
+
+        Raises:
+            FileNotFoundError: it was removed; what may be there under its partial name is
+                another's.
+        """
+        if not self._is_named(self._file):
+            raise FileNotFoundError(errno.ENOENT, "removed while it was written", str(self.path))
         os.replace(self._partial, self.path)
-        self._published = True
         self._file.close()
 
     def discard(self) -> None:
         """Remove it, unless it has its name already."""
-        if not self._published:  # else another process may have one of this name by now
+        if not self._file.closed and self._is_named(self._file):  # else it is another process's
             self._partial.unlink(missing_ok=True)
         with suppress(OSError):  # a full disk refuses the last flush, too
             self._file.close()
+
+
+def _lock(file: BinaryIO) -> bool | None:
+    """Lock a file unless another process has; None where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # of some network file systems
+        return None
+    return True
 
 
 def _as_it_is(path: str, flags: int) -> int:
@@ -88,9 +113,17 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     A reader, or a crash, sees the old or the new, never half; of two writers the last one wins.
 
     Raises:
-        OSError: the file system's own (full, read-only), with `path` in it, which is as it was.
+        OSError: the file system's own (full, read-only), or that another process has been writing
+            the file for `PATIENCE_SECONDS`; with `path` in it, which is as it was.
     """
-    file = PartialFile(path, wait=True)
+    try:
+        file = PartialFile(path, patience=PATIENCE_SECONDS)
+    except UserError:
+        said = (
+            f"another process has been writing it for {PATIENCE_SECONDS:.0f} seconds; if there is "
+            f"none any more, remove {path.name}{PARTIAL}"
+        )
+        raise TimeoutError(errno.ETIMEDOUT, said, str(path)) from None
     try:
         for part in parts:
             file.write(part)

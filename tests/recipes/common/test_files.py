@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import multiprocessing
 
 import pytest
 
+from recipes.common import files
 from recipes.common.errors import UserError
 from recipes.common.files import PartialFile, sha256, why_no_directory, why_no_file, write_whole
 
@@ -96,3 +99,54 @@ def test_writers_of_a_small_file_wait_for_each_other(tmp_path):
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert path.read_bytes() in (b"a" * 200_000, b"b" * 200_000)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_that_never_ends_keeps_no_other_waiting_for_ever(tmp_path, monkeypatch):
+    """As one that is suspended, or whose node died with the lock of a network file system."""
+    path = tmp_path / "a.bin"
+    write_whole(path, b"old")
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.05)
+    suspended = PartialFile(path)
+    with pytest.raises(OSError, match="another process has been .* remove a.bin.partial") as error:
+        write_whole(path, b"new")
+    assert error.value.filename == str(path) and path.read_bytes() == b"old"
+    (tmp_path / "a.bin.partial").unlink()  # as it is told
+    write_whole(path, b"new")
+    third = PartialFile(path)
+    suspended.write(b"suspended")  # it goes on, and spoils nothing of those that came behind it
+    with pytest.raises(FileNotFoundError, match="removed while it was written"):
+        suspended.publish()
+    suspended.discard()
+    assert path.read_bytes() == b"new"
+    third.publish()
+    assert path.read_bytes() == b""
+
+
+def test_without_locks_a_file_is_written_all_the_same(tmp_path, monkeypatch):
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    write_whole(tmp_path / "a.bin", b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_file_that_is_published_while_the_next_is_opened_is_not_written_again(
+    tmp_path, monkeypatch
+):
+    """Between the opening and the lock the first got its name: its bytes are not the second's."""
+    path, lock = tmp_path / "a.bin", fcntl.flock
+    first = PartialFile(path)
+    first.write(b"first")
+    first.close()
+
+    def late(*arguments: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        first.publish()
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = PartialFile(path)
+    assert path.read_bytes() == b"first"
+    second.discard()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
