@@ -68,12 +68,14 @@ _NUMBERS_OF_SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SL
 def _started_by_srun(found: dict[str, str]) -> dict[str, str]:
     """The launch that the variables of a SLURM step describe; address and port may be set."""
     said = {name: os.environ.get(name, "") for name in _NUMBERS_OF_SRUN}
-    if faults := [
+    faults = [
         f"{name}={value}: srun sets a whole number; to start one process without it: "
         "unset SLURM_STEP_ID"
         for name, value in said.items()
         if not value.isdecimal()
-    ]:
+    ]
+    given = {name: found[name] for name in ("MASTER_PORT",) if found.get(name)}
+    if faults := faults + _number_faults(given):
         raise UserError(*faults)
     rank, local_rank, world_size, job = said.values()
     address = found.get("MASTER_ADDR") or _first_node(os.environ.get("SLURM_STEP_NODELIST", ""))
@@ -96,18 +98,21 @@ def _first_node(nodes: str) -> str:
         ) from None
 
 
-def _launch_faults(found: dict[str, str]) -> list[str]:
-    """What keeps variables with a RANK among them from describing a launch."""
+def _number_faults(found: dict[str, str]) -> list[str]:
     least = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": 1}
     most = {"MASTER_PORT": 65_535}
-    faults = [
+    return [
         f"{name}={found[name]}: must be a whole number, {low} "
         + (f"to {most[name]}" if name in most else "or more")
         for name, low in least.items()
         if name in found
         and not (found[name].isdecimal() and low <= int(found[name]) <= most.get(name, math.inf))
     ]
-    if faults:
+
+
+def _launch_faults(found: dict[str, str]) -> list[str]:
+    """What keeps variables with a RANK among them from describing a launch."""
+    if faults := _number_faults(found):
         return faults
     rank, world_size = int(found["RANK"]), int(found.get("WORLD_SIZE", 1))
     if rank >= world_size:

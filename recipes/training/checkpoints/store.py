@@ -231,7 +231,9 @@ class Checkpoints:
         Rank 0 names the candidates: ranks that see different files must not load different steps.
         All ranks share the reading.
         """
-        names = told_by_first([path.name for path in published(self.directory)])
+        # No other rank looks: what failed there would leave all of them waiting.
+        seen = published(self.directory) if self._world.rank == 0 else []
+        names = told_by_first([path.name for path in seen])
         faults: list[str] = []
         for number, name in enumerate(names):
             part = (self._world.rank, self._world.world_size)

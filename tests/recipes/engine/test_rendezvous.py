@@ -104,6 +104,8 @@ def test_one_node_needs_no_scontrol(launched, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert launched(**{**SRUN, "SLURM_STEP_NODELIST": "gpu07"})["MASTER_ADDR"] == "gpu07"
     assert launched(**SRUN, MASTER_ADDR="here", MASTER_PORT="7")["MASTER_PORT"] == "7"
+    with pytest.raises(UserError, match="MASTER_PORT=99999: must be a whole number, 1 to 65535"):
+        launched(**SRUN, MASTER_ADDR="here", MASTER_PORT="99999")
 
 
 def test_one_task_of_an_allocation_is_a_world_of_one(launched):

@@ -36,9 +36,9 @@ from recipes import pretrain
 from recipes.common.errors import SaveError, UserError
 from recipes.common.files import PARTIAL
 from recipes.common.settings import parse
-from recipes.engine.world import shut_down
+from recipes.engine.world import World, shut_down
 from recipes.training import export
-from recipes.training.checkpoints import manifest, state, writer
+from recipes.training.checkpoints import manifest, state, store, writer
 from recipes.training.checkpoints.manifest import MANIFEST
 from recipes.training.checkpoints.store import Checkpoints
 from recipes.training.progress import Progress
@@ -609,3 +609,20 @@ def test_an_export_with_unknown_settings_is_refused(copy):
     path.write_text(json.dumps(description))
     with pytest.raises(UserError, match="hidden_dropuot"):
         export.read_tensors(run)
+
+
+def test_only_the_first_rank_lists_the_checkpoints(tmp_path, monkeypatch):
+    """Another rank that failed there would leave the first waiting for it."""
+
+    def stale(_: Path) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Checkpoints, "_take_over", lambda self: "token")
+    monkeypatch.setattr(store, "published", stale)
+    monkeypatch.setattr(store, "told_by_first", lambda mine: mine)
+    for rank in (1, 0):
+        checkpoints = Checkpoints(tmp_path, World(rank, rank, 2, torch.device("cpu"), rank, 2, 1))
+        if rank:
+            assert checkpoints.resume(None, expected=False) == Progress()
+    with pytest.raises(OSError, match="Stale"):
+        checkpoints.resume(None, expected=False)
