@@ -59,7 +59,8 @@ class Export:
 
 
 _DESCRIBED = {"model": dict, "tokenizer": dict, "task": dict, "sequence_length": int}
-"""What a description may have, that is asked for without a look at its type."""
+"""Types of those entries of a description that its readers take for granted."""
+_CALLED = {dict: "an object", int: "a whole number"}
 
 
 def read_description(directory: Path) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def read_description(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{CONFIG} does not say which model the weights are")
     for name, kind in _DESCRIBED.items():
         if not isinstance(description.get(name, kind()), kind):
-            raise ValueError(f"{CONFIG}: {name} is {description[name]!r}, not a {kind.__name__}")
+            raise ValueError(f"{CONFIG}: {name} is {description[name]!r}, not {_CALLED[kind]}")
     return description
 
 

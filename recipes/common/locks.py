@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from recipes.common.errors import UserError
+from recipes.common.files import LOOK_SECONDS, PATIENCE_SECONDS
 
 LOCK = ".lock"
 
@@ -52,18 +54,37 @@ def lock(directory: Path, work: str, name: str = LOCK) -> None:
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[None]:
+def alone_with(path: Path, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
     """Within it, no other process that asks for the same is writing the file; waits for its turn.
 
     A file `<path>.lock` beside it stays. A file system without locks is named on the console, and
     the work goes on.
+
+    Raises:
+        UserError: another process has not ended with it for `patience` seconds, as one that is
+            suspended.
     """
-    with path.with_name(f"{path.name}.lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            print(f"{path}: cannot be locked ({error.strerror}); start no second writer of it")
+    beside = path.with_name(f"{path.name}.lock")
+    with beside.open("ab") as file:
+        deadline = time.monotonic() + patience
+        while not _locked(file, path):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{path}: another process has been writing it for {patience:g} seconds; if "
+                    f"there is none any more, remove {beside.name}"
+                )
+            time.sleep(LOOK_SECONDS)
         yield
+
+
+def _locked(file: IO[bytes], path: Path) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        print(f"{path}: cannot be locked ({error.strerror}); start no second writer of it")
+    return True
 
 
 def unlock_if_alone(directory: Path) -> None:

@@ -95,8 +95,9 @@ def test_missing_files_are_all_named(export, tmp_path):
     [
         ("{", "Expecting property name"),
         ("[]", "config.json does not say which model the weights are"),
-        ('{"model": 3}', "config.json: model is 3, not a dict"),
-        ('{"model": {}, "tokenizer": []}', r"config.json: tokenizer is \[\], not a dict"),
+        ('{"model": 3}', "config.json: model is 3, not an object"),
+        ('{"model": {}, "tokenizer": []}', r"config.json: tokenizer is \[\], not an object"),
+        ('{"model": {}, "sequence_length": null}', "is None, not a whole number"),
         ('{"model": {"nam": "x"}}', r"unknown model settings \['nam'\]"),
     ],
 )
