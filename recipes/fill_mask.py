@@ -49,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if not settings.sentences and settings.data is None:
         faults.append(f"give sentences with {MASK}, or --data to take held-out ones from")
     if settings.sentences and settings.data is not None:
-        faults.append("--data: its held-out sentences, or those given here; leave out one of them")
+        faults.append("--data: not allowed with sentences of your own; leave out one of them")
     faults.stop()
     initialize_parallel()
     model, tokenizer = load_with_tokenizer(settings.checkpoint)

@@ -229,8 +229,8 @@ def _batch(foreign: ForeignModel) -> tuple[Tensor, Tensor]:
     return padded(rows, tokenizer.pad_id)
 
 
-_OF_A_SETTING = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
-"""What transformers raises of a setting that it does not expect."""
+_OF_A_SETTING = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, OSError)
+"""What transformers raises of a setting that it does not expect, and of a file that it misses."""
 
 
 def _independent(foreign: ForeignModel) -> Callable[[Tensor, Tensor], Tensor]:

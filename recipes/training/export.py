@@ -168,7 +168,7 @@ def unfinished(run: Path) -> str | None:
     if done is not None and done == total:
         return (
             f"this run has done all of its {done:,} steps, and exported nothing. The command that "
-            "started it says why, or exports now"
+            "started it, given again, exports now or says why it cannot"
         )
     parts = sorted(str(path.parent) for path in run.glob("at-*/export"))
     return (

@@ -360,3 +360,26 @@ def test_a_full_disk_is_the_machines_and_leaves_nothing(tokenizer, tmp_path):
     with pytest.raises(MachineError, match="out: I/O error: No space left on device"):
         importing.run(Settings(tmp_path / "bert", tmp_path / "out"), full)
     assert [path.name for path in tmp_path.iterdir()] == ["bert"]
+
+
+@pytest.mark.parametrize("setting", [{"id2label": 3}, {"num_labels": "x"}])
+def test_a_setting_that_transformers_does_not_expect_is_said(tokenizer, tmp_path, setting):
+    hf_bert(tmp_path / "bert", tokenizer)
+    config = tmp_path / "bert" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | setting))
+    (said,) = refusal(Settings(tmp_path / "bert", tmp_path / "out"))
+    assert said.startswith(f"{tmp_path / 'bert'}: transformers refuses it: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"]
+
+
+def test_a_file_that_transformers_misses_is_not_taken_for_a_full_disk(
+    tokenizer, tmp_path, monkeypatch
+):
+    hf_bert(tmp_path / "bert", tokenizer)
+
+    def missing(*_: Any, **__: Any) -> None:
+        raise OSError("no file named model.safetensors")  # theirs have no errno
+
+    monkeypatch.setattr(transformers.BertForMaskedLM, "from_pretrained", missing)
+    (said,) = refusal(Settings(tmp_path / "bert", tmp_path / "out"))
+    assert said.endswith("bert: transformers refuses it: no file named model.safetensors")

@@ -169,5 +169,5 @@ def test_the_command_names_all_faults_before_it_loads_the_model(tmp_path):
     ]
     with pytest.raises(UserError, match="or --data to take held-out ones from"):
         fill_mask.main(command)
-    with pytest.raises(UserError, match="held-out sentences, or those given here; leave out one"):
+    with pytest.raises(UserError, match="--data: not allowed with sentences of your own"):
         fill_mask.main([*command, "--data", str(tmp_path), f"a {MASK}"])
