@@ -114,7 +114,7 @@ def read_export(directory: str | Path) -> Export:
 
 
 class Exported(nn.Module):
-    """A model of which exports hold the weights: all six of the library."""
+    """Base of the six models of the library, which take their weights from an export."""
 
     HEAD: ClassVar[Head]
     PREFIX: ClassVar[str] = ""

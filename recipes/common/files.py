@@ -53,6 +53,7 @@ class PartialFile:
             time.sleep(0 if locked else LOOK_SECONDS)
 
     def _is_named(self, file: BinaryIO) -> bool:
+        """Say whether the partial name is this file's, and not that of another or of none."""
         with suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(file.fileno()), self._partial.stat())
         return False
@@ -67,7 +68,7 @@ class PartialFile:
         self._file.write(data)
 
     def close(self) -> None:
-        """Bring it to the disk; nothing can be written afterwards."""
+        """Bring it to the disk; nothing is to be written afterwards."""
         self._file.flush()
         os.fsync(self._file.fileno())
 

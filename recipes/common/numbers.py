@@ -79,4 +79,4 @@ def whole(low: int, high: int) -> Range:
 
 
 LENGTHS = whole(8, 65_536)
-"""Tokens of a sequence."""
+"""How many tokens a sequence may have."""

@@ -196,7 +196,7 @@ def text_of(raw: Any, kind: str, text_key: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text has no halves of surrogate pairs, which Python makes of bytes not UTF-8."""
+    """Say whether a text can be UTF-8: not with halves of surrogate pairs, as of other bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -16,6 +16,7 @@ from model.pretrained import Export
 from model.weights import Head
 from recipes.common.chunks import chunks
 from recipes.common.errors import UserError
+from recipes.common.numbers import LENGTHS
 from recipes.inference.outputs import Chunk, Columns
 from recipes.inference.record_files import Record, Records
 from recipes.planning.memory import device_bytes
@@ -200,7 +201,8 @@ class Computation:
         needed = self.attention * int(longest) ** 2
         if needed > free:
             fits = int((free / self.attention) ** 0.5)
+            way_out = f"--max-length {fits} fits" if fits in LENGTHS else "no text fits"
             raise UserError(
                 f"a text of {longest:,} tokens: attention needs {needed / 1e9:,.1f} GB (estimate) "
-                f"and {free / 1e9:,.1f} GB are free; --max-length {fits} fits"
+                f"and {free / 1e9:,.1f} GB are free; {way_out}"
             )

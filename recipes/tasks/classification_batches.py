@@ -57,7 +57,7 @@ class ClassificationBatch:
 
     @property
     def packed(self) -> tuple[Tensor, Tensor, int, Tensor]:
-        """What a model computes: token ids, offsets, the largest length, token types."""
+        """What models take: token ids, offsets of sequences, the largest length, token types."""
         lengths = self.sequence_offsets, self.max_sequence_length
         return self.input_ids, *lengths, self.token_type_ids
 

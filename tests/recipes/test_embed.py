@@ -145,3 +145,6 @@ def test_a_text_that_attention_has_no_memory_for_is_refused_with_the_length_that
         embed("pretrained", "in.txt", "--max-length", "40")
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
     assert embed("pretrained", "in.txt", "--max-length", "30")[0] == 0
+    monkeypatch.setattr(computing, "host_bytes", lambda: 20 * 7**2)
+    with pytest.raises(UserError, match="are free; no text fits"):  # not a length that is refused
+        embed("pretrained", "in.txt", "--max-length", "40")
