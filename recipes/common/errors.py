@@ -10,8 +10,8 @@ Result = TypeVar("Result")
 
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the last one: `ulimit -f`
-# What the user mends, not us: no space, quota, read-only, no permission.
-SYSTEM_REFUSALS = NO_SPACE | {errno.EROFS, errno.EACCES}
+# What the user mends, not us: no space, quota, read-only, no permission, another who does not end.
+SYSTEM_REFUSALS = NO_SPACE | {errno.EROFS, errno.EACCES, errno.ETIMEDOUT}
 
 
 class UserError(ValueError):

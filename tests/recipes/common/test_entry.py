@@ -64,6 +64,7 @@ def test_a_closed_pipe_ends_quietly():
     [
         (OSError(28, "No space left on device", "runs/base/log.jsonl"), 74, "log.jsonl: No space"),
         (OSError(30, "Read-only file system", "runs"), 2, "error: runs: Read-only"),
+        (TimeoutError(110, "another process has been", "a.md"), 2, "error: a.md: another process"),
         (SaveError("step 5 could not be written"), 74, "make room, then the same command"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
