@@ -346,7 +346,7 @@ def test_what_an_older_version_prepared_is_recognised(corpus, tmp_path, capsys):
 def test_a_second_preparation_into_one_directory_is_refused(corpus, tmp_path, monkeypatch):
     output = tmp_path / "data"
     command = [sys.executable, "recipes/prepare_data.py", "--input", str(corpus)]
-    command += ["--output", str(output), "--vocab-size", "320", "--workers", "1"]
+    command += ["--output", str(output), "--vocab-size", "320", "--workers", "1", "--shards", "6"]
     second = []
     save = Progress.save
 
