@@ -94,6 +94,8 @@ def run(settings: Settings, read: Callable[[Path], Source]) -> int:
         faults.append(f"--output {output}: {refusal}")
     target = faults.attempt(lambda: open_target(settings.format))
     source = faults.attempt(lambda: read(settings.input))
+    if source:
+        faults += source.misfits()
     if source and target:
         faults += target.faults(source)
     faults.stop()

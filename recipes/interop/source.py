@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,19 @@ class Source:
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Make one batch of rows of ids: ids and mask, int64 [S, L]."""
         return padded(rows, self.tokenizer.pad_id)
+
+    def misfits(self) -> Iterator[str]:
+        """Yield what keeps the weights from being those of the configuration."""
+        guesses = self.head == "masked_lm"
+        with torch.device("meta"):  # shapes alone
+            model = RapidBertForMaskedLM(self.config) if guesses else RapidBert(self.config)
+        try:
+            if guesses:
+                self.weights.load_into(model, "masked_lm")
+            else:
+                self.weights.load_into(model, "none", prefix="encoder.")
+        except ValueError as error:
+            yield str(error)
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import shutil
 
 import pytest
 from export_scenarios import BERT, RAPIDBERT, make_export
@@ -43,6 +45,18 @@ def test_a_neighbour_of_a_temporary_files_name_survives(place, tmp_path):
     assert left(tmp_path) == ["out", "out.partial"]
     assert (tmp_path / "out.partial" / "mine").read_text() == "kept"
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "out.partial").stat().st_mode
+
+
+@pytest.mark.parametrize("format_", ["hf", "jina"])
+@pytest.mark.parametrize("name", ["hidden_size", "ffn_size", "vocab_size"])
+def test_weights_of_other_sizes_than_the_settings_say_are_refused(place, tmp_path, name, format_):
+    damaged = shutil.copytree(place, tmp_path / "damaged")
+    settings = json.loads((damaged / "export" / "config.json").read_text())
+    settings["rapidbert"]["model"][name] *= 2
+    (damaged / "export" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"do not fit the model: .* is \[\d+, \d+\], (the|not)"):
+        export(damaged, tmp_path / "out", format_)
+    assert left(tmp_path) == ["damaged"]
 
 
 @pytest.mark.parametrize("wrong", ["heads", "gate", "NaN"])
