@@ -105,11 +105,7 @@ ATTENTION_INSTRUCTIONS, ATTENTION_BARRIERS = {80: 26_000, 90: 21_000, 100: 29_00
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "capability",
-    # A minute of two cores for each: the present generation always, the others with `-m long`.
-    [90, *(pytest.param(c, marks=pytest.mark.long) for c in SHARED_BYTES if c != 90)],
-)
+@pytest.mark.parametrize("capability", SHARED_BYTES)
 def test_kernels_compile_for_gpus(capability):
     """The interpreter takes more than the compiler does. No A100, H100 or B200 need be here."""
     script = Path(__file__).with_name("compile_kernels.py")
