@@ -193,6 +193,18 @@ class MlmBatches(Dataset[PackedBatch]):
         numbers = shuffled(index, epoch, size=len(self.index), key=self._order_key)
         return numbers, positions
 
+    def _damage(self, ids: np.ndarray, shard: np.ndarray, starts: np.ndarray) -> UserError:
+        """Name the first of the ids that no piece of the vocabulary has, and the file it is in."""
+        pieces = self.shards.vocab_size
+        first = int(np.flatnonzero((ids < 0) | (ids >= pieces))[0])
+        of = int(shard[np.searchsorted(starts, first, side="right") - 1])
+        described = self.shards.manifest["splits"][self.shards.split]["shards"][of]
+        return UserError(
+            f"{self.shards.data_dir / described['prefix']}.bin: token {ids[first]}, where the "
+            f"vocabulary has {pieces:,} pieces; the file is damaged (manifest.json has its "
+            "sha256): prepare the data again"
+        )
+
     def _pack(self, numbers: np.ndarray, counters: np.ndarray) -> PackedBatch:
         shard, source, piece_lengths = self.index.locate(numbers)
         lengths = piece_lengths + 2
@@ -204,6 +216,8 @@ class MlmBatches(Dataset[PackedBatch]):
             shard.tolist(), source.tolist(), starts.tolist(), piece_lengths.tolist(), strict=True
         ):
             ids[at + 1 : at + 1 + count] = self.shards.shards[of].tokens[begin : begin + count]
+        if real and not 0 <= ids[:real].min() <= ids[:real].max() < self.shards.vocab_size:
+            raise self._damage(ids[:real], shard, starts)
         ids[starts] = self._special_ids["cls"]
         ids[ends - 1] = self._special_ids["sep"]
 

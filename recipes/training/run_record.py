@@ -158,13 +158,23 @@ def _read(path: Path) -> Json:
     return record
 
 
+_TEXTS = {
+    "train_shards": "training text",
+    "train_indexes": "division of the training text into documents",
+    "validation_shards": "held-out text",
+}
+"""What is known by checksums, which tell a reader nothing."""
+
+
 def _differences(before: Json, now: Json) -> list[str]:
     # Earlier versions recorded all of a section.
     before = {
         n: numeric_section(n.removeprefix("deepspeed."), value) for n, value in before.items()
     }
     return [
-        f"{name}: was {before.get(name)!r}, is {now.get(name)!r}"
+        f"--data: another {_TEXTS[name]} than that of the run"
+        if name in _TEXTS
+        else f"{name}: was {before.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and not (name in LATER_IDENTITY and name not in before)
     ]

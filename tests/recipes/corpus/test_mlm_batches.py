@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 import subprocess
 from collections import Counter
@@ -421,3 +422,19 @@ def test_special_ids_may_lie_anywhere(write_token_data):
         wanted = np.where(labels < 0, labels, renamed[labels])
         np.testing.assert_array_equal(found.labels, wanted)
         assert not np.isin(wanted, list(special.values())).any()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_token_that_no_piece_has_is_named_with_its_file(write_token_data, workers):
+    generator = np.random.default_rng(0)
+    documents = [[generator.integers(5, 300, 20) for _ in range(30)] for _ in range(2)]
+    documents[1][7][3] = 300  # within what the file's numbers can say
+    data_dir = write_token_data({"train": documents}, 301)
+    manifest = json.loads((data_dir / "manifest.json").read_text())
+    manifest["tokenizer"]["vocab_size"] = 300
+    (data_dir / "manifest.json").write_text(json.dumps(manifest))
+    shards = open_shards(data_dir, "train")
+    batches = MlmBatches(shards, sequence_length=LENGTH, seed=0, micro_batch=8)
+    prefix = manifest["splits"]["train"]["shards"][1]["prefix"]
+    with pytest.raises(UserError, match=f"{prefix}.bin: token 300, where the vocabulary has 300"):
+        list(mlm_loader(batches, 0, 15, workers=workers))  # an epoch

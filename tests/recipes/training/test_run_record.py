@@ -144,8 +144,9 @@ def test_shards_with_other_documents_or_another_validation_split_are_another_run
         run_world(1, started, first, other_documents, other_validation)
     )
     assert began is False
-    assert "train_indexes: was" in documents and "validation_shards" not in documents
-    assert "validation_shards: was" in validation and "train_indexes" not in validation
+    assert "--data: another division of the training text" in documents
+    assert "held-out" not in documents
+    assert "--data: another held-out text" in validation and "training text" not in validation
     # The record of an older version says nothing about them.
     record = json.loads((output / "config.json").read_text())
     del record["identity"]["train_indexes"], record["identity"]["validation_shards"]
