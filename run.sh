@@ -195,7 +195,8 @@ processes() {
 
 # DEMO=small: every stage at its smallest, for a look at whether all of it works here.
 demo() {
-  local data=data/demo tasks=data/demo-glue output=runs/demo sequences=9600 chosen=() began=$SECONDS
+  local data=data/demo tasks=data/demo-glue output=runs/demo sequences=9600 chosen=()
+  local began=$SECONDS before=0
   # Higher than Table S1's learning rates, which are for models fifty times as large.
   local finetuning=(--learning-rate 4e-4 --epochs 2 --batch-size 16)
   if [[ ${DEMO:-} == small ]]; then
@@ -254,20 +255,19 @@ END
 }
 
 # A stage's title, and how long it takes: $2 are the seconds on two idle cores
-# (docs/results/demo_cpu.json). How fast this machine is, the stages before say, as soon as a long
-# one is among them.
+# (docs/results/demo_cpu.json). Once stages of 60 s or more are done, what they took here scales it.
 say() {
   local about="took $2 s on two idle cores"
   if [[ ${DEMO:-} == small ]]; then
     about="not measured at this size"
   elif has_gpu; then
     about+="; on this GPU not measured"
-  elif ((${before:=0} >= 60)); then
+  elif ((before >= 60)); then
     about=$(($2 * (SECONDS - began) / before))
     about=$( ((about < 100)) && echo "about $about s" || echo "about $(((about + 30) / 60)) min")
     about+=", judged by the stages before"
   fi
-  before=$((${before:-0} + $2))
+  before=$((before + $2))
   printf '\n== %s (%s)\n' "$1" "$about"
 }
 

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recipes.common.settings import help_of, option  # noqa: E402  # found behind the path above
+from recipes.common.settings import help_of, option  # noqa: E402  # needs the path set above
 
 PAGE = ROOT / "docs" / "options.md"
 HEADER = """# Options

@@ -181,7 +181,7 @@ def _run(call: Call, qkv: Tensor, attend: Attend, dropout: float) -> Tensor:
     # Torch's `Function.apply` has no types.
     q, k, v = _Pad.apply(qkv, call.padding)  # type: ignore[no-untyped-call]  # [S, H, L, D] each
     context = attend(q, k, v, call.bias, dropout)
-    rows: Tensor = _Unpad.apply(context, call.padding)  # type: ignore[no-untyped-call]  # torch has none
+    rows: Tensor = _Unpad.apply(context, call.padding)  # type: ignore[no-untyped-call]
     return rows
 
 

@@ -158,7 +158,7 @@ def gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
 def gather_with_gradient(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Stack the tensors of all ranks; each gets back the sum of all ranks' gradients of its own."""
     # torch has no types for `apply`.
-    gathered: Tensor = _Gather.apply(tensor, group)  # type: ignore[no-untyped-call]  # torch has none
+    gathered: Tensor = _Gather.apply(tensor, group)  # type: ignore[no-untyped-call]
     return gathered
 
 

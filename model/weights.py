@@ -235,7 +235,7 @@ def _split(parameter: nn.Parameter) -> tuple[int, int] | None:
     if not getattr(parameter, "tensor_model_parallel", False):
         return None
     # Megatron puts these on the parameter.
-    return parameter.partition_dim, parameter.partition_stride  # type: ignore[attr-defined]  # Megatron's
+    return parameter.partition_dim, parameter.partition_stride  # type: ignore[attr-defined]
 
 
 def _layer_prefixes(config: ModelConfig) -> list[str]:

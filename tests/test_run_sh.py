@@ -124,7 +124,7 @@ def test_only_what_decides_the_installation_makes_run_sh_install_again(tmp_path)
 def test_later_stages_are_judged_by_those_before():
     """Of 5 and 131 s elsewhere 272 were taken here: twice as long."""
     program = f"has_gpu() {{ false; }}\n{function_of_run_sh('say')}"
-    program += "began=1; SECONDS=1; say one 5; SECONDS=21; say two 131\n"
+    program += "began=1 before=0; SECONDS=1; say one 5; SECONDS=21; say two 131\n"
     program += "SECONDS=273; say three 7; SECONDS=287; say four 93"
     assert [line for line in bash(program).splitlines() if line] == [
         "== one (took 5 s on two idle cores)",

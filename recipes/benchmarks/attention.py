@@ -25,7 +25,7 @@ from torch import Tensor
 from model.attention import BACKENDS, packed_attention, slopes_on
 from model.padding import sequence_of_row
 from recipes.benchmarks.mode import Mode, ModeSettings
-from recipes.benchmarks.presentation import doubling_axis, panels, shown
+from recipes.benchmarks.presentation import panels, shown
 from recipes.benchmarks.records import NotHere, Record, Rows
 from recipes.benchmarks.timing import (
     alternate,
@@ -38,7 +38,7 @@ from recipes.benchmarks.training_step import check_attention_timed
 from recipes.common.json_content import Json
 from recipes.common.numbers import whole
 from recipes.common.settings import number_in
-from recipes.reporting.figures import COLORS
+from recipes.reporting.figures import COLORS, count_axis
 
 FLEX = "FlexAttention"
 REPEATS = 7
@@ -313,7 +313,7 @@ def figure(record: Json) -> Figure:
         share.yaxis.set_major_formatter(PercentFormatter(1))
         share.set_xlabel("sequence length (tokens)")
         for panel in (time, share):
-            doubling_axis(panel, lengths)
+            count_axis(panel, lengths)
     axes[0][0].set_ylabel("ns per token")
     axes[1][0].set_ylabel("speed, of the floor's")
     axes[0][0].legend(fontsize=8)

@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # run as a file: import from the repository root
 from recipes.common.entry import run
 from recipes.common.files import sha256
 from recipes.common.json_content import Json
-from recipes.common.places import DS_CONFIGS, ROOT
+from recipes.common.places import DS_CONFIGS, RECIPES, ROOT
 from recipes.training.run_log import of_training
 
 STEPS = 20
@@ -79,9 +79,8 @@ def pretraining(directory: Path, model: str) -> str:
             those of the run that was not interrupted.
         subprocess.CalledProcessError: a command failed; it has said why.
     """
-    recipe = ROOT / "recipes"
     data, whole, resumed = directory / "data", directory / "whole", directory / "resumed"
-    _call(recipe / "prepare_data.py", "--output", data, "--vocab-size", 4096)
+    _call(RECIPES / "prepare_data.py", "--output", data, "--vocab-size", 4096)
     toy = model.endswith("-tiny")
     name = "tiny_cpu.json" if toy else f"{model.rpartition('-')[2]}.json"
     config = json.loads((DS_CONFIGS / name).read_text("utf-8"))
@@ -91,9 +90,9 @@ def pretraining(directory: Path, model: str) -> str:
     words = ["--model", model, "--data", data, "--deepspeed-config", directory / "deepspeed.json"]
     words += ["--duration", STEPS * batch, "--log-every", 1, "--save-every", STEPS // 2]
     words += ["--eval-every", 0]
-    _call(recipe / "pretrain.py", *words, "--output", whole)
+    _call(RECIPES / "pretrain.py", *words, "--output", whole)
     cut_off(whole, resumed, STEPS // 2)
-    _call(recipe / "pretrain.py", *words, "--output", resumed)
+    _call(RECIPES / "pretrain.py", *words, "--output", resumed)
     refuse_a_new_start(logged(whole), logged(resumed))
     return compare(losses(whole), losses(resumed), weights(whole) == weights(resumed), exact=toy)
 

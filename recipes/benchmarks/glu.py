@@ -24,14 +24,14 @@ from model.kernels import KERNELS
 from model.megatron import build_module
 from model.megatron_config import megatron_config
 from recipes.benchmarks.mode import Mode, ModeSettings
-from recipes.benchmarks.presentation import doubling_axis, panels, shown
+from recipes.benchmarks.presentation import panels, shown
 from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.timing import alternate, ratios, release_memory, spread
 from recipes.benchmarks.training_step import check_kernels_timed, one_process
 from recipes.common.json_content import Json
 from recipes.common.numbers import whole
 from recipes.common.settings import number_in
-from recipes.reporting.figures import look
+from recipes.reporting.figures import count_axis, look
 
 TOKENS_PER_SEQUENCE = 128
 # From the largest on, which is nearest to training: with --minutes, the small ones may find no
@@ -207,7 +207,7 @@ def figure(record: Json) -> Figure:
                 loc="left",
                 fontsize=9,
             )
-            doubling_axis(panel, ticks)
+            count_axis(panel, ticks)
             panel.yaxis.set_major_formatter(PercentFormatter(1))
             panel.tick_params(axis="x", labelsize=8)
         row[0].set_ylabel("slowdown")

@@ -21,7 +21,7 @@ from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
 from recipes.benchmarks.mode import DataSettings, Mode
-from recipes.benchmarks.presentation import doubling_axis, panels, shown
+from recipes.benchmarks.presentation import panels, shown
 from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.synthetic import write_synthetic_data
 from recipes.benchmarks.timing import rates
@@ -31,7 +31,7 @@ from recipes.common.settings import SequenceLength, number_in
 from recipes.corpus.mlm_batches import MlmBatches
 from recipes.corpus.token_shards import TokenShards, open_shards
 from recipes.corpus.tokenizer import Tokenizer, encode_documents, open_tokenizer
-from recipes.reporting.figures import COLORS
+from recipes.reporting.figures import COLORS, count_axis
 
 SWEPT_MICRO_BATCHES = (16, 64, 256, 1024)
 PASS_SEQUENCES = 16_384
@@ -162,7 +162,7 @@ def figure(record: Json) -> Figure:
     padding.set_xlabel("sequences per micro-batch")
     padding.legend(loc="lower left")
     for axes in (speed, padding):
-        doubling_axis(axes, sizes)
+        count_axis(axes, sizes)
     return drawn
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from recipes.reporting import figures
 
@@ -20,14 +19,6 @@ def panels(
     figure, grid = figures.panels(rows, columns, f"{title}\n", size=size)  # a line for `where`
     figure.text(0.01, 1 - 0.32 / figure.get_figheight(), where(record), fontsize=9, va="top")
     return figure, grid
-
-
-def doubling_axis(axes: Axes, sizes: Sequence[int]) -> None:
-    """Make the x-axis one of sizes that double: a tick, and a whole number, for each."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def where(record: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from recipes.benchmarks.mode import DataSettings, Mode
-from recipes.benchmarks.presentation import doubling_axis, panels, shown
+from recipes.benchmarks.presentation import panels, shown
 from recipes.benchmarks.records import Record, Rows
 from recipes.benchmarks.throughput import rate
 from recipes.benchmarks.timing import release_memory
@@ -30,7 +30,7 @@ from recipes.common.json_content import Json
 from recipes.common.settings import SequenceLength
 from recipes.corpus.token_shards import TokenShards
 from recipes.engine.world import World
-from recipes.reporting.figures import look
+from recipes.reporting.figures import count_axis, look
 
 # Both ends first: with --minutes, what lies between may find no time.
 LENGTHS = (128, 4096, 512, 2048, 256, 1024, 8192)
@@ -130,7 +130,7 @@ def figure(record: Json) -> Figure:
     sequences.set_xlabel("sequence length (tokens)")
     ticks = sorted({point["sequence_length"] for point in record["points"]})
     for axes in (tokens, sequences):
-        doubling_axis(axes, ticks)
+        count_axis(axes, ticks)
     tokens.legend()
     return drawn
 

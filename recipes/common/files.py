@@ -47,8 +47,9 @@ class PartialFile:
                 file.truncate()
                 return file
             file.close()
-            # Where it was locked, its writer has just ended: the next try is another file.
-            if time.monotonic() > deadline + locked:
+            # Where it was locked, its writer has just ended: the next try, for a second, is another
+            # file.
+            if time.monotonic() > (deadline + 1.0 if locked else deadline):
                 raise UserError(f"{self.path}: another process is writing it right now")
             time.sleep(0 if locked else LOOK_SECONDS)
 

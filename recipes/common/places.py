@@ -6,4 +6,4 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
 DS_CONFIGS = ROOT / "ds_configs"
 RESULTS = ROOT / "docs" / "results"
-"""Records of what was measured, and what the planner and the report read of them."""
+"""Records of what was measured, which the planner and the report read."""

@@ -46,7 +46,7 @@ def template(ids: Mapping[str, int]) -> Json:
 
 
 def tokenizer_config(max_length: int | None, **more: Any) -> bytes:
-    """Write what `tokenizer_config.json` says of every kind of tokenizer.
+    """Return `tokenizer_config.json`, with what it says of every kind of tokenizer.
 
     Args:
         max_length: tokens of the longest sequence that the model takes; None: any.

@@ -90,7 +90,7 @@ class SentencePieceTokenizer(Tokenizer):
         from sentencepiece import sentencepiece_model_pb2 as protocol
 
         # The generated module makes its classes at run time.
-        return protocol.ModelProto.FromString(self.proto)  # type: ignore[attr-defined]  # generated
+        return protocol.ModelProto.FromString(self.proto)  # type: ignore[attr-defined]
 
     @property
     def normalizer(self) -> str:

@@ -80,9 +80,10 @@ def work(
         model, tokens=n, masked_tokens=round(mask_probability * n), token_pairs=n * n
     )
     # Values of 2 bytes read and written per token, forward and backward, as the rehearsal counts
-    # them: a layer's attention 11 widths, its two residual sums with their norms 18, the activation
-    # 8 inner widths; these two are of the tokens to predict alone in the last layer. Embedding and
-    # head 19 widths, and of a token to predict the logits 4 times.
+    # them for RapidBERT; BERT is taken to be alike. A layer: attention 11 widths, the two residual
+    # sums with their norms 18, the activation 8 inner widths; the last layer does all but attention
+    # for the tokens to predict alone. Embedding and head: 19 widths, and the logits of a token to
+    # predict 4 times.
     behind_attention = model.num_layers - 1 + mask_probability
     values = model.num_layers * 11 * h + behind_attention * (18 * h + 8 * f)
     values += 19 * h + mask_probability * 4 * model.padded_vocab_size
@@ -131,6 +132,12 @@ class Curve(Protocol):
         ...
 
 
+def memory_bandwidth(gpu: Gpu, rates: Rates) -> float:
+    """Return the bytes/s that kernels other than matrix products reach."""
+    assert gpu.memory_gb_per_s
+    return gpu.memory_gb_per_s * 1e9 * rates.memory_share
+
+
 @dataclass(frozen=True)
 class TabulatedCurve:
     """Predicted from data sheets."""
@@ -141,13 +148,12 @@ class TabulatedCurve:
 
     def device_seconds(self, sequences: int) -> float:
         """Return the time of the GPU alone."""
-        assert self.gpu.multiprocessors and self.gpu.memory_gb_per_s
+        assert self.gpu.multiprocessors
         flops = sequences * self.work.sequence_flops
         flops += self.work.half_waves * 2 * TILE * self.gpu.multiprocessors
         moved = sequences * self.work.sequence_bytes + self.work.micro_batch_bytes
-        return flops / (self.gpu.peak_bf16_tflops * 1e12 * self.rates.matmul_share) + moved / (
-            self.gpu.memory_gb_per_s * 1e9 * self.rates.memory_share
-        )
+        computing = flops / (self.gpu.peak_bf16_tflops * 1e12 * self.rates.matmul_share)
+        return computing + moved / memory_bandwidth(self.gpu, self.rates)
 
     def host_seconds(self) -> float:
         """Return the time that the host takes to launch it all."""

@@ -12,11 +12,18 @@ import math
 from dataclasses import dataclass, replace
 
 from recipes.common.errors import UserError
-from recipes.common.gpus import SHORT_NAMES, Gpu
+from recipes.common.gpus import SHORT_NAMES
 from recipes.engine.batch_plan import BatchPlan, plan_batches
 from recipes.engine.ds_config import precision
 from recipes.planning.calibration import BACKWARD_SHARE, best, expected, fit, worst
-from recipes.planning.compute import Curve, MeasuredCurve, Rates, TabulatedCurve, work
+from recipes.planning.compute import (
+    Curve,
+    MeasuredCurve,
+    Rates,
+    TabulatedCurve,
+    memory_bandwidth,
+    work,
+)
 from recipes.planning.memory import MemoryEstimate, state_bytes
 from recipes.planning.network import (
     Collective,
@@ -204,12 +211,6 @@ def update_seconds(question: Question, ranks: int, rates: Rates) -> float:
     each = UPDATE_BYTES / (ranks if stage else 1) + WHOLE_BYTES
     moved = each * question.model.parameters()
     return rates.update_seconds + moved / memory_bandwidth(question.gpu, rates)
-
-
-def memory_bandwidth(gpu: Gpu, rates: Rates) -> float:
-    """Return the bytes/s that kernels other than matrix products reach."""
-    assert gpu.memory_gb_per_s
-    return gpu.memory_gb_per_s * 1e9 * rates.memory_share
 
 
 def one_node_rate(question: Question) -> float:

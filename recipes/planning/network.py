@@ -162,10 +162,10 @@ def sent_in_slices(deepspeed: Json) -> bool:
 def staged_bytes(deepspeed: Json, accumulation: int) -> int:
     """Return what the sending of the gradients moves in a GPU's memory beside the all-reduces.
 
-    Ours moves nothing. DeepSpeed reads and writes the gradients to divide them by the ranks, and
-    once more to bring them back to where they were; and again to convert them for the message and
-    back, or to gather them in one tensor, where the fp32 sums of bf16 gradients are already
-    (tests/rehearsal/ counts it).
+    Ours moves nothing. DeepSpeed divides the gradients by the ranks and copies them back to their
+    places: 16 bytes, each a read and a write in fp32. It moves 8 more to convert them for the
+    message and back, or to gather them in one tensor; ZeRO 1 with fp32 sums of bf16 gradients and
+    fp32 messages needs neither. tests/rehearsal/ counts it.
 
     Returns:
         Bytes per parameter and step.

@@ -206,9 +206,11 @@ def _output_faults(settings: Settings) -> list[str]:
     if settings.json and (refusal := why_no_file(settings.json)):
         found.append(f"--json {settings.json}: {refusal}")
     if settings.simulate and settings.json:
-        found.append("--json is for one model; --simulate writes its JSON into --output")
+        found.append("--json FILE takes a plan; --simulate writes its JSON into --output")
     if settings.output and not settings.simulate:
-        found.append(f"--output {settings.output}: is for --simulate; --json FILE takes this plan")
+        found.append(
+            f"--output {settings.output}: takes what --simulate draws; --json FILE takes a plan"
+        )
     elif settings.output and (refusal := why_no_directory(settings.output)):
         found.append(f"--output {settings.output}: {refusal}")
     return found

@@ -160,7 +160,7 @@ def _column(one: Contestant, others: Sequence[Contestant]) -> dict[str, str]:
         "real tokens/s (median)": f"{one.run.median('throughput/tokens_per_sec'):,.0f}",
         "MFU, 6N (median)": shown(one.run.median("throughput/device/mfu"), "{:.1%}"),
         "minutes of training": f"{last[CLOCK] / 60:.2f}",
-        "cost, evaluation and saving too": _cost(one.run),
+        "cost, evaluation and saving too": one.run.cost,
     }
     for share, (minutes, _) in zip(ALL_SHARES, one.scores, strict=True):
         at = min(int(np.searchsorted(one.minutes, minutes - 1e-9)), len(one.losses) - 1)
@@ -178,10 +178,6 @@ def _column(one: Contestant, others: Sequence[Contestant]) -> dict[str, str]:
             f"{task.mean:.1f} / {final[task.task].mean:.1f}"
         )
     return rows
-
-
-def _cost(run: RecordedRun) -> str:
-    return "no GPU" if run.device == "cpu" else shown(run.dollars, "${:,.2f}", "not logged")
 
 
 def notes(found: Sequence[Contestant]) -> list[str]:

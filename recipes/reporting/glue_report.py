@@ -1,4 +1,4 @@
-"""The end of `recipes/glue.py`: the score table, the leaderboard's line, and what is missing."""
+"""What `glue.py` and SLURM's array end with: scores, the leaderboard's line, what is missing."""
 
 from __future__ import annotations
 

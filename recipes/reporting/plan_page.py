@@ -231,8 +231,8 @@ def _assumptions(question: Question, tabulated: bool) -> list[str]:
         f"times the fitted value, and links at {low.link_share:.0%} to {high.link_share:.0%}. The "
         "waiting is what is known least: the step times of a run on two nodes beside one tell "
         "yours.",
-        "Left out: input that is too slow, evaluation, checkpoints (below 0.5% as measured on a "
-        "CPU), restarts. The interval of a step is that of hours and dollars too, in proportion. "
+        "Left out: input that is too slow, evaluation, checkpoints (0.2% for Base, by a CPU's "
+        "times), restarts. The interval of a step is that of hours and dollars too, in proportion. "
         "Efficiency: tokens/s per GPU, as a share of that on one full node with the same global "
         "batch.",
         f"The paper's own numbers differ: {'; '.join(inconsistencies())}.",

@@ -156,14 +156,14 @@ def _tiles(run: RecordedRun, series: Series | None, control: Series | None) -> l
             f"{latest['step']:,} steps, {latest['tokens'] / 1e6:,.1f} M tokens"
             + (f", {count} restart{'s' * (count > 1)}" if (count := len(run.restarts)) else ""),
         ),
-        Tile("cost of pretraining", _dollars(run), _price(run)),
+        Tile("cost of pretraining", run.cost, _price(run)),
     ]
 
 
 def _why_mfu(run: RecordedRun) -> str:
     if run.has("throughput/device/mfu"):
         executed = run.median("throughput/device/executed_flops_utilization")
-        return "median" + ("" if executed is None else f"; of executed FLOPs {executed:.1%}")
+        return "median" + ("" if executed is None else f"; executed FLOPs {executed:.1%}")
     return "no GPU" if run.device == "cpu" else f"the peak of {run.device} is not known"
 
 
@@ -181,12 +181,6 @@ def _score_tile(series: Series | None, control: Series | None) -> Tile:
             from_, random = (sum(column) / len(column) for column in zip(*shared, strict=True))
             notes.append(f"on {names} {from_:.1f}, from random weights {random:.1f}")
     return Tile(series.average_name, f"{series.average:.1f}", "; ".join(notes))
-
-
-def _dollars(run: RecordedRun) -> str:
-    if run.device == "cpu":
-        return "no GPU"
-    return shown(run.dollars, "${:,.2f}", "not logged")
 
 
 def _price(run: RecordedRun) -> str:
@@ -288,7 +282,7 @@ def _cost(found: Found) -> Markup:
                 duration(run.latest["seconds"]),
                 run.hardware,
                 _per_hour(run),
-                _dollars(run),
+                run.cost,
                 "not measured" if spent is None else f"${spent:,.2f}" if spent else "no GPU",
             )
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from recipes.common.errors import Faults, UserError
 from recipes.common.json_content import Json, at, finite
+from recipes.common.tables import shown
 from recipes.training.bill import DOLLARS, GPU_HOURS
 from recipes.training.console import duration
 from recipes.training.run_log import LOG_NAME, of_training, read_records
@@ -97,6 +98,11 @@ class RecordedRun:
     def dollars(self) -> float | None:
         """Dollars of all starts; None on a CPU and where they were not logged."""
         return None if self.device == "cpu" else self.last(DOLLARS)
+
+    @property
+    def cost(self) -> str:
+        """Dollars in words: a CPU has no price, and not every run logged them."""
+        return "no GPU" if self.device == "cpu" else shown(self.dollars, "${:,.2f}", "not logged")
 
     @property
     def unigram_entropy(self) -> float | None:

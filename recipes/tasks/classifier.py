@@ -56,7 +56,7 @@ def build_classifier(work: Finetuning, options: ModelOptions) -> RapidBertForSeq
 
 
 def build_engine(model: nn.Module, work: Finetuning, world: World) -> Engine:
-    """Put the model into a DeepSpeed engine, which has no types. A micro-batch is a whole step."""
+    """Put the model into a DeepSpeed engine. A micro-batch is a whole step."""
     task, ranks = work.task, world.data_parallel_size
     plan = BatchPlan(task.batch_size, -(-task.batch_size // ranks), 1, ranks)
     return engines.build_engine(model, work.deepspeed, plan, world, **adamw(task))

@@ -29,7 +29,7 @@ def computed_by_all(
 
     Args:
         model: is in evaluation mode meanwhile, and in training mode afterwards.
-        compute: a method of the model; takes what is packed in a batch.
+        compute: uses the model; takes what is packed in a batch.
         part: makes what is kept of a batch on the device and of what was computed for it.
 
     Returns:

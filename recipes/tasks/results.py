@@ -20,6 +20,13 @@ NEEDED = {
     "seconds": float,
     "checkpoint": str,
 }
+_KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    dict: "an object",
+    bool: "true or false",
+}
 
 Result = Json
 
@@ -36,16 +43,16 @@ def read_result(path: Path) -> Result:
         for key, kind in NEEDED.items():
             value = result[key]
             if not isinstance(value, int | float if kind is float else kind):
-                raise UserError(f"{path}: {key} is {value!r}, not a {kind.__name__}")
+                raise UserError(f"{path}: {key} is {value!r}, not {_KINDS[kind]}")
         for name, value in {"score": result["score"], **flat_metrics(result["metrics"])}.items():
             if finite(value) is None:
-                raise UserError(f"{path}: the {name} is {value}")
+                raise UserError(f"{path}: the {name} is {value!r}, not a finite number")
         if result["task"] in TASKS and abs(result["score"]) > 1:
             raise UserError(f"{path}: the score is {result['score']}, not from -1 to 1")
         for name in ("seconds", "dollars"):  # earlier versions have no dollars
             value = finite(result.get(name) or 0.0)
             if value is None or value < 0:
-                raise UserError(f"{path}: the {name} are {result[name]}")
+                raise UserError(f"{path}: the {name} are {result[name]!r}, not a number from 0 on")
         if not isinstance(result.get("notes", []), list):
             raise UserError(f"{path}: the notes are {result['notes']!r}, no list")
     except KeyError as error:

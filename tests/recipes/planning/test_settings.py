@@ -48,9 +48,9 @@ def test_every_fault_is_named_at_once(tmp_path):
 
 def test_places_that_a_plan_does_not_write_to_are_refused(tmp_path):
     """They had been passed over, and what was asked for was not there afterwards."""
-    with pytest.raises(UserError, match="--json is for one model; --simulate writes its JSON"):
+    with pytest.raises(UserError, match="--json FILE takes a plan; --simulate writes its JSON"):
         asked(["--simulate", "--model", "bert-base", "--json", str(tmp_path / "x.json")])
-    with pytest.raises(UserError, match="is for --simulate; --json FILE takes this plan"):
+    with pytest.raises(UserError, match="takes what --simulate draws; --json FILE takes a plan"):
         asked(["--model", "bert-base", "--output", str(tmp_path)])
 
 

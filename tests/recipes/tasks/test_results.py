@@ -29,12 +29,12 @@ def test_metrics_of_several_development_sets_are_a_result(tmp_path):
         ({"score": 1e9}, "the score is 1000000000.0, not from -1 to 1"),
         ({"score": 10**400}, "the score is 1000"),
         ({"metrics": {"matthews": float("inf")}}, "the matthews is inf"),
-        ({"metrics": {"matthews": "0.5"}}, "the matthews is 0.5"),
+        ({"metrics": {"matthews": "0.5"}}, "the matthews is '0.5', not a finite number"),
         ({"seconds": float("nan")}, "the seconds are nan"),
-        ({"dollars": "2"}, "the dollars are 2"),
+        ({"dollars": "2"}, "the dollars are '2', not a number from 0 on"),
         ({"dollars": -1.0}, "the dollars are -1"),
         ({"notes": 3}, "the notes are 3, no list"),
-        ({"seed": "x"}, "seed is 'x', not a int"),
+        ({"seed": "x"}, "seed is 'x', not a whole number"),
     ],
 )
 def test_numbers_that_no_finetuning_gives_are_named(tmp_path, damage, said):
