@@ -29,7 +29,7 @@ from recipes.common.entry import run
 from recipes.common.errors import Faults
 from recipes.common.settings import parse
 from recipes.inference.classes import encode
-from recipes.inference.computing import Computation, Model, attention_bytes
+from recipes.inference.computing import Computation, Model, pair_bytes
 from recipes.inference.embedding import build
 from recipes.inference.outputs import (
     Columns,
@@ -95,7 +95,7 @@ def embed(export: Export, settings: Settings, options: ModelOptions) -> int:
     initialize_parallel()
     compute = build(export, options, computing.precision, normalize=settings.normalize)
     model = Model(compute, lambda texts: encode(tokenizer, texts, max_length))
-    attention = attention_bytes(export.config, options.attention)
+    attention = pair_bytes(export.config, options.attention)
     computation, width = Computation(model, progress, attention), export.config.hidden_size
     with written(settings.output) as file:
         writer: RecordWriter = (

@@ -30,7 +30,7 @@ from model.parallel import initialize_parallel
 from recipes.common.entry import run
 from recipes.common.errors import Faults
 from recipes.common.settings import parse
-from recipes.inference.computing import Computation, attention_bytes
+from recipes.inference.computing import Computation, pair_bytes
 from recipes.inference.finetuned import Finetuned, compute_with
 from recipes.inference.outputs import (
     Columns,
@@ -101,7 +101,7 @@ def predict(found: Finetuned, settings: Settings, options: ModelOptions) -> int:
     max_length, progress = computing.max_length or found.max_length, ProgressLine()
     initialize_parallel()
     compute = compute_with(found, use, options, computing.precision)
-    attention = attention_bytes(export.config, options.attention)
+    attention = pair_bytes(export.config, options.attention)
     model = use.model(found, tokenizer, compute, max_length)
     computation = Computation(model, progress, attention)
     answer = partial(use.answer, found)

@@ -19,9 +19,8 @@ from recipes.common.errors import UserError
 from recipes.common.numbers import LENGTHS
 from recipes.inference.outputs import Chunk, Columns
 from recipes.inference.record_files import Record, Records
-from recipes.planning.memory import device_bytes
 from recipes.tasks.classification_batches import ClassificationBatch, PackedExamples
-from recipes.tasks.finetune_memory import host_bytes
+from recipes.tasks.finetune_memory import free_here
 
 CHUNK_RECORDS = 4096
 CHUNK_CHARACTERS = 1 << 24
@@ -95,7 +94,7 @@ def load_here(model: nn.Module, export: Export, head: Head, precision: str) -> N
     model.eval().to(device(), DTYPES[precision])
 
 
-def attention_bytes(config: ModelConfig, attention: str) -> int:
+def pair_bytes(config: ModelConfig, attention: str) -> int:
     """Estimate what attention over one sequence needs at once, in bytes per token squared.
 
     For what is not our own kernel, ALiBi's bias is [heads, tokens, tokens] in fp32, made of
@@ -124,7 +123,7 @@ class Computation:
 
     Args:
         progress: is called after every batch.
-        attention: what `attention_bytes` estimates.
+        attention: what `pair_bytes` estimates.
     """
 
     def __init__(
@@ -195,9 +194,7 @@ class Computation:
         return self.model.conclude(examples, found)
 
     def _check_memory(self, longest: int) -> None:
-        free = device_bytes(self.device)
-        if self.device.type != "cuda":  # a container's limit, and what others have left
-            free = min(free, host_bytes())
+        free = free_here(self.device)
         needed = self.attention * int(longest) ** 2
         if needed > free:
             fits = int((free / self.attention) ** 0.5)

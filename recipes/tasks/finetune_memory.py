@@ -55,12 +55,15 @@ def check_memory(work: Finetuning, train: PackedExamples, world: World) -> None:
 def free_bytes(world: World) -> list[int]:
     """Memory that each rank may use; ranks of one host without GPUs share its memory."""
     on_gpu = world.device.type == "cuda"
-    free = device_bytes(world.device)
-    if not on_gpu:  # a container's limit, and what others have left of the machine
-        free = min(free, host_bytes())
-    everyone = told_by_all((socket.gethostname(), free), world)
+    everyone = told_by_all((socket.gethostname(), free_here(world.device)), world)
     hosts = [host for host, _ in everyone]
     return [size if on_gpu else size // hosts.count(host) for host, size in everyone]
+
+
+def free_here(device: torch.device) -> int:
+    """Memory that this process may use; without a GPU, no more than others have left of it."""
+    free = device_bytes(device)  # a container's limit
+    return free if device.type == "cuda" else min(free, host_bytes())
 
 
 def host_bytes() -> int:

@@ -15,6 +15,7 @@ from recipes.common.errors import UserError
 from recipes.corpus.tokenizer import open_tokenizer
 from recipes.embed import main
 from recipes.inference import computing
+from recipes.tasks import finetune_memory
 
 
 def by_hand(export, given, max_length=512) -> np.ndarray:
@@ -139,12 +140,12 @@ def test_a_text_that_attention_has_no_memory_for_is_refused_with_the_length_that
     models, embed, tmp_path, monkeypatch
 ):
     """2 heads of ALiBi's bias in fp32 and distances: 20 bytes for each pair of 40 tokens."""
-    monkeypatch.setattr(computing, "host_bytes", lambda: 20 * 30**2)
+    monkeypatch.setattr(finetune_memory, "host_bytes", lambda: 20 * 30**2)
     (tmp_path / "in.txt").write_text("fine\n" + "fine " * 100)
     with pytest.raises(UserError, match="a text of 40 tokens: .*; --max-length 30 fits"):
         embed("pretrained", "in.txt", "--max-length", "40")
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
     assert embed("pretrained", "in.txt", "--max-length", "30")[0] == 0
-    monkeypatch.setattr(computing, "host_bytes", lambda: 20 * 7**2)
+    monkeypatch.setattr(finetune_memory, "host_bytes", lambda: 20 * 7**2)
     with pytest.raises(UserError, match="are free; no text fits"):  # not a length that is refused
         embed("pretrained", "in.txt", "--max-length", "40")
