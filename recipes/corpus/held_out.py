@@ -127,10 +127,11 @@ def hash_below(
 
 def _too_few(count: int, training: Sequence[Portion], skipped: Skipped) -> str:
     alike = "; they are all alike" if count > 1 else ""
+    documents = "document" if count == 1 else "documents"
     kinds = {span.kind for portion in training for span in portion.spans}
     splitting = "".join(_SPLITTING[kind] for kind in sorted(kinds & _SPLITTING.keys()))
     return (
-        f"{count:,} usable documents in the input{alike}: training and validation need at least "
+        f"{count:,} usable {documents} in the input{alike}: training and validation need at least "
         f"two different ones, or give --validation-input{splitting}"
         + "".join(f"; skipped: {skipped.describe(reason)}" for reason in skipped.counts)
     )

@@ -59,7 +59,7 @@ def test_ways_to_write_the_same_documents(tmp_path):
 def test_what_a_document_of_plain_text_is_may_be_chosen(tmp_path, capsys):
     path = tmp_path / "a.txt"
     path.write_text("\n".join(documents(300)))
-    with pytest.raises(UserError, match="1 usable documents .* see --documents-per line"):
+    with pytest.raises(UserError, match="1 usable document .* see --documents-per line"):
         prepare(path, tmp_path / "data")
     assert prepare(path, tmp_path / "data", "--documents-per", "line") == 0
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
